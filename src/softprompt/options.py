@@ -1,0 +1,201 @@
+"""Options of a run: names, defaults, ranges and help texts, once. Inert: no torch.
+
+The command line, the YAML file and the library all use these classes. Names are those of
+``transformers.TrainingArguments`` or of PEFT's config where one exists there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+EMBEDDED_MODEL = "smollm2-135m"
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelOptions(_Options):
+    """Which base model, and how it is loaded."""
+
+    model_name_or_path: str = Field(
+        EMBEDDED_MODEL,
+        description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (the embedded default).",
+    )
+    revision: str | None = Field(None, description="Revision of the base model on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number type of the base model; auto takes the checkpoint's own."
+    )
+    device: str = Field("auto", description="auto (cuda, mps, cpu: the first there is), or a torch device.")
+    attn_implementation: str | None = Field(None, description="Attention of transformers: sdpa, eager, ...")
+    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository brings.")
+
+
+class DataOptions(_Options):
+    """Where rows come from, and how one becomes a text."""
+
+    dataset_name: str | None = Field(
+        None, description="A data set of the Hub, or 'complaints' (comes with softprompt)."
+    )
+    dataset_config_name: str | None = Field(None, description="Configuration of the Hub data set.")
+    train_split: str = Field("train", description="Split of the Hub data set to train on.")
+    validation_split: str | None = Field(None, description="Split to validate on [default: 'validation' if there].")
+    test_split: str | None = Field(None, description="Split to test on [default: 'test' if there and labelled].")
+    train_file: Path | None = Field(None, description="Training rows: .csv, .tsv, .json, .jsonl or .parquet.")
+    validation_file: Path | None = Field(None, description="Validation rows, for the table of each epoch.")
+    test_file: Path | None = Field(None, description="Test rows, for the figures at the end.")
+    text_column: list[str] = Field(["text"], min_length=1, description="Column of the text; may be given several times.")
+    label_column: str = Field("label", description="Column of the label or target text.")
+    template: str | None = Field(
+        None,
+        description="What the model reads, with {column} fields "
+        "[default: '{text_column} : {text} Label : ', the guide's].",
+    )
+    task: Literal["auto", "classification", "generation"] = Field(
+        "auto", description="auto: classification when labels repeat, else generation."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Most tokens of text and label together; longer texts are cut [default: what fits]."
+    )
+    max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
+    max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataOptions:
+        if self.dataset_name and self.train_file:
+            raise ValueError("dataset_name and train_file exclude each other; give one of them")
+        return self
+
+
+class PromptOptions(_Options):
+    """The soft prompt and its start."""
+
+    num_virtual_tokens: int = Field(8, ge=1, description="Rows of the learned matrix.")
+    prompt_tuning_init: Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"] = Field("TEXT", description="Where the prompt starts.")
+    prompt_tuning_init_text: str | None = Field(
+        None, description="Text to start from, for TEXT [default: an instruction made of the labels]."
+    )
+
+
+class OptimizerOptions(_Options):
+    """How the prompt learns."""
+
+    learning_rate: float = Field(3e-2, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Beta 1 of AdamW.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Beta 2 of AdamW.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
+    max_grad_norm: float = Field(0.0, ge=0, description="Gradient clipping; 0 is off, as in the guide.")
+    num_train_epochs: int = Field(50, ge=1, description="Passes over the training rows.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
+    per_device_eval_batch_size: int = Field(16, ge=1, description="Rows of one evaluation pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Course of the learning rate."
+    )
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
+
+
+class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
+    """All options of ``softprompt train``, flat, as in a YAML file."""
+
+    output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
+    overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
+    resume_from_checkpoint: str | None = Field(
+        None, description="'true' or 'last' for the newest checkpoint in output_dir, or a checkpoint folder."
+    )
+    eval_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to validate.")
+    eval_steps: int | None = Field(None, ge=1, description="Steps between validations, for eval_strategy=steps.")
+    save_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to write a checkpoint.")
+    save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, for save_strategy=steps.")
+    save_total_limit: int | None = Field(2, ge=1, description="Checkpoints kept, beside the best one.")
+    load_best_model_at_end: bool = Field(True, description="End with the prompt that validated best.")
+    metric_for_best_model: Literal["macro_f1", "accuracy", "eval_loss"] | None = Field(
+        None, description="What 'best' means [default: macro_f1 for classification, else eval_loss]."
+    )
+    logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
+    baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")
+    dry_run: bool = Field(False, description="Show the first rows as the model will see them, and stop.")
+
+    @model_validator(mode="after")
+    def _strategies(self) -> TrainOptions:
+        for name in ("eval", "save"):
+            if getattr(self, f"{name}_strategy") == "steps" and getattr(self, f"{name}_steps") is None:
+                raise ValueError(f"{name}_strategy=steps needs {name}_steps")
+        if self.metric_for_best_model in ("macro_f1", "accuracy") and self.task == "generation":
+            raise ValueError(f"metric_for_best_model={self.metric_for_best_model} needs classes; use eval_loss")
+        return self
+
+
+OptionsT = TypeVar("OptionsT", bound=_Options)
+
+
+def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "") -> OptionsT:
+    """Make options from a plain dictionary, turning the first mistake into one clear line.
+
+    Args:
+        values: option name -> value; names may be written with dashes.
+        where: what to blame in the message, e.g. the YAML file.
+
+    Raises:
+        ConfigError: an unknown name (the nearest one is suggested), or a value out of range.
+    """
+    prefix = f"{where}: " if where else ""
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    for name in values:
+        if name not in cls.model_fields:
+            raise ConfigError(f"{prefix}unknown option {name!r}{nearest(name, cls.model_fields)}")
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        message = first["msg"].removeprefix("Value error, ")
+        if not name:
+            raise ConfigError(f"{prefix}{message}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{prefix}the option {name} is required") from None
+        raise ConfigError(f"{prefix}{name}={first['input']!r} will not do: {_plain(first)}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a flat YAML file of options.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold lines of 'option: value'")
+    return values
+
+
+def nearest(name: str, known: Any) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "literal_error":
+        given = str(error["input"])
+        choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"choose one of {', '.join(choices)}{nearest(given, choices)}"
+    return str(error["msg"][0].lower() + error["msg"][1:]).removeprefix("value error, ")

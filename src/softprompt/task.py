@@ -1,0 +1,77 @@
+"""What a prompt was trained to do: how a row becomes text, and which answers there are.
+
+``task.json`` beside the adapter holds it, so that whoever loads the prompt renders text as training did.
+PEFT does not know the file and leaves it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import AdapterError, DataError
+from .files import read_json, write_json
+
+TASK_NAME = "task.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task, as plain values.
+
+    Attributes:
+        text_columns: columns that hold the text.
+        label_column: column of the label.
+        template: text with ``{column}`` fields (see ``template.py``), already resolved: never ``None``.
+        labels: the classes in a fixed order; empty for a generation task.
+        max_length: most tokens of text and label together; ``None`` for what the model's context leaves.
+        end_token_id: id that ends every label; ``None`` when the tokenizer has none.
+    """
+
+    text_columns: tuple[str, ...]
+    label_column: str
+    template: str
+    labels: tuple[str, ...] = ()
+    max_length: int | None = None
+    end_token_id: int | None = None
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether there is a fixed set of labels."""
+        return bool(self.labels)
+
+    def label_of(self, fields: Mapping[str, Any], where: str) -> str:
+        """The label text of a row.
+
+        Raises:
+            DataError: the row has no label.
+        """
+        value = fields.get(self.label_column)
+        text = "" if value is None else str(value).strip()
+        if not text:
+            raise DataError(f"{where}: the column {self.label_column!r} is empty; every row needs a label here")
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write ``task.json`` into ``folder``."""
+        write_json(folder / TASK_NAME, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Task | None:
+        """Read ``task.json`` of ``folder``; ``None`` when there is none (an adapter made by PEFT).
+
+        Raises:
+            SoftPromptError: the file is damaged.
+        """
+        path = folder / TASK_NAME
+        if not path.is_file():
+            return None
+        values = read_json(path)
+        known = {f.name for f in fields(cls)}
+        try:
+            kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+            return cls(**kept)
+        except TypeError as error:
+            raise AdapterError(f"{path} is damaged: {error}") from None
