@@ -1,1 +1,120 @@
-"""Soft prompts."""
+"""softprompt: soft prompts for causal language models.
+
+The guide's names (those of Hugging Face PEFT) over an engine of our own. Importing this package does
+not import torch: a name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .config import (
+        PeftConfig,
+        PeftType,
+        PromptLearningConfig,
+        PromptTuningConfig,
+        PromptTuningInit,
+        TaskType,
+        get_peft_config,
+    )
+    from .errors import (
+        AdapterError,
+        AdapterMismatchError,
+        BaseModelError,
+        ConfigError,
+        DataError,
+        MissingExtraError,
+        SoftPromptError,
+        TrainingError,
+    )
+    from .model import PeftModel, PeftModelForCausalLM, get_peft_model
+    from .prompt import PromptEmbedding
+    from .saving import AutoPeftModelForCausalLM
+    from .score import score_labels
+    from .state import (
+        get_base_model_state_dict,
+        get_peft_model_state_dict,
+        prepare_model_for_kbit_training,
+        set_base_model_state_dict,
+        set_peft_model_state_dict,
+    )
+
+_HOME = {
+    "config": (
+        "PeftConfig",
+        "PeftType",
+        "PromptLearningConfig",
+        "PromptTuningConfig",
+        "PromptTuningInit",
+        "TaskType",
+        "get_peft_config",
+    ),
+    "errors": (
+        "AdapterError",
+        "AdapterMismatchError",
+        "BaseModelError",
+        "ConfigError",
+        "DataError",
+        "MissingExtraError",
+        "SoftPromptError",
+        "TrainingError",
+    ),
+    "model": ("PeftModel", "PeftModelForCausalLM", "get_peft_model"),
+    "prompt": ("PromptEmbedding",),
+    "saving": ("AutoPeftModelForCausalLM",),
+    "score": ("score_labels",),
+    "state": (
+        "get_base_model_state_dict",
+        "get_peft_model_state_dict",
+        "prepare_model_for_kbit_training",
+        "set_base_model_state_dict",
+        "set_peft_model_state_dict",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AdapterError",
+    "AdapterMismatchError",
+    "AutoPeftModelForCausalLM",
+    "BaseModelError",
+    "ConfigError",
+    "DataError",
+    "MissingExtraError",
+    "PeftConfig",
+    "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftType",
+    "PromptEmbedding",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "SoftPromptError",
+    "TaskType",
+    "TrainingError",
+    "__version__",
+    "get_base_model_state_dict",
+    "get_peft_config",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "prepare_model_for_kbit_training",
+    "score_labels",
+    "set_base_model_state_dict",
+    "set_peft_model_state_dict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -64,8 +64,7 @@ class PeftConfigMixin:
         known = [task.value for task in TaskType]
         if self.task_type is not None and self.task_type not in known:
             raise ConfigError(
-                f"Invalid task type: '{self.task_type}'. "
-                f"Must be one of the following task types: {', '.join(known)}."
+                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {', '.join(known)}."
             )
         if self.peft_version is None:
             self.peft_version = f"{PEFT_FORMAT_VERSION}+softprompt.{__version__}"
@@ -107,7 +106,10 @@ class PeftConfigMixin:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
     ) -> PeftConfig:
         """Read the config of an adapter: a folder, or a repository of the Hub.
 
@@ -137,8 +139,7 @@ class PeftConfigMixin:
         if unknown:
             if values.get("peft_type") is None:
                 raise TypeError(
-                    f"The {cls.__name__} config that is trying to be loaded is missing required keys: "
-                    "{'peft_type'}."
+                    f"The {cls.__name__} config that is trying to be loaded is missing required keys: {{'peft_type'}}."
                 )
             warnings.warn(
                 f"Unexpected keyword arguments {unknown} for class {chosen.__name__}, these are ignored. "

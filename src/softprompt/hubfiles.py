@@ -10,31 +10,30 @@ from typing import Any
 from .errors import AdapterError
 
 
-def find_file(
-    repo_or_folder: str, name: str, *, subfolder: str | None = None, required: bool = True, **kwargs: Any
-) -> Path | None:
+class FileAbsentError(AdapterError):
+    """A folder or repository without the file that was looked for."""
+
+
+def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
     """The local path of ``name`` in a folder, or its download from the Hub's cache.
 
     Keyword arguments that ``hf_hub_download`` does not take are left aside.
 
-    Returns:
-        The path; ``None`` when the file is absent and ``required`` is false.
-
     Raises:
-        AdapterError: the file is not in the folder, or cannot be had from the Hub.
+        FileAbsentError: the folder or repository is there, the file is not.
+        AdapterError: there is no such folder or repository, or the Hub cannot be reached.
     """
     folder = Path(repo_or_folder, subfolder or "")
     if (folder / name).is_file():
         return folder / name
-    if folder.is_dir() or _looks_like_path(repo_or_folder):
-        if not required:
-            return None
-        what = "has no" if folder.is_dir() else "does not exist, so there is no"
-        raise AdapterError(f"Can't find '{name}' at '{repo_or_folder}': the folder {folder} {what} {name}")
-    return _download(repo_or_folder, name, subfolder=subfolder, required=required, **kwargs)
+    if folder.is_dir():
+        raise FileAbsentError(f"Can't find '{name}' at '{folder}': the folder has no such file")
+    if _looks_like_path(repo_or_folder):
+        raise AdapterError(f"Can't find '{name}' at '{folder}': there is no such folder")
+    return _download(repo_or_folder, name, subfolder=subfolder, **kwargs)
 
 
-def _download(repo_id: str, name: str, *, required: bool, **kwargs: Any) -> Path | None:
+def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -45,9 +44,8 @@ def _download(repo_id: str, name: str, *, required: bool, **kwargs: Any) -> Path
     try:
         return Path(hf_hub_download(repo_id, name, **options))
     except Exception as error:
-        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        if absent and not required:
-            return None
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise FileAbsentError(f"Can't find '{name}' at '{repo_id}': the repository has no such file") from error
         reason = str(error).strip().split("\n")[0]
         raise AdapterError(
             f"Can't find '{name}' at '{repo_id}': it is neither a folder here nor to be had from the Hub ({reason})"

@@ -51,7 +51,9 @@ class DataOptions(_Options):
     train_file: Path | None = Field(None, description="Training rows: .csv, .tsv, .json, .jsonl or .parquet.")
     validation_file: Path | None = Field(None, description="Validation rows, for the table of each epoch.")
     test_file: Path | None = Field(None, description="Test rows, for the figures at the end.")
-    text_column: list[str] = Field(["text"], min_length=1, description="Column of the text; may be given several times.")
+    text_column: list[str] = Field(
+        ["text"], min_length=1, description="Column of the text; may be given several times."
+    )
     label_column: str = Field("label", description="Column of the label or target text.")
     template: str | None = Field(
         None,
@@ -62,7 +64,9 @@ class DataOptions(_Options):
         "auto", description="auto: classification when labels repeat, else generation."
     )
     max_length: int | None = Field(
-        None, ge=1, description="Most tokens of text and label together; longer texts are cut [default: what fits]."
+        None,
+        ge=1,
+        description="Most tokens of text and label together; longer texts are cut [default: what fits].",
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
@@ -78,7 +82,9 @@ class PromptOptions(_Options):
     """The soft prompt and its start."""
 
     num_virtual_tokens: int = Field(8, ge=1, description="Rows of the learned matrix.")
-    prompt_tuning_init: Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"] = Field("TEXT", description="Where the prompt starts.")
+    prompt_tuning_init: Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"] = Field(
+        "TEXT", description="Where the prompt starts."
+    )
     prompt_tuning_init_text: str | None = Field(
         None, description="Text to start from, for TEXT [default: an instruction made of the labels]."
     )

@@ -71,7 +71,7 @@ class Task:
         values = read_json(path)
         known = {f.name for f in fields(cls)}
         try:
-            kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+            kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
             return cls(**kept)
         except TypeError as error:
             raise AdapterError(f"{path} is damaged: {error}") from None

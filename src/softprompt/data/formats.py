@@ -1,0 +1,381 @@
+"""Files of rows: reading and writing .csv, .tsv, .json, .jsonl and .parquet.
+
+Files are read row by row where the format allows it (all but .json) and written in one atomic step. From
+.csv and .tsv everything is text. Text is UTF-8, with or without a byte order mark.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import DataError
+from ..files import atomic_path
+from ..options import nearest
+from ..template import listed, unknown_column
+from ..types import Row
+
+_Write = Callable[[Mapping[str, Any]], None]
+
+_ROWS_AT_ONCE = 1024
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """The rows of a file, one after the other; ``Row.where`` is such as ``"A.csv, row 3"``.
+
+    Data rows count from 1; for .jsonl the line of the file is given instead.
+
+    Raises:
+        DataError: the file is missing, of another kind, not UTF-8, or broken (at that row).
+    """
+    source = _existing(path)
+    return _READERS[_ending(source)](source)
+
+
+def columns_of(path: str | Path) -> list[str]:
+    """The columns of a file in order; for .json and .jsonl, of all its rows (reads them all).
+
+    Raises:
+        DataError: as ``read_rows``.
+    """
+    source = _existing(path)
+    ending = _ending(source)
+    if ending == ".parquet":
+        with _parquet(source) as file:
+            return _checked_header(file.schema_arrow.names, source)
+    if ending in _DELIMITERS:
+        with _open_text(source) as handle:
+            return _header(_records(handle, source), source)
+    return list(dict.fromkeys(name for row in read_rows(source) for name in row.fields))
+
+
+class RowWriter:
+    """Writes rows in order; made by ``open_writer``.
+
+    Attributes:
+        columns: the columns of the file.
+        num_rows: rows written so far.
+    """
+
+    def __init__(self, columns: Sequence[str], write: _Write) -> None:
+        self.columns = tuple(columns)
+        self.num_rows = 0
+        self._write = write
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write one row; a column that ``values`` lacks stays empty (.json and .jsonl: is left out).
+
+        Raises:
+            DataError: ``values`` has a column that the file has not.
+        """
+        for name in values:
+            if name not in self.columns:
+                problem = unknown_column(name, self.columns)
+                raise DataError(f"row {self.num_rows + 1} does not fit the file: {problem}")
+        self._write(values)
+        self.num_rows += 1
+
+
+@contextmanager
+def open_writer(path: str | Path, columns: Iterable[str]) -> Iterator[RowWriter]:
+    """Open a file of rows for writing, in the format that its ending names.
+
+    The file appears, complete, when the ``with`` block ends; after an error there the old one stays.
+    Parquet is kept in memory (compactly) until then, since its types depend on all rows.
+
+    Args:
+        path: .csv, .tsv, .json, .jsonl or .parquet.
+        columns: all columns, in order.
+
+    Raises:
+        DataError: an unknown ending, a repeated column, or a place that cannot be written to.
+    """
+    target = Path(path)
+    begin = _WRITERS[_ending(target)]
+    names = _checked_header(list(columns), target)
+    if target.is_dir():
+        raise DataError(f"{target} is a folder; give the name of a file in it")
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(atomic_path(target))
+            write = stack.enter_context(begin(temporary, names))
+        except OSError as error:
+            raise DataError(f"cannot write {target}: {error.strerror or error}") from None
+        yield RowWriter(names, write)
+
+
+def _existing(path: str | Path) -> Path:
+    source = Path(path)
+    if source.is_dir():
+        inside = sorted(p.name for p in source.iterdir() if p.suffix.lower() in _READERS)
+        has = f", such as {source / inside[0]}" if inside else f" ({', '.join(ENDINGS)})"
+        raise DataError(f"{source} is a folder; give a file of rows{has}")
+    if not source.exists():
+        beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise DataError(f"{source} does not exist{nearest(source.name, beside) or '; check the path'}")
+    return source
+
+
+def _ending(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        given = f"the ending {ending!r}" if ending else "no ending"
+        raise DataError(f"{path} has {given}; known are {', '.join(ENDINGS)}{nearest(ending, ENDINGS)}")
+    return ending
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            yield handle
+    except UnicodeDecodeError:
+        raise DataError(f"{path.name}, {_undecodable(path)}; save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _undecodable(path: Path) -> str:
+    """Where a file stops being UTF-8; the decoder reads ahead, so its own count says nothing."""
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"line {number}: not UTF-8 (byte 0x{line[error.start]:02x})"
+    return "its end: not UTF-8"
+
+
+def _read_delimited(path: Path) -> Iterator[Row]:
+    with _open_text(path) as handle:
+        records = _records(handle, path)
+        header = _header(records, path)
+        for number, cells in records:
+            where = f"{path.name}, row {number}"
+            if len(cells) != len(header):
+                less = len(cells) < len(header)
+                remedy = "is one missing" if less else "put double quotes around a field that holds the separator"
+                raise DataError(
+                    f"{where}: {len(cells)} fields, but the header has {len(header)} ({listed(header)}); {remedy}"
+                )
+            yield Row(dict(zip(header, cells, strict=True)), where)
+
+
+def _records(handle: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, numbered; 0 is the header. Broken quotes are errors, not guesses."""
+    number = 0
+    try:
+        for cells in csv.reader(handle, delimiter=_DELIMITERS[path.suffix.lower()], strict=True):
+            if cells:
+                yield number, cells
+                number += 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name}, row {number}: {error}; in a quoted field each double quote is written twice "
+            "(or use .jsonl, which has no such rules)"
+        ) from None
+
+
+def _header(records: Iterator[tuple[int, list[str]]], path: Path) -> list[str]:
+    names = next(records, (0, None))[1]
+    if names is None:
+        raise DataError(f"{path.name} is empty; its first line must name the columns")
+    for separator, word in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(
+                f"{path.name}: the header {names[0]!r} is one column; is it separated by {word}? "
+                "A .csv is separated by commas, a .tsv by tabs"
+            )
+    return _checked_header(names, path)
+
+
+def _checked_header(names: Sequence[str], path: Path) -> list[str]:
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(
+                f"{path.name}: column {number} of {len(names)} has no name; name it or remove it "
+                "(pandas writes such a column unless told index=False)"
+            )
+        if name in names[: number - 1]:
+            first = names.index(name) + 1
+            raise DataError(f"{path.name}: columns {first} and {number} are both called {name!r}; rename one")
+    return list(names)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with _open_text(path) as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                where = f"{path.name}, line {number}"
+                yield _json_row(_parse_json(line, where, ""), where, escapes="\\u" in line)
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with _open_text(path) as handle:
+        text = handle.read()
+    value = _parse_json(text, path.name, "; a file with one object a line is called .jsonl")
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise DataError(f'{path.name}: must hold a list of objects, or {{"data": [...]}}, not {_kind(value)}')
+    escapes = "\\u" in text
+    for number, row in enumerate(rows, start=1):
+        yield _json_row(row, f"{path.name}, row {number}", escapes=escapes)
+
+
+def _parse_json(text: str, where: str, remedy: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"column {error.colno}" if remedy == "" else f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{where}: not valid JSON ({error.msg} at {at}){remedy}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        raise DataError(f"{where}: not usable JSON ({error})") from None
+
+
+def _json_row(value: Any, where: str, *, escapes: bool) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: a row must be an object such as {{"text": "..."}}, not {_kind(value)}')
+    if escapes:  # only an escape can bring half a character into a file that is UTF-8
+        try:
+            _json_text(value).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{where}: holds half of a character (an escape such as \\ud83d without its pair); remove it"
+            ) from None
+    return Row(value, where)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # str: dates and decimals out of parquet
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    number = 0
+    with _parquet(path) as file:
+        _checked_header(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(values, f"{path.name}, row {number}")
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path.name}: not a readable Parquet file ({reason}); write it again") from None
+
+
+@contextmanager
+def _write_delimited(path: Path, columns: list[str], delimiter: str) -> Iterator[_Write]:
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        plain = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
+        quoted = csv.writer(handle, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+        def write(values: Mapping[str, Any]) -> None:
+            cells = [_cell(values.get(name)) for name in columns]
+            # The plain writer leaves a lone carriage return unquoted, where readers see the end of a row.
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+
+        write(dict(zip(columns, columns, strict=True)))
+        yield write
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return _json_text(value) if isinstance(value, (dict, list)) else str(value)
+
+
+@contextmanager
+def _write_jsonl(path: Path, columns: list[str]) -> Iterator[_Write]:
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+
+        def write(values: Mapping[str, Any]) -> None:
+            handle.write(_json_object(values, columns) + "\n")
+
+        yield write
+
+
+@contextmanager
+def _write_json(path: Path, columns: list[str]) -> Iterator[_Write]:
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        handle.write("[")
+        before = "\n"
+
+        def write(values: Mapping[str, Any]) -> None:
+            nonlocal before
+            handle.write(before + _json_object(values, columns))
+            before = ",\n"
+
+        yield write
+        handle.write("\n]\n")
+
+
+def _json_object(values: Mapping[str, Any], columns: list[str]) -> str:
+    return _json_text({name: values[name] for name in columns if name in values})
+
+
+@contextmanager
+def _write_parquet(path: Path, columns: list[str]) -> Iterator[_Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables: list[Any] = []
+    rows: list[Mapping[str, Any]] = []
+
+    def flush() -> None:
+        tables.append(pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns}))
+        rows.clear()
+
+    def write(values: Mapping[str, Any]) -> None:
+        rows.append(dict(values))
+        if len(rows) >= _ROWS_AT_ONCE:
+            flush()
+
+    try:
+        yield write
+        flush()
+        pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"the rows do not fit Parquet's typed columns ({reason}); write .jsonl instead") from None
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _read_delimited,
+    ".tsv": _read_delimited,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+_Begin = Callable[[Path, list[str]], AbstractContextManager[_Write]]
+_WRITERS: dict[str, _Begin] = {
+    ".csv": partial(_write_delimited, delimiter=","),
+    ".tsv": partial(_write_delimited, delimiter="\t"),
+    ".json": _write_json,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
+
+ENDINGS = tuple(_READERS)
+"""The endings of the files that can be read and written."""

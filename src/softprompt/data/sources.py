@@ -1,0 +1,290 @@
+"""Where the rows of a run come from: the packaged data set, the Hub, or files; and the task they make.
+
+========================  ===================================================================
+``dataset_name``          ``complaints`` (packaged), else a data set of the Hub or a folder
+``train_file`` and so on  files of rows (``formats.py``); also in place of one split of a data set
+========================  ===================================================================
+
+Labels that a data set stores as numbers with names (``ClassLabel``) become their names, with spaces for
+underscores. A split whose labels are withheld (-1, or ``Unlabeled`` as in RAFT) is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, DataError
+from ..options import DataOptions, nearest
+from ..task import Task
+from ..template import Template, listed, resolve_template, to_text, unknown_column
+from ..types import Row
+from .formats import ENDINGS, read_rows
+
+COMPLAINTS = "complaints"
+"""Name of the data set that comes with softprompt."""
+
+_MOST_CLASSES = 100
+_FOLDER = Path(__file__).parent / COMPLAINTS
+
+_Role = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The rows of a run; a split that the source has not is empty.
+
+    Attributes:
+        train: rows to learn from; all have a label, as in the other splits.
+        validation: rows to choose settings by.
+        test: rows for the figures at the end.
+        labels: the classes, where the source itself names them; else empty.
+    """
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    labels: tuple[str, ...] = ()
+
+
+def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
+    """Read the rows that the options ask for.
+
+    Args:
+        options: source, splits, columns and limits.
+        need_train: whether to read the training rows; without them, ``train`` is empty.
+
+    Raises:
+        ConfigError: no source is given, or options that exclude each other.
+        DataError: a source cannot be read, is empty, or lacks a column or a label.
+    """
+    _check_options(options, need_train)
+    source = _data_set(options)
+    rows: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    roles: tuple[_Role, ...] = ("train", "validation", "test") if need_train else ("validation", "test")
+    for role in roles:
+        rows[role] = _rows_for(role, source, options)
+    if not any(rows.values()):
+        raise DataError(
+            f"{options.dataset_name} has no labelled validation or test rows; give test_file, or name a split "
+            "with test_split"
+        )
+    return Splits(rows["train"], rows["validation"], rows["test"], source.labels if source else ())
+
+
+def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None) -> Task:
+    """What the training rows ask for: the resolved template, and the classes if there are any.
+
+    Raises:
+        DataError: the template does not fit the columns or reads the label, or there is only one class.
+    """
+    columns = list(splits.train[0].fields)
+    template = resolve_template(options.template, options.text_column, columns)
+    if options.label_column in Template(template, options.text_column).fields:
+        raise DataError(
+            f"the template reads the label column {options.label_column!r}, which would give the answer away; "
+            "remove it from template or text_column"
+        )
+    return Task(
+        text_columns=tuple(options.text_column),
+        label_column=options.label_column,
+        template=template,
+        labels=_classes(splits, options),
+        max_length=options.max_length,
+        end_token_id=end_token_id,
+    )
+
+
+def check_labels(rows: Iterable[Row], task: Task) -> None:
+    """Check that every row has a label of the task; any text will do for a generation task.
+
+    Raises:
+        DataError: a row has no label, or one that training has not seen.
+    """
+    known = set(task.labels)
+    for row in rows:
+        label = task.label_of(row.fields, row.where)
+        if known and label not in known:
+            raise DataError(
+                f"{row.where}: the label {label!r} does not occur in training, whose labels are "
+                f"{listed(task.labels)}{nearest(label, task.labels)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _DataSet:
+    """A named source with splits; ``rows(split, limit)`` reads one."""
+
+    name: str
+    splits: tuple[str, ...]
+    rows: Callable[[str, int | None], list[Row]]
+    labels: tuple[str, ...] = ()  # by number, where the label column is a ClassLabel
+
+
+def _data_set(options: DataOptions) -> _DataSet | None:
+    if options.dataset_name is None:
+        return None
+    if options.dataset_name == COMPLAINTS:
+        return _DataSet(COMPLAINTS, ("train", "validation", "test"), _packaged_rows)
+    splits = _load_dataset(options.dataset_name, options.dataset_config_name)
+    return _from_datasets(options.dataset_name, splits, options.label_column)
+
+
+def _packaged_rows(split: str, limit: int | None) -> list[Row]:
+    return list(islice(read_rows(_FOLDER / f"{split}.jsonl"), limit))
+
+
+def _from_datasets(name: str, splits: Mapping[str, Any], label_column: str) -> _DataSet:
+    """A data set out of what ``datasets.load_dataset`` gives: a ``datasets.Dataset`` for each split."""
+
+    def rows(split: str, limit: int | None) -> list[Row]:
+        data = splits[split]
+        names = _class_names(data.features)
+        if limit is not None:
+            data = data.select(range(min(limit, len(data))))
+        read = []
+        for number, values in enumerate(data, start=1):
+            fields = {key: _named(value, names.get(key)) for key, value in values.items()}
+            read.append(Row(fields, f"{name} {split}, row {number}"))
+        return read
+
+    first = next(iter(splits.values()))
+    classes = _class_names(first.features).get(label_column, [])
+    return _DataSet(name, tuple(splits), rows, tuple(c for c in classes if c is not None))
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """The names of every ClassLabel column, by number; ``None`` for the one that means no label."""
+    from datasets import ClassLabel
+
+    names = {key: feature.names for key, feature in features.items() if isinstance(feature, ClassLabel)}
+    readable = {key: [name.replace("_", " ").strip() for name in found] for key, found in names.items()}
+    return {key: [None if _is_withheld(name) else name for name in found] for key, found in readable.items()}
+
+
+def _named(value: Any, names: list[str | None] | None) -> Any:
+    if names is None:
+        return value
+    return None if value is None or value < 0 else names[value]
+
+
+def _is_withheld(label: Any) -> bool:
+    """Whether a label says that there is none: a test set whose answers its authors keep."""
+    return label is None or label == -1 or str(label).strip().lower() in ("", "unlabeled")
+
+
+def _load_dataset(name: str, config_name: str | None) -> Mapping[str, Any]:
+    """The splits of a data set by name.
+
+    Raises:
+        DataError: in one line, why it cannot be had.
+    """
+    import datasets
+
+    try:
+        try:
+            loaded = datasets.load_dataset(name, config_name)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            # Older sets (RAFT, the guide's, is one) bring a script, which is not run any more; the Hub keeps
+            # their rows, converted, on a branch of this name.
+            loaded = datasets.load_dataset(name, config_name, revision="refs/convert/parquet")
+    except Exception as error:  # a library of many back ends: httpx, fsspec, pyarrow, its own
+        raise DataError(_why_not_loaded(name, error)) from error
+    splits: Mapping[str, Any] = loaded
+    return splits
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    import datasets.exceptions
+
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    close = nearest(name, [COMPLAINTS])
+    if isinstance(error, ConnectionError):
+        remedy = f"; check the network, or give its rows as train_file{close}"
+    elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        remedy = f"; check the name on huggingface.co/datasets (a private one needs: hf auth login){close}"
+    else:
+        remedy = close
+    return f"cannot load the data set {name!r}: {reason.rstrip('.')}{remedy}"
+
+
+def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> list[Row]:
+    """The rows of one role, checked; empty where the source has none for it."""
+    limit = options.max_train_samples if role == "train" else options.max_eval_samples
+    file: Path | None = getattr(options, f"{role}_file")
+    asked: str | None = getattr(options, f"{role}_split")
+    if file is not None:
+        rows, name = list(islice(read_rows(file), limit)), str(file)
+    elif source is None or (asked is None and role not in source.splits):
+        return []
+    elif asked is not None and asked not in source.splits:
+        there_are = f"its splits are {listed(source.splits)}{nearest(asked, source.splits)}"
+        raise DataError(f"{source.name} has no split {asked!r}; {there_are}; set {role}_split")
+    else:
+        split = asked or role
+        rows, name = source.rows(split, limit), f"{source.name} {split}"
+        label = options.label_column
+        if asked is None and rows and all(_is_withheld(row.fields.get(label, "?")) for row in rows):
+            return []
+    if not rows:
+        raise DataError(f"{name} has no rows; {role} needs at least one")
+    _check_rows(rows, options)
+    return rows
+
+
+def _check_rows(rows: Iterable[Row], options: DataOptions) -> None:
+    """Every row has its text columns and one label."""
+    task = Task(tuple(options.text_column), options.label_column, template="")
+    for row in rows:
+        for option, columns in (("text_column", task.text_columns), ("label_column", (task.label_column,))):
+            for column in columns:
+                if column not in row.fields:
+                    problem = unknown_column(column, row.fields)
+                    raise DataError(f"{row.where}: {problem}; set {option}")
+        label = row.fields[task.label_column]
+        to_text(label, task.label_column, row.where)
+        if label == -1:
+            raise DataError(f"{row.where}: the label is -1, which means that there is none; leave such rows out")
+        task.label_of(row.fields, row.where)
+
+
+def _check_options(options: DataOptions, need_train: bool) -> None:
+    """Refuse options that name no source, or that would be silently ignored."""
+    name = options.dataset_name
+    a_data_set = f"dataset_name (a data set of the Hub, or {COMPLAINTS!r})"
+    if name is None:
+        if need_train and options.train_file is None:
+            raise ConfigError(f"there are no rows to train on: give train_file ({', '.join(ENDINGS)}) or {a_data_set}")
+        if not need_train and options.validation_file is None and options.test_file is None:
+            raise ConfigError(f"there are no rows to evaluate on: give test_file, validation_file or {a_data_set}")
+        for option in ("dataset_config_name", "validation_split", "test_split"):
+            if getattr(options, option) is not None:
+                raise ConfigError(
+                    f"{option}={getattr(options, option)!r} needs dataset_name; remove it, or name the set"
+                )
+    elif Path(name).is_file():
+        raise ConfigError(f"dataset_name={name!r} is a file; give it as train_file")
+
+
+def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
+    """The labels in a fixed order; empty for generation."""
+    if options.task == "generation":
+        return ()
+    probe = Task(tuple(options.text_column), options.label_column, template="")
+    counts = Counter(probe.label_of(row.fields, row.where) for row in splits.train)
+    classes = splits.labels or tuple(counts)  # a Counter keeps the order of first appearance
+    repeats = len(counts) <= _MOST_CLASSES and len(splits.train) >= 2 * len(counts)
+    if options.task == "auto" and not splits.labels and not repeats:
+        return ()
+    if len(classes) < 2:
+        raise DataError(
+            f"every training row has the label {classes[0]!r} ({options.label_column}); "
+            "a classification needs at least two, and task=generation takes any"
+        )
+    return classes

@@ -1,0 +1,144 @@
+"""A padded ``[B, T]`` batch, as collators make it, through the engine and back into PEFT's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .engine.head import logits_of
+from .engine.loss import hidden_states, losses_of
+from .engine.tree import plan_rows
+from .errors import ConfigError
+from .generate import prompted_call
+from .output import LazyLogits, PromptedCausalLMOutput
+from .types import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a caller hands to ``forward``.
+
+    Attributes:
+        input_ids: ``[B, T]``; or inputs_embeds ``[B, T, D]``, which wins.
+        attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
+        labels: ``[B, T]`` beside the ids; ``None`` for no loss.
+        num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    attention_mask: Tensor | None
+    labels: Tensor | None
+    num_items: Tensor | int | None
+
+    @property
+    def tokens(self) -> Tensor:
+        """Ids or embeddings, whichever counts.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        tokens = self.inputs_embeds if self.inputs_embeds is not None else self.input_ids
+        if tokens is None:
+            raise ConfigError("You have to provide either input_ids or inputs_embeds")
+        return tokens
+
+    @property
+    def real(self) -> Tensor:
+        """``[B, T]``, true where there is a token and not padding.
+
+        Raises:
+            ConfigError: the mask has another shape.
+        """
+        shape = self.tokens.shape[:2]
+        if self.attention_mask is None:
+            return torch.ones(shape, dtype=torch.bool, device=self.tokens.device)
+        if self.attention_mask.shape != shape:
+            raise ConfigError(
+                f"attention_mask must be [B, T] = {list(shape)}, one entry a token without the virtual ones; "
+                f"it is {list(self.attention_mask.shape)}"
+            )
+        return self.attention_mask.bool()
+
+
+def forward_rows(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
+    """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read."""
+    real = batch.real
+    flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
+    ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.zeros_like(flat[:, 0]).long(), flat)
+    labels = None if batch.labels is None else batch.labels[real]
+    plan = plan_rows(len(prompt), real.sum(1).tolist(), ids, labels)
+    hidden = hidden_states(base, plan, prompt, embeds)
+    logits = LazyLogits(_spread(base, hidden, real, len(prompt)))
+    if labels is None:
+        return PromptedCausalLMOutput(logits=logits)
+    count = len(plan.targets) if batch.num_items is None else batch.num_items
+    return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=logits)
+
+
+def _spread(base: PreTrainedModel, hidden: Tensor, real: Tensor, length: int) -> Callable[[], Tensor]:
+    """A way to compute the logits ``[B, P + T, V]`` of flat hidden states; zeros at padding."""
+
+    def compute() -> Tensor:
+        flat = logits_of(base, hidden)  # [P + tokens, V]
+        logits = flat.new_zeros(len(real), length + real.shape[1], flat.shape[-1])
+        logits[:, :length] = flat[:length]
+        logits[:, length:][real] = flat[length:]
+        return logits
+
+    return compute
+
+
+def forward_plain(base: PreTrainedModel, prompt: Tensor, batch: Batch, **asked: Any) -> PromptedCausalLMOutput:
+    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch."""
+    output, order = prompted_call(
+        base,
+        prompt,
+        input_ids=batch.input_ids,
+        inputs_embeds=batch.inputs_embeds,
+        attention_mask=batch.attention_mask,
+        **asked,
+    )
+    if order is None:
+        if batch.labels is not None:
+            raise ConfigError("labels together with a filled past_key_values are not supported; score in one call")
+        return PromptedCausalLMOutput(**{k: v for k, v in output.items() if k in _FIELDS})
+    ours = F.pad(batch.real, (len(prompt), 0), value=True)[..., None]
+    states, attentions = output.get("hidden_states"), output.get("attentions")
+    return PromptedCausalLMOutput(
+        loss=None if batch.labels is None else _plain_loss(output.logits, batch, order),
+        logits=_reorder(output.logits, order) * ours,
+        past_key_values=output.get("past_key_values"),
+        hidden_states=states and tuple(_reorder(state, order) * ours for state in states),
+        attentions=attentions and tuple(_reorder_pairs(weights, order) for weights in attentions),
+    )
+
+
+def _plain_loss(logits: Tensor, batch: Batch, order: Tensor) -> Tensor:
+    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``."""
+    assert batch.labels is not None
+    length = order.shape[1] - batch.labels.shape[1]
+    labels = F.pad(batch.labels.masked_fill(~batch.real, IGNORE_INDEX), (length, 0), value=IGNORE_INDEX)
+    targets = torch.zeros_like(labels).scatter(1, order, labels)[:, 1:]
+    summed = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="sum")
+    return summed / ((targets != IGNORE_INDEX).sum() if batch.num_items is None else batch.num_items)
+
+
+_FIELDS = ("logits", "past_key_values", "hidden_states", "attentions")
+
+
+def _reorder(states: Tensor, order: Tensor) -> Tensor:
+    """``[B, P + T, D]`` from the layout's order into PEFT's."""
+    return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _reorder_pairs(weights: Tensor, order: Tensor) -> Tensor:
+    """``[B, heads, P + T, P + T]`` from the layout's order into PEFT's, on both sides."""
+    rows = order[:, None, :, None].expand_as(weights)
+    return weights.gather(2, rows).gather(3, order[:, None, None, :].expand_as(weights))

@@ -1,0 +1,176 @@
+"""Decoding with a prompt in front, by transformers' own ``generate``.
+
+``generate`` runs on a variant of the base whose ``forward`` places the prompt. The base is not touched.
+Rows of a batch are laid out as ``[ pads | prompt | tokens ]``: no padding ever stands between a row's
+prompt and its tokens, so every row continues as it would alone, sliding windows and ALiBi included.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from .engine.head import variant
+from .errors import ConfigError
+
+UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a batch's tokens go.
+
+    Attributes:
+        order: ``[B, P + T]``; output column ``c`` of PEFT's order (prompt first, then the caller's columns)
+            is found at column ``order[b, c]`` of the layout.
+        attention_mask: ``[B, P + T]``, zeros on the far left.
+        position_ids: ``[B, P + T]``.
+    """
+
+    order: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+
+def lay_out(mask: Tensor, num_virtual_tokens: int) -> Layout:
+    """Lay out rows whose real tokens are marked in ``mask`` ``[B, T]`` as ``[ pads | prompt | tokens ]``."""
+    rows, width = mask.shape
+    real = mask.bool()
+    pads = width - real.sum(1, keepdim=True)  # [B, 1]
+    virtual = pads + torch.arange(num_virtual_tokens, device=mask.device)
+    tokens = torch.where(real, pads + num_virtual_tokens + real.cumsum(1) - 1, (~real).cumsum(1) - 1)
+    columns = torch.arange(num_virtual_tokens + width, device=mask.device)
+    visible = (columns >= pads).long()
+    return Layout(torch.cat([virtual, tokens], dim=1), visible, (columns - pads).clamp_min(0))
+
+
+def prompted_call(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    *,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Cache | None = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Any, Tensor | None]:
+    """One call of the base with the prompt in front; with a filled cache, a continuation of such a call.
+
+    Args:
+        prompt: ``[P, D]``.
+        input_ids: ``[B, T]``, or ``inputs_embeds`` ``[B, T, D]``; only the new tokens when the cache is filled.
+        attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
+        position_ids: ignored; positions follow from the layout.
+
+    Returns:
+        The base's output, and ``Layout.order`` of a first call (``None`` for a continuation).
+    """
+    new = inputs_embeds if inputs_embeds is not None else input_ids
+    if new is None:
+        raise ValueError("You have to provide either input_ids or inputs_embeds")
+    width = new.shape[1]
+    filled = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+    if filled:
+        return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None
+    if attention_mask is None:
+        attention_mask = torch.ones(rows, width, dtype=torch.long, device=new.device)
+    layout = lay_out(attention_mask, len(prompt))
+    embeds = inputs_embeds if inputs_embeds is not None else base.get_input_embeddings()(input_ids)
+    together = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], dim=1)
+    placed = torch.zeros_like(together).scatter(1, layout.order[..., None].expand_as(together), together)
+    output = base(
+        inputs_embeds=placed,
+        attention_mask=_as_wide_as(past_key_values, layout.attention_mask),
+        position_ids=layout.position_ids,
+        past_key_values=past_key_values,
+        **kwargs,
+    )
+    return output, layout.order
+
+
+def _continue(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    new: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Cache | None,
+    filled: int,
+    **kwargs: Any,
+) -> Any:
+    """Further tokens behind what the cache holds."""
+    rows, width = new.shape[:2]
+    total = filled + width
+    seen = torch.full((rows, 1), total - len(prompt), device=new.device)
+    if attention_mask is not None:
+        if width > 1 and not attention_mask[:, -width:].bool().all():
+            raise ConfigError(
+                "padding among tokens that continue a filled cache is not supported; pad on the left once"
+            )
+        seen = attention_mask.sum(1, keepdim=True)
+    pads = total - len(prompt) - seen
+    columns = torch.arange(total, device=new.device)
+    return base(
+        **{"input_ids" if new.ndim == 2 else "inputs_embeds": new},
+        attention_mask=_as_wide_as(past_key_values, (columns >= pads).long()),
+        position_ids=columns[-width:] - pads,
+        past_key_values=past_key_values,
+        **kwargs,
+    )
+
+
+def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
+    """The mask, with zeros for the places of a static cache that are still empty (ALiBi is made from it)."""
+    if cache is None or not cache.is_compileable or any(layer.is_sliding for layer in cache.layers):
+        return mask
+    return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
+
+
+def generate(base: PreTrainedModel, prompt: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``base.generate`` with the prompt in front. Arguments and return value are those of transformers.
+
+    Returned sequences hold the caller's ids and the new ones; virtual tokens never appear, nor do they
+    count towards ``max_length``.
+
+    Raises:
+        ConfigError: assisted decoding or prompt look-up, which count cache positions themselves.
+    """
+    config = kwargs.get("generation_config") or base.generation_config
+    for name in UNSUPPORTED:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
+    kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
+    length = len(prompt)
+
+    @functools.wraps(base.forward)
+    def forward(**inputs: Any) -> Any:
+        return prompted_call(base, prompt, **inputs)[0]
+
+    @functools.wraps(base.prepare_inputs_for_generation)
+    def prepare(
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        attention_mask: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Any]:
+        cache = inputs.get("past_key_values")
+        if next_sequence_length is not None and inputs.get("is_first_iteration") and cache is not None:
+            # A new turn on an old cache: transformers counts the virtual tokens in it as ids already read.
+            next_sequence_length += length if int(cache.get_seq_length()) else 0
+        prepared: dict[str, Any] = base.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, attention_mask=None, **inputs
+        )
+        return {**prepared, "attention_mask": attention_mask}  # 2-D always: the layout is ours to mask
+
+    @functools.wraps(base._prepare_static_cache)
+    def static_cache(*, max_cache_len: int, **inputs: Any) -> Cache:
+        return base._prepare_static_cache(max_cache_len=max_cache_len + length, **inputs)
+
+    view = variant(base, forward=forward, prepare_inputs_for_generation=prepare, _prepare_static_cache=static_cache)
+    return view.generate(*args, **kwargs)

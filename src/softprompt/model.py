@@ -1,0 +1,467 @@
+"""The guide's API: a frozen base model with soft prompts, over the engine.
+
+Names, signatures and files are PEFT's; the mathematics is the engine's. ``docs/peft.md`` has the table
+of what differs and why.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from . import adapter as files
+from . import generate as decoding
+from .base import context_length
+from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
+from .errors import ConfigError
+from .forward import Batch, forward_plain, forward_rows
+from .prompt import PromptEmbedding
+
+
+class PeftModel(nn.Module):
+    """A frozen base model and named soft prompts, one of them active.
+
+    Args:
+        model: the base, a transformers causal language model. It is frozen and put into ``eval()``.
+        peft_config: config of the first adapter; its ``None`` fields are filled from the base, in place.
+        adapter_name: name of the first adapter.
+        tokenizer: for a TEXT start; without one, the config's is loaded by its name.
+
+    Raises:
+        ConfigError: the config cannot work with this base.
+        AdapterError: an adapter type, task or field that softprompt does not support.
+    """
+
+    base_model: PreTrainedModel
+
+    def __init__(
+        self, model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **_: Any
+    ) -> None:
+        super().__init__()
+        self.base_model = model
+        model.requires_grad_(False).eval()
+        self.prompt_encoder = nn.ModuleDict()
+        self.peft_config: dict[str, PeftConfig] = {}
+        self.active_adapter = adapter_name
+        self._disabled = False
+        self.add_adapter(adapter_name, peft_config, tokenizer=tokenizer)
+        self._train_only_active()
+
+    # -- what the model is --------------------------------------------------------------------------
+
+    @property
+    def __class__(self) -> type:
+        """Makes ``isinstance(model, peft.PeftModel)`` true where PEFT is loaded, else that of the base's class.
+
+        ``transformers.Trainer`` asks just that to decide whether to save an adapter or a whole model, and
+        there is no other way to tell it. ``type(model)`` and ``isinstance`` with our classes stay as they are.
+        """
+        peft = sys.modules.get("peft")
+        if peft is not None:
+            return peft.PeftModel  # type: ignore[no-any-return]
+        modules = self.__dict__.get("_modules", {})
+        return type(modules["base_model"]) if "base_model" in modules else type(self)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        object.__setattr__(self, "__class__", value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes that are not ours are the base model's (``config``, ``device``, ``dtype``, ...)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    @property
+    def peft_type(self) -> PeftType:
+        """The adapters' type."""
+        return PeftType.PROMPT_TUNING
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapter, as a list."""
+        return [self.active_adapter]
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The active adapter's config."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether a prompt is in use (false inside ``disable_adapter``)."""
+        return not self._disabled
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        """The base model's input embedding module."""
+        return self.base_model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def prompt(self) -> nn.Parameter:
+        """The active prompt ``[P, D]``."""
+        return self.prompt_of(self.active_adapter)
+
+    def prompt_of(self, adapter_name: str) -> nn.Parameter:
+        """The prompt ``[P, D]`` of any adapter."""
+        encoder = self.prompt_encoder[adapter_name]
+        assert isinstance(encoder, PromptEmbedding)
+        return encoder.matrix
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The base model."""
+        return self.base_model
+
+    def get_prompt(self, batch_size: int, task_ids: Tensor | None = None) -> Tensor:
+        """The active prompt, repeated: ``[batch_size, P, D]``."""
+        return self.prompt.expand(batch_size, -1, -1)
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """The prompt ``[P, D]`` of an adapter, detached, on the CPU."""
+        return self.prompt_of(adapter_name).detach().cpu()
+
+    def train(self, mode: bool = True) -> PeftModel:
+        """Set the mode of the prompt; the base stays in ``eval()``, since dropout in a frozen model is only noise."""
+        self.training = mode
+        self.prompt_encoder.train(mode)
+        return self
+
+    # -- adapters -----------------------------------------------------------------------------------
+
+    def add_adapter(
+        self, adapter_name: str, peft_config: PeftConfig, low_cpu_mem_usage: bool = False, *, tokenizer: Any = None
+    ) -> None:
+        """Add a prompt; it is not made active.
+
+        Raises:
+            ConfigError: the name is taken or unusable, or the config cannot work with this base.
+        """
+        if adapter_name in self.peft_config:
+            raise ConfigError(f"an adapter called {adapter_name!r} exists already; choose another name")
+        if "." in adapter_name or not adapter_name or hasattr(nn.ModuleDict, adapter_name):
+            raise AdapterNameError(f"{adapter_name!r} cannot name an adapter (no dots, no names that torch uses)")
+        files.check_supported(peft_config, f"adapter {adapter_name!r}")
+        assert isinstance(peft_config, PromptTuningConfig)
+        if peft_config.num_virtual_tokens is None:
+            raise ConfigError("num_virtual_tokens is not set; give the number of virtual tokens")
+        self._fill(peft_config)
+        encoder = PromptEmbedding(peft_config, self.word_embeddings, tokenizer)
+        encoder.matrix.requires_grad_(not peft_config.inference_mode)
+        self.prompt_encoder[adapter_name] = encoder.to(self.base_model.device)
+        self.peft_config[adapter_name] = peft_config
+
+    def _fill(self, config: PromptTuningConfig) -> None:
+        """Fill what the config leaves open from the base model, in place (as PEFT does)."""
+        facts = base_facts(self.base_model)
+        if config.token_dim is None:
+            config.token_dim = facts["token_dim"]
+        config.num_layers = config.num_layers or facts["num_layers"]
+        config.num_attention_heads = config.num_attention_heads or facts["num_attention_heads"]
+        config.num_transformer_submodules = config.num_transformer_submodules or 1
+        config.task_type = config.task_type or TaskType.CAUSAL_LM
+        room = context_length(self.base_model.config)
+        if room is not None and config.num_virtual_tokens is not None and config.num_virtual_tokens >= room:
+            raise ConfigError(
+                f"num_virtual_tokens is {config.num_virtual_tokens}, but the base model reads at most {room} tokens; "
+                "use fewer virtual tokens"
+            )
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Make another prompt active; the others take no gradient meanwhile.
+
+        Raises:
+            ConfigError: there is no such adapter.
+        """
+        self._require(adapter_name)
+        self.active_adapter = adapter_name
+        self._train_only_active(frozen=inference_mode)
+
+    def _train_only_active(self, frozen: bool = False) -> None:
+        for name, config in self.peft_config.items():
+            active = name == self.active_adapter
+            self.prompt_of(name).requires_grad_(active and not config.inference_mode and not frozen)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove a prompt; if it was active, the first remaining one becomes active.
+
+        Raises:
+            ConfigError: there is no such adapter, or it is the last one.
+        """
+        self._require(adapter_name)
+        if len(self.peft_config) == 1:
+            raise ConfigError(f"{adapter_name!r} is the only adapter; use the base model instead of deleting it")
+        del self.prompt_encoder[adapter_name]
+        del self.peft_config[adapter_name]
+        if self.active_adapter == adapter_name:
+            self.set_adapter(next(iter(self.peft_config)))
+            warnings.warn(
+                f"Adapter {adapter_name} was active and has been deleted; {self.active_adapter} is active now.",
+                stacklevel=2,
+            )
+
+    def _require(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            known = ", ".join(self.peft_config)
+            raise ConfigError(f"Adapter {adapter_name} does not exist; there is {known}")
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """Not for prompts (as in PEFT).
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"Setting `requires_grad` is not supported for prompt learning methods like {self.peft_type.value}."
+        )
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside this context the model is the base model, exactly."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    # -- counting -----------------------------------------------------------------------------------
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable and of all parameters (shared ones once; 4-bit ones unpacked)."""
+        trainable = total = 0
+        for parameter in self.parameters():
+            count = parameter.numel() or getattr(parameter, "ds_numel", 0)
+            if type(parameter).__name__ == "Params4bit":
+                count *= 2 * getattr(getattr(parameter, "quant_storage", None), "itemsize", 1)
+            total += count
+            trainable += count if parameter.requires_grad else 0
+        return trainable, total
+
+    def print_trainable_parameters(self) -> None:
+        """Print one line with the numbers of parameters."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write each adapter: ``default`` into the folder itself, others into a sub-folder of their name.
+
+        Raises:
+            ConfigError: the path is a file, a name is unknown, or a pickle is asked for.
+        """
+        from .saving import save_adapters
+
+        save_adapters(
+            self,
+            Path(save_directory),
+            safe_serialization,
+            selected_adapters,
+            is_main_process,
+            from_trainer="state_dict" in kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> PeftModelForCausalLM:
+        """Load an adapter from a folder or the Hub onto a base model.
+
+        Args:
+            is_trainable: go on training it; otherwise the prompt is frozen and the model in ``eval()``.
+            config: use this config (it is changed in place) instead of reading the adapter's.
+            **kwargs: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            AdapterError: there is no adapter, it is damaged or unsafe, or it does not fit the base model.
+        """
+        from .saving import load_model
+
+        return load_model(model, model_id, adapter_name, is_trainable, config, **kwargs)
+
+    def load_adapter(
+        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a prompt under a new name, or its numbers into an existing one.
+
+        Returns:
+            An object with empty ``missing_keys`` and ``unexpected_keys``.
+
+        Raises:
+            AdapterError: as in ``from_pretrained``.
+        """
+        from .saving import load_into
+
+        return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload the adapters to a repository of the Hub, which is created if need be.
+
+        Args:
+            **kwargs: ``commit_message``, ``commit_description``, ``private``, ``token`` (or the older
+                ``use_auth_token``), ``revision``, ``create_pr``, ``tags``.
+
+        Returns:
+            The ``CommitInfo`` of huggingface_hub.
+        """
+        from .saving import push_model
+
+        return push_model(self, repo_id, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
+        if set(state_dict) == {files.PROMPT_KEY}:
+            from .state import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self, state_dict, self.active_adapter)
+            return nn.modules.module._IncompatibleKeys([], [])
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with a soft prompt in front of every text."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        task_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loss and logits of a batch, each row as if it were alone and had no padding.
+
+        Args:
+            input_ids: ``[B, T]``; or ``inputs_embeds`` ``[B, T, D]``, which wins if both are given.
+            attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
+            labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted.
+            position_ids: ignored with a warning; a token's position is its place behind the prompt.
+            output_hidden_states, output_attentions, use_cache, past_key_values: as in transformers; these
+                take the plain way, one padded batch with the prompt in each row.
+            num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
+
+        Returns:
+            ``PromptedCausalLMOutput``: ``loss``, and ``logits`` ``[B, P + T, V]``, computed when read.
+            A tuple of these when ``return_dict`` is false.
+
+        Raises:
+            ConfigError: no input, or a mask that is not ``[B, T]``.
+        """
+        asked: dict[str, Any] = {
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+        }
+        asked = {name: value for name, value in asked.items() if value not in (None, False)}
+        batch = Batch(input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch)
+        if self._disabled:
+            return self._base_forward(batch, position_ids=position_ids, return_dict=return_dict, **asked, **kwargs)
+        if position_ids is not None:
+            warnings.warn("position_ids are not used: they follow from the prompt and the mask.", stacklevel=2)
+        if asked:
+            kwargs.pop("token_type_ids", None)
+            output = forward_plain(self.base_model, self.prompt, batch, **asked, **kwargs)
+        else:
+            output = forward_rows(self.base_model, self.prompt, batch)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _base_forward(self, batch: Batch, **kwargs: Any) -> Any:
+        given = {f.name: getattr(batch, f.name) for f in fields(batch)} | kwargs
+        given["num_items_in_batch"] = given.pop("num_items")
+        return self.base_model(**{name: value for name, value in given.items() if value is not None})
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``generate`` with the prompt in front of every row; see ``softprompt.generate``."""
+        if self._disabled:
+            return self.base_model.generate(*args, **kwargs)
+        kwargs.setdefault("generation_config", None)
+        return decoding.generate(self.base_model, self.prompt.detach(), *args, **kwargs)
+
+
+def get_peft_model(
+    model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
+) -> PeftModelForCausalLM:
+    """Freeze a base model and put a new soft prompt in front of it.
+
+    Args:
+        model: a transformers causal language model; it is used as it is, not copied.
+        peft_config: a ``PromptTuningConfig``; its open fields are filled in place.
+        **kwargs: ``tokenizer`` for a TEXT start, instead of loading the config's by name; ``revision`` of the
+            base model, kept in the config; PEFT's other options (``autocast_adapter_dtype``,
+            ``low_cpu_mem_usage``) have no effect on prompts, there or here.
+
+    Raises:
+        ConfigError: the config cannot work with this base; ``mixed=True``, which is not for prompts.
+    """
+    if kwargs.get("mixed"):
+        raise ConfigError("mixed=True is not for prompt tuning; leave it out")
+    name = getattr(model, "name_or_path", None) or None
+    if peft_config.base_model_name_or_path not in (None, name):
+        warnings.warn(
+            f"The base model of the config was renamed from {peft_config.base_model_name_or_path!r} to {name!r}.",
+            stacklevel=2,
+        )
+    peft_config.base_model_name_or_path = name
+    revision = kwargs.get("revision")
+    if revision is not None:
+        if peft_config.revision not in (None, revision):
+            warnings.warn(f"The revision {peft_config.revision!r} is replaced by {revision!r}.", stacklevel=2)
+        peft_config.revision = revision
+    return PeftModelForCausalLM(model, peft_config, adapter_name, tokenizer=kwargs.get("tokenizer"))
+
+
+def base_facts(model: PreTrainedModel) -> dict[str, int | None]:
+    """Width of the input embeddings, layers and attention heads of a base model.
+
+    The width is asked of the embeddings: in OPT-350m it is not the hidden size.
+    """
+    config = model.config.get_text_config()
+
+    def first(*names: str) -> int | None:
+        return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+    return {
+        "token_dim": next(model.get_input_embeddings().parameters()).shape[1],
+        "num_layers": first("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+        "num_attention_heads": first("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    }
+
+
+class AdapterNameError(ConfigError, KeyError):
+    """A name that cannot name an adapter (a ``KeyError`` too, as in PEFT)."""
+
+    __str__ = Exception.__str__

@@ -1,0 +1,52 @@
+"""The soft prompt: one ``[P, D]`` matrix. Where it is placed among tokens is the engine's affair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .config import PromptTuningConfig
+from .errors import ConfigError
+from .initialize import initial_rows
+
+
+class PromptEmbedding(nn.Module):
+    """Virtual tokens, always float32 whatever the base model's number type.
+
+    Args:
+        config: a filled config (``num_virtual_tokens`` and ``token_dim`` known).
+        word_embeddings: the base model's input embedding module, for the start.
+        tokenizer: for a TEXT start; without one, the config's is loaded.
+
+    Raises:
+        ConfigError: the start cannot be made, or its width is not ``token_dim``.
+    """
+
+    def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module, tokenizer: Any = None) -> None:
+        super().__init__()
+        if config.num_virtual_tokens is None or config.token_dim is None:
+            raise ConfigError("num_virtual_tokens is not set; give the number of virtual tokens")
+        rows = config.num_virtual_tokens * (config.num_transformer_submodules or 1)
+        # Made before any start is drawn: it consumes random numbers as PEFT does, so seeds agree.
+        self.embedding = nn.Embedding(rows, config.token_dim)
+        if not config.inference_mode:
+            start = initial_rows(config, rows, word_embeddings, tokenizer)
+            if start is not None and start.shape[1] != config.token_dim:
+                raise ConfigError(
+                    f"token_dim is {config.token_dim}, but the base model's embeddings have width {start.shape[1]}; "
+                    "leave token_dim out"
+                )
+            if start is not None:
+                self.embedding.weight = nn.Parameter(start)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Rows ``[..., D]`` of the prompt."""
+        return self.embedding(indices)  # type: ignore[no-any-return]
+
+    @property
+    def matrix(self) -> nn.Parameter:
+        """The prompt itself, ``[P, D]``."""
+        weight = self.embedding.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight

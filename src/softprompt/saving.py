@@ -1,0 +1,237 @@
+"""Saving, loading and sharing adapters: folders and the Hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from . import adapter as files
+from .base import load_base
+from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
+from .errors import AdapterMismatchError, ConfigError
+from .files import write_text
+from .model import PeftModel, PeftModelForCausalLM, base_facts
+from .options import EMBEDDED_MODEL, ModelOptions
+from .report.card import model_card, update_card
+from .state import set_peft_model_state_dict
+from .version import __version__
+
+TRAINER_WEIGHTS_NAME = "model.safetensors"
+
+
+def save_adapters(
+    model: PeftModel,
+    folder: Path,
+    safe_serialization: bool,
+    selected_adapters: list[str] | None,
+    is_main_process: bool,
+    from_trainer: bool,
+) -> None:
+    """What ``PeftModel.save_pretrained`` does.
+
+    Raises:
+        ConfigError: the path is a file, a name is unknown, or a pickle is asked for.
+    """
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; adapters are saved into a folder")
+    if not safe_serialization:
+        raise ConfigError("safe_serialization=False would write a pickle; softprompt writes safetensors only")
+    names = list(model.peft_config) if selected_adapters is None else selected_adapters
+    unknown = [name for name in names if name not in model.peft_config]
+    if unknown:
+        raise ConfigError(f"there is no adapter called {unknown[0]!r}; there is {', '.join(model.peft_config)}")
+    if not is_main_process:
+        return
+    for name in names:
+        target = folder if name == "default" else folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        config = model.peft_config[name]
+        assert isinstance(config, PromptTuningConfig)
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = getattr(model.base_model, "name_or_path", None) or None
+        files.write_prompt(target, model.get_prompt_embedding_to_save(name))
+        replace(config, inference_mode=True).save_pretrained(target)
+        if from_trainer and "peft" not in sys.modules:
+            # Trainer without PEFT looks for the best weights under this name only: the same 33 kB again.
+            shutil.copyfile(target / files.WEIGHTS_NAME, target / TRAINER_WEIGHTS_NAME)
+    _write_card(folder, model.peft_config[names[0]])
+
+
+def _write_card(folder: Path, config: PeftConfig, repo_id: str | None = None) -> None:
+    path = folder / "README.md"
+    card = model_card(
+        config=config.to_dict(),
+        task=None,
+        options=None,
+        metrics=None,
+        state=None,
+        files=[p.name for p in folder.iterdir()],
+        repo_id=repo_id,
+        versions=library_versions(),
+    )
+    write_text(path, update_card(path.read_text(encoding="utf-8"), card) if path.is_file() else card)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    import torch
+    import transformers
+
+    return {"softprompt": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def load_model(
+    model: PreTrainedModel,
+    model_id: str | os.PathLike[str],
+    adapter_name: str,
+    is_trainable: bool,
+    config: PeftConfig | None,
+    **hub: Any,
+) -> PeftModelForCausalLM:
+    """What ``PeftModel.from_pretrained`` does."""
+    if config is not None and not isinstance(config, PeftConfig):
+        raise ConfigError(f"config must be a PeftConfig, not {type(config).__name__}")
+    config, prompt = _read(model, model_id, config, **hub)
+    config.inference_mode = True  # no start is drawn, and no tokenizer is needed to load
+    wrapped = PeftModelForCausalLM(model, config, adapter_name)
+    set_peft_model_state_dict(wrapped, {files.PROMPT_KEY: prompt}, adapter_name)
+    _finish(wrapped, adapter_name, is_trainable)
+    return wrapped
+
+
+def load_into(
+    model: PeftModel, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool, **hub: Any
+) -> Any:
+    """What ``PeftModel.load_adapter`` does."""
+    if adapter_name in model.peft_config:
+        prompt = files.read_prompt(files.find_weights(model_id, **hub))
+        result = set_peft_model_state_dict(model, {files.PROMPT_KEY: prompt}, adapter_name)
+        if not is_trainable:
+            model.eval()
+        return result
+    config, prompt = _read(model.base_model, model_id, None, **hub)
+    config.inference_mode = True
+    model.add_adapter(adapter_name, config)
+    result = set_peft_model_state_dict(model, {files.PROMPT_KEY: prompt}, adapter_name)
+    _finish(model, adapter_name, is_trainable)
+    return result
+
+
+def _read(
+    base: PreTrainedModel, model_id: str | os.PathLike[str], config: PeftConfig | None, **hub: Any
+) -> tuple[PromptTuningConfig, Any]:
+    """Config and prompt of an adapter, checked against the base model."""
+    config = config or files.read_config(model_id, **hub)
+    files.check_supported(config, str(model_id))
+    assert isinstance(config, PromptTuningConfig)
+    files.check_fit(config, base_facts(base), str(model_id))
+    prompt = files.read_prompt(files.find_weights(model_id, **hub))
+    width = base_facts(base)["token_dim"]
+    if prompt.shape[1] != width:
+        raise AdapterMismatchError(
+            f"{model_id}: its virtual tokens have width {prompt.shape[1]}, the base model's embeddings {width}; "
+            "load the base model it was trained on"
+        )
+    if config.num_virtual_tokens != prompt.shape[0]:
+        raise AdapterMismatchError(
+            f"{model_id}: size mismatch: {CONFIG_NAME} says {config.num_virtual_tokens} virtual tokens, "
+            f"{files.WEIGHTS_NAME} has {prompt.shape[0]}"
+        )
+    return config, prompt
+
+
+def _finish(model: PeftModel, adapter_name: str, is_trainable: bool) -> None:
+    """Thaw or freeze a freshly loaded prompt."""
+    model.peft_config[adapter_name].inference_mode = not is_trainable
+    model.set_adapter(model.active_adapter)
+    if not is_trainable:
+        model.eval()
+
+
+def push_model(
+    model: PeftModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    use_auth_token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **_: Any,
+) -> Any:
+    """What ``PeftModel.push_to_hub`` does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        return push_folder(
+            folder,
+            repo_id,
+            commit_message=commit_message or "Upload soft prompt",
+            commit_description=commit_description,
+            private=private,
+            token=token if token is not None else use_auth_token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool | str | None, **commit: Any) -> Any:
+    """Upload a folder to a repository of the Hub, which is created if need be; returns its ``CommitInfo``."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if commit.get("revision") and not commit["create_pr"]:
+        api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+
+
+class AutoPeftModelForCausalLM:
+    """Loads an adapter together with the base model that its config names."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> PeftModelForCausalLM:
+        """Load the base model, then the adapter onto it.
+
+        Args:
+            revision: of the adapter's repository; the base model's revision is in the adapter's config.
+            **kwargs: ``subfolder``, ``token``, ``cache_dir``, ``local_files_only`` for the adapter; what
+                else there is goes to ``AutoModelForCausalLM.from_pretrained`` (``dtype``, ``device_map``).
+
+        Raises:
+            AdapterError: there is no adapter, it is damaged, or it does not say what its base model is.
+            BaseModelError: the base model cannot be had.
+        """
+        hub: dict[str, Any] = {
+            k: kwargs.pop(k) for k in ("subfolder", "token", "cache_dir", "local_files_only") if k in kwargs
+        }
+        hub["revision"] = revision
+        found = config or files.read_config(pretrained_model_name_or_path, **hub)
+        if not found.base_model_name_or_path:
+            raise AdapterMismatchError(
+                f"{pretrained_model_name_or_path} does not say what base model it is for; load that yourself and "
+                "use PeftModel.from_pretrained(model, ...)"
+            )
+        name = found.base_model_name_or_path
+        if name == EMBEDDED_MODEL:
+            base = load_base(ModelOptions(model_name_or_path=name)).model
+        else:
+            base = AutoModelForCausalLM.from_pretrained(name, revision=found.revision, **kwargs)
+        return load_model(base, pretrained_model_name_or_path, adapter_name, is_trainable, config, **hub)
