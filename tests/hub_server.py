@@ -336,7 +336,8 @@ class HubServer:
     @route("GET", API + r"/commits/(?P<rev>[^/]+)")
     def _commits(self, request: _Handler) -> Any:
         """``list_repo_commits``."""
-        commit, answer = self._commit(request)[1], []
+        commit: Commit | None = self._commit(request)[1]
+        answer: list[dict[str, Any]] = []
         while commit:
             shown = {"id": commit.oid, "title": commit.title, "message": commit.message, "date": commit.date}
             answer.append({**shown, "authors": [{"user": self.user}]})

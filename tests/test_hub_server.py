@@ -253,12 +253,15 @@ def test_ranges_and_headers(hub: HubServer) -> None:
     connection.close()
 
 
-def test_without_large_files_xet_is_never_asked(client: None, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+def test_without_large_files_xet_is_never_asked(folder: Path, tmp_path: Path) -> None:
+    code = """
+        from huggingface_hub import HfApi, constants
+        assert not constants.HF_HUB_DISABLE_XET
+        HfApi().create_repo("owner/p")
+        HfApi().upload_folder(repo_id="owner/p", folder_path="upload")
+    """
     with HubServer(lfs=False) as hub:
-        api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        api.create_repo("owner/p")
-        api.upload_folder(repo_id="owner/p", folder_path=folder)
+        run_with_hub(hub, code, tmp_path, env={"HF_HUB_DISABLE_XET": "0"})
         assert hub.files("owner/p")["prompt.safetensors"] == (folder / "prompt.safetensors").read_bytes()
         assert hub.errors == []
 

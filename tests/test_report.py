@@ -362,7 +362,8 @@ def test_pictures_leave_the_users_matplotlib_alone(tmp_path):
         "from softprompt.report.plots import plot_confusion_matrix\n"
         f"plot_confusion_matrix([[1, 0], [0, 1]], ['a', 'b'], {str(tmp_path / 'm.png')!r})\n"
         "now = matplotlib.rcParams.copy()\n"
-        "print(all(dict.__getitem__(now, k) == dict.__getitem__(before, k) for k in before), 'matplotlib.pyplot' in sys.modules)\n"
+        "same = all(dict.__getitem__(now, key) == dict.__getitem__(before, key) for key in before)\n"
+        "print(same, 'matplotlib.pyplot' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]

@@ -266,7 +266,7 @@ def _model(source: _Source, options: ModelOptions, **kwargs: Any) -> transformer
             f"{source.name} has no weights in safetensors; pickles (.bin) can run code and are not read. To convert"
             " them: AutoModelForCausalLM.from_pretrained(IT, use_safetensors=False).save_pretrained(FOLDER)"
         )
-    with _plain_errors(f"the weights of {source.name}"):
+    with _plain_errors(f"the weights of {source.name} in {source.folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
             use_safetensors=True,
@@ -297,8 +297,10 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 
 def _converted(gguf: Path) -> Path:
     """The cached folder with what ``gguf`` holds; converts it if no process has done so before."""
-    folder = cache_dir() / "gguf" / f"{gguf.stem}-{_sha256(gguf)[:16]}-v{_CACHE_FORMAT}"
-    if folder.is_dir():  # and whole: write_folder moves it there in one step
+    with _plain_errors(str(gguf)):
+        digest = _sha256(gguf)
+    folder = cache_dir() / "gguf" / f"{gguf.stem}-{digest[:16]}-v{_CACHE_FORMAT}"
+    if any(folder.glob("*.safetensors")):  # then it is whole: write_folder moves it there in one step
         return folder
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
@@ -306,13 +308,13 @@ def _converted(gguf: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            if not folder.is_dir():  # else another process made it while this one waited
+            if not any(folder.glob("*.safetensors")):  # else another process made it while this one waited
                 for killed in folder.parent.glob(f".{folder.name}.*.part"):
                     shutil.rmtree(killed, ignore_errors=True)
                 seconds = max(1, round(gguf.stat().st_size / 2.5e6))
                 _say(f"converting {gguf.name} once, about {seconds} s, into {folder}")
                 write_folder(folder, lambda part: convert_gguf(gguf, part))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         where = f"{folder.parent} (SOFTPROMPT_CACHE names another folder)"
         raise BaseModelError(f"cannot write the converted {gguf.name} into {where}: {_essence(error)}") from error
     return folder
@@ -339,9 +341,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         _refuse(AutoConfig.from_pretrained(where, gguf_file=name), name)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         _split_digits(tokenizer, gguf)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=name, output_loading_info=True, **unpack
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, output_loading_info=True, **unpack)
     _check_complete(info, name)
     model.hf_quantizer = None  # it would refuse to save, though the weights are plain by now
     if hasattr(model.config, "quantization_config"):

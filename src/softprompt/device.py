@@ -22,9 +22,7 @@ def choose_device(name: str) -> torch.device:
     counts = _devices()
     if name == "auto":
         return torch.device(next(iter(counts)))
-    there = ", ".join(
-        f"{kind}:{i}" if count > 1 else kind for kind, count in counts.items() for i in range(count)
-    )
+    there = ", ".join(f"{kind}:{i}" if count > 1 else kind for kind, count in counts.items() for i in range(count))
     try:
         device = torch.device(name)
     except RuntimeError:

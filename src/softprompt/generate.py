@@ -40,7 +40,7 @@ class Layout:
 
 def lay_out(mask: Tensor, num_virtual_tokens: int) -> Layout:
     """Lay out rows whose real tokens are marked in ``mask`` ``[B, T]`` as ``[ pads | prompt | tokens ]``."""
-    rows, width = mask.shape
+    width = mask.shape[1]
     real = mask.bool()
     pads = width - real.sum(1, keepdim=True)  # [B, 1]
     virtual = pads + torch.arange(num_virtual_tokens, device=mask.device)
@@ -75,7 +75,7 @@ def prompted_call(
     new = inputs_embeds if inputs_embeds is not None else input_ids
     if new is None:
         raise ValueError("You have to provide either input_ids or inputs_embeds")
-    width = new.shape[1]
+    rows, width = new.shape[:2]
     filled = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if filled:
         return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None

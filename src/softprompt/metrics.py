@@ -94,9 +94,7 @@ def macro_f1(matrix: Matrix) -> float:
     return math.fsum(c.f1 for c in classes) / len(classes)
 
 
-def expected_calibration_error(
-    confidences: Sequence[float], correct: Sequence[bool | int], bins: int = 10
-) -> float:
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool | int], bins: int = 10) -> float:
     """Mean distance between confidence and accuracy over equally wide bins, weighted by their rows.
 
     Args:

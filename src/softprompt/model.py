@@ -44,7 +44,13 @@ class PeftModel(nn.Module):
     base_model: PreTrainedModel
 
     def __init__(
-        self, model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **_: Any
+        self,
+        model: PreTrainedModel,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        *,
+        tokenizer: Any = None,
+        **_: Any,
     ) -> None:
         super().__init__()
         self.base_model = model

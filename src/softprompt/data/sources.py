@@ -247,10 +247,7 @@ def _check_rows(rows: Iterable[Row], options: DataOptions) -> None:
                 if column not in row.fields:
                     problem = unknown_column(column, row.fields)
                     raise DataError(f"{row.where}: {problem}; set {option}")
-        label = row.fields[task.label_column]
-        to_text(label, task.label_column, row.where)
-        if label == -1:
-            raise DataError(f"{row.where}: the label is -1, which means that there is none; leave such rows out")
+        to_text(row.fields[task.label_column], task.label_column, row.where)
         task.label_of(row.fields, row.where)
 
 
