@@ -83,7 +83,7 @@ def test_upload_folder_comes_back_bit_equal(hub: HubServer, api: HfApi, folder: 
         assert first.oid in path
     nested = api.hf_hub_download("owner/prompt", "é.txt", subfolder="sub dir", cache_dir=tmp_path / "cache")
     assert Path(nested).read_text() == "nested"
-    snapshot = api.snapshot_download("owner/prompt", local_dir=tmp_path / "local", ignore_patterns=".git*")
+    snapshot = api.snapshot_download("owner/prompt", ignore_patterns=".git*", cache_dir=tmp_path / "c2")
     assert contents(Path(snapshot)) == sent
 
     info = api.model_info("owner/prompt", files_metadata=True)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 import transformers
 from filelock import FileLock
 from huggingface_hub import errors as hub_errors
@@ -323,9 +324,6 @@ def _converted(gguf: Path) -> Path:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and the tokenizer of a GGUF file as an ordinary transformers folder.
 
-    Quantised weights become float32: such a value is scale * q + minimum of 16-bit floats and a
-    small integer, which neither bfloat16 nor float16 holds exactly. Plain 16-bit floats stay so.
-
     Raises:
         BaseModelError: the file is damaged, no GGUF, or of a kind that transformers or we do not take.
     """
@@ -338,11 +336,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
     silence = contextlib.redirect_stderr(io.StringIO())  # a bar that transformers' own switch does not reach
     with _plain_errors(name), silence:
+        dtype, splits_digits = _gguf_facts(gguf)
         _refuse(AutoConfig.from_pretrained(where, gguf_file=name), name)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-        _split_digits(tokenizer, gguf)
-        model, info = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, output_loading_info=True, **unpack)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=dtype, output_loading_info=True, **unpack
+        )
     _check_complete(info, name)
+    if splits_digits:
+        digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     model.hf_quantizer = None  # it would refuse to save, though the weights are plain by now
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -350,15 +353,20 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _split_digits(tokenizer: transformers.PreTrainedTokenizerBase, gguf: Path) -> None:
-    """SmolLM's tokenizer cuts digits apart before all else; transformers forgets that when it reads a GGUF."""
+def _gguf_facts(gguf: Path) -> tuple[torch.dtype, bool]:
+    """What transformers does not see in a GGUF file: its number type, and SmolLM's cutting digits apart.
+
+    Matrices of one 16-bit type keep it. Quantised ones need float32: such a value is a 16-bit scale
+    times a small integer plus a 16-bit minimum, which neither bfloat16 nor float16 holds exactly.
+    """
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    if field is not None and bytes(field.parts[field.data[0]]) == b"smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    reader = GGUFReader(gguf)
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+    half = {"F16": torch.float16, "BF16": torch.bfloat16}
+    dtype = half.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+    field = reader.get_field("tokenizer.ggml.pre")
+    return dtype, field is not None and bytes(field.parts[field.data[0]]) == b"smollm"
 
 
 def _sha256(path: Path) -> str:

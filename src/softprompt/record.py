@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 STATE_NAME = "trainer_state.json"
 METRICS_NAME = "metrics.json"
 LOG_NAME = "log.jsonl"
+OPTIONS_NAME = "train_config.yaml"
+LOSS_PICTURE = "training_loss.png"
+CONFUSION_PICTURE = "confusion_matrix.png"
 _MAX_BYTES = 64 << 20  # a long history, or the matrix of a thousand labels, still fits
 
 RecordT = TypeVar("RecordT", bound="DataclassInstance")

@@ -16,12 +16,10 @@ from . import adapter as files
 from .base import load_base
 from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
 from .errors import AdapterMismatchError, ConfigError
-from .files import write_text
 from .model import PeftModel, PeftModelForCausalLM, base_facts
 from .options import EMBEDDED_MODEL, ModelOptions
-from .report.card import model_card, update_card
+from .report.folder import write_card
 from .state import set_peft_model_state_dict
-from .version import __version__
 
 TRAINER_WEIGHTS_NAME = "model.safetensors"
 
@@ -61,30 +59,8 @@ def save_adapters(
         if from_trainer and "peft" not in sys.modules:
             # Trainer without PEFT looks for the best weights under this name only: the same 33 kB again.
             shutil.copyfile(target / files.WEIGHTS_NAME, target / TRAINER_WEIGHTS_NAME)
-    _write_card(folder, model.peft_config[names[0]])
-
-
-def _write_card(folder: Path, config: PeftConfig, repo_id: str | None = None) -> None:
-    path = folder / "README.md"
-    card = model_card(
-        config=config.to_dict(),
-        task=None,
-        options=None,
-        metrics=None,
-        state=None,
-        files=[p.name for p in folder.iterdir()],
-        repo_id=repo_id,
-        versions=library_versions(),
-    )
-    write_text(path, update_card(path.read_text(encoding="utf-8"), card) if path.is_file() else card)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    import torch
-    import transformers
-
-    return {"softprompt": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    if (folder / CONFIG_NAME).is_file():
+        write_card(folder)
 
 
 def load_model(

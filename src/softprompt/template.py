@@ -139,8 +139,8 @@ def to_text(value: Any, column: str, where: str) -> str:
 def unknown_column(name: str, columns: Iterable[str]) -> str:
     """``"there is no column 'x'; the columns are 'a' and 'b'; did you mean 'a'?"``."""
     known = [str(column) for column in columns]
-    there_are = f"the columns are {listed(known)}" if known else "there are no columns"
-    return f"there is no column {name!r}; {there_are}{nearest(name, known)}"
+    there_are = "the only column is" if len(known) == 1 else "the columns are"
+    return f"there is no column {name!r}; {there_are} {listed(known) or 'none'}{nearest(name, known)}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -224,8 +224,8 @@ def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> lis
     elif source is None or (asked is None and role not in source.splits):
         return []
     elif asked is not None and asked not in source.splits:
-        there_are = f"its splits are {listed(source.splits)}{nearest(asked, source.splits)}"
-        raise DataError(f"{source.name} has no split {asked!r}; {there_are}; set {role}_split")
+        there_are = f"{listed(source.splits)}{nearest(asked, source.splits)}"
+        raise DataError(f"{role}_split={asked!r}, but the splits of {source.name} are {there_are}")
     else:
         split = asked or role
         rows, name = source.rows(split, limit), f"{source.name} {split}"
@@ -246,7 +246,7 @@ def _check_rows(rows: Iterable[Row], options: DataOptions) -> None:
             for column in columns:
                 if column not in row.fields:
                     problem = unknown_column(column, row.fields)
-                    raise DataError(f"{row.where}: {problem}; set {option}")
+                    raise DataError(f"{row.where} ({option}): {problem}")
         to_text(row.fields[task.label_column], task.label_column, row.where)
         task.label_of(row.fields, row.where)
 

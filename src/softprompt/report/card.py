@@ -72,7 +72,7 @@ def model_card(
         _rendering(task),
         _usage(config, task, repo_id),
         _training(config, options, state, files),
-        _limits(config, task, _data_name(options), metrics, state.get("num_train_examples")),
+        _limits(config, task, _data_seen(options, state), metrics),
         "## Framework versions\n\n" + "\n".join(f"- {k}: {v}" for k, v in versions.items()) if versions else "",
     ]
     body = "\n\n".join(section for section in sections if section)
@@ -348,13 +348,16 @@ def _training(
     return "## Training\n\n" + _table(["Setting", "Value"], rows) + picture
 
 
-def _limits(
-    config: Mapping[str, Any], task: Task | None, data: str, metrics: Mapping[str, Any], count: int | None
-) -> str:
+def _data_seen(options: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    count = state.get("num_train_examples")
     rows = f"{count:,} rows" if count else "the rows"
+    return f"{rows} of {_escape(_data_name(options))}" if options else f"{rows} it was trained on"
+
+
+def _limits(config: Mapping[str, Any], task: Task | None, data: str, metrics: Mapping[str, Any]) -> str:
     base = _public_name(str(config.get("base_model_name_or_path") or "")) or "its base model"
     points = [
-        f"It learned from {rows} of {_escape(data)}; texts of another kind, language or time may go worse.",
+        f"It has seen {data}; texts of another kind, language or time may go worse.",
         "Its answers are only as good as the labels it was trained on, and inherit the base model's biases.",
         f"It works with {_escape(base)} alone: a prompt means nothing to another model.",
     ]

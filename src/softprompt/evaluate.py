@@ -1,0 +1,170 @@
+"""Scores of a prompt on labelled rows: label probabilities for classes, losses and texts for free targets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import metrics as measures
+from .engine.loss import token_losses
+from .engine.tree import Plan, plan_rows
+from .model import PeftModelForCausalLM
+from .record import Metrics
+from .score import score_labels
+from .types import IGNORE_INDEX, Example
+
+Progress = Callable[[int], None]
+"""Called with the number of rows just done."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a task as the model sees them: names and token ids with the end token, side by side."""
+
+    names: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+
+def label_log_probs(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Log-probability of each class's label text behind each example: ``[N, C]`` float32 on the CPU."""
+    scores = torch.empty(len(examples), len(classes.ids))
+    for rows in batches_by_length(examples, batch_size):
+        texts = [examples[row].input_ids for row in rows]
+        scores[rows] = score_labels(model.base_model, model.prompt, texts, classes.ids).cpu()
+        if progress:
+            progress(len(rows))
+    return scores
+
+
+def evaluate(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes | None,
+    *,
+    batch_size: int,
+    split: str = "test",
+    progress: Progress | None = None,
+) -> Metrics:
+    """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``."""
+    started = time.perf_counter()
+    if classes is None:
+        loss = mean_loss(model, examples, batch_size=batch_size, progress=progress)
+        return Metrics(
+            num_examples=len(examples),
+            eval_loss=loss,
+            perplexity=measures.perplexity(loss),
+            examples_per_second=len(examples) / (time.perf_counter() - started),
+            split=split,
+        )
+    scores = label_log_probs(model, examples, classes, batch_size=batch_size, progress=progress)
+    return classification_metrics(scores, examples, classes, seconds=time.perf_counter() - started, split=split)
+
+
+def classification_metrics(
+    scores: Tensor, examples: Sequence[Example], classes: Classes, *, seconds: float, split: str
+) -> Metrics:
+    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text."""
+    gold = [classes.names.index(str(example.label)) for example in examples]
+    predicted = scores.argmax(1)
+    matrix = measures.confusion_matrix(gold, predicted.tolist(), len(classes.names))
+    confidence = scores.softmax(1).amax(1)
+    right = [guess == answer for guess, answer in zip(predicted.tolist(), gold, strict=True)]
+    loss = -float(scores[range(len(gold)), gold].double().sum()) / sum(len(classes.ids[answer]) for answer in gold)
+    return Metrics(
+        num_examples=len(gold),
+        accuracy=measures.accuracy(matrix),
+        macro_f1=measures.macro_f1(matrix),
+        eval_loss=loss,
+        perplexity=measures.perplexity(loss),
+        examples_per_second=len(gold) / seconds,
+        confusion_matrix=tuple(map(tuple, matrix)),
+        labels=classes.names,
+        per_class=tuple(asdict(each) for each in measures.per_class(matrix, classes.names)),
+        expected_calibration_error=measures.expected_calibration_error(confidence.tolist(), right),
+        split=split,
+    )
+
+
+@torch.no_grad()
+def mean_loss(
+    model: PeftModelForCausalLM, examples: Sequence[Example], *, batch_size: int, progress: Progress | None = None
+) -> float:
+    """Mean loss in nats per supervised token."""
+    total, count = 0.0, 0
+    for rows in batches_by_length(examples, batch_size):
+        plan = plan_examples([examples[row] for row in rows], len(model.prompt), model.prompt.device)
+        losses = token_losses(model.base_model, plan, model.prompt)
+        total, count = total + float(losses.double().sum()), count + len(losses)
+        if progress:
+            progress(len(rows))
+    return total / max(count, 1)
+
+
+def plan_examples(examples: Sequence[Example], num_virtual_tokens: int, device: torch.device) -> Plan:
+    """The plan of encoded examples: each reads its text and label, and is supervised on the label."""
+    ids = [token for example in examples for token in (*example.input_ids, *example.label_ids)]
+    labels = [
+        label for example in examples for label in (*(IGNORE_INDEX for _ in example.input_ids), *example.label_ids)
+    ]
+    lengths = [len(example.input_ids) + len(example.label_ids) for example in examples]
+    return plan_rows(num_virtual_tokens, lengths, _long(ids, device), _long(labels, device))
+
+
+def generate_texts(
+    model: PeftModelForCausalLM,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    end_token_id: int | None,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[str]:
+    """What the model writes behind each example (greedy), without special tokens, stripped."""
+    texts = [""] * len(examples)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_token_id or 0)
+    for rows in batches_by_length(examples, batch_size):
+        width = max(1, *(len(examples[row].input_ids) for row in rows))
+        ids = torch.full((len(rows), width), pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            tokens = examples[row].input_ids
+            ids[i, width - len(tokens) :] = torch.tensor(tokens)
+            mask[i, width - len(tokens) :] = 1
+        device = model.prompt.device
+        written = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end_token_id,
+            pad_token_id=pad,
+        )
+        for row, new in zip(rows, written[:, width:].tolist(), strict=True):
+            texts[row] = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        if progress:
+            progress(len(rows))
+    return texts
+
+
+def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Indices of examples, longest first (so memory runs out at once or not at all), ``batch_size`` at a time."""
+    order = sorted(range(len(examples)), key=lambda row: -len(examples[row].input_ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _long(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)

@@ -1,0 +1,79 @@
+"""The output folder of a run: what may be there before, and clearing it of an older run's files only."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..adapter import START_NAME, WEIGHTS_NAME
+from ..checkpoint import checkpoints
+from ..config import CONFIG_NAME
+from ..errors import ConfigError
+from ..options import TrainOptions
+from ..record import CONFUSION_PICTURE, LOG_NAME, LOSS_PICTURE, METRICS_NAME, OPTIONS_NAME, STATE_NAME
+from ..task import TASK_NAME
+
+RUN_FILES = (
+    WEIGHTS_NAME,
+    CONFIG_NAME,
+    START_NAME,
+    TASK_NAME,
+    OPTIONS_NAME,
+    STATE_NAME,
+    METRICS_NAME,
+    LOG_NAME,
+    LOSS_PICTURE,
+    CONFUSION_PICTURE,
+)
+
+
+def prepare_output_dir(options: TrainOptions) -> Path | None:
+    """Check the output folder, and clear it when ``overwrite_output_dir`` says so.
+
+    Returns:
+        The checkpoint to resume from, if any.
+
+    Raises:
+        ConfigError: it is a file, holds a run that nobody asked to replace, or has no checkpoint to resume.
+    """
+    folder = options.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; give a folder")
+    if options.resume_from_checkpoint:
+        return _checkpoint(options)
+    if options.overwrite_output_dir:
+        _clear(folder)
+    elif (folder / WEIGHTS_NAME).exists():
+        raise ConfigError(
+            f"output_dir {folder} holds a finished run; choose another folder or give --overwrite_output_dir"
+        )
+    elif checkpoints(folder):
+        raise ConfigError(
+            f"output_dir {folder} holds an unfinished run; go on with --resume_from_checkpoint last, "
+            "or give --overwrite_output_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make output_dir {folder}: {error.strerror}") from None
+    return None
+
+
+def _checkpoint(options: TrainOptions) -> Path:
+    asked = str(options.resume_from_checkpoint)
+    if asked.lower() not in ("true", "last"):
+        if not Path(asked).is_dir():
+            raise ConfigError(f"resume_from_checkpoint: there is no folder {asked}; 'last' takes the newest one")
+        return Path(asked)
+    found = checkpoints(options.output_dir)
+    if not found:
+        raise ConfigError(f"resume_from_checkpoint: there is no checkpoint in {options.output_dir} to resume from")
+    return found[-1]
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older run's files. What else lies there is not ours, and stays."""
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,233 @@
+"""A whole run: options in, a finished adapter folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .. import metrics as measures
+from ..adapter import START_NAME, write_prompt
+from ..base import Base, context_length, load_base, load_config, load_tokenizer
+from ..config import PromptTuningConfig, PromptTuningInit, TaskType
+from ..data import Splits, check_labels, load_splits, make_task
+from ..device import seed_everything
+from ..encode import Encoder, default_end_token_id, show_example
+from ..errors import MissingExtraError
+from ..evaluate import Classes, evaluate
+from ..files import write_text
+from ..model import PeftModelForCausalLM, get_peft_model
+from ..options import TrainOptions
+from ..record import CONFUSION_PICTURE, LOSS_PICTURE, OPTIONS_NAME, Metrics, TrainerState
+from ..report.folder import write_card
+from ..report.plots import plot_confusion_matrix, plot_loss
+from ..task import Task
+from ..types import Example
+from .folder import prepare_output_dir
+from .listener import Listener
+from .loop import Run, fit
+
+UNTUNED = "untuned prompt"
+MAJORITY = "majority class"
+NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to: its folder, its course, and its test figures if there were test rows."""
+
+    output_dir: Path
+    state: TrainerState
+    metrics: Metrics | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's rows as the model will see them."""
+
+    task: Task
+    classes: Classes | None
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+
+
+def train(options: TrainOptions, listener: Listener | None = None) -> Result | None:
+    """Train a soft prompt as the options say, evaluate it and write everything into ``output_dir``.
+
+    Returns:
+        The result; ``None`` after a dry run.
+
+    Raises:
+        SoftPromptError: bad options, data or base model, before anything is trained; or a run that cannot go on.
+    """
+    listener = listener or Listener()
+    resume_from = None if options.dry_run else prepare_output_dir(options)
+    tokenizer = load_tokenizer(options)
+    prepared = prepare(options, tokenizer, listener)
+    if options.dry_run:
+        for example in prepared.train[:NUM_SHOWN]:
+            listener.note(show_example(tokenizer, example))
+        return None
+    base = load_base(options)
+    model = start_model(options, base, prepared.task)
+    start = model.prompt.detach().clone()
+    _write_start(options, start)
+    run = Run(
+        model=model,
+        options=options,
+        task=prepared.task,
+        examples=prepared.train,
+        validate=_validator(options, model, prepared, listener),
+        listener=listener,
+        resume_from=resume_from,
+    )
+    state = fit(run)
+    metrics = _test(options, model, prepared, start, listener) if prepared.test else None
+    return _finish(options, model, prepared.task, state, metrics, listener)
+
+
+def prepare(options: TrainOptions, tokenizer: Any, listener: Listener) -> Prepared:
+    """Read, check and encode the rows of a run."""
+    splits = load_splits(options)
+    task = make_task(splits, options, end_token_id=default_end_token_id(tokenizer))
+    for rows in (splits.train, splits.validation, splits.test):
+        check_labels(rows, task)
+    encoder = Encoder(
+        tokenizer,
+        task,
+        num_virtual_tokens=options.num_virtual_tokens,
+        context_length=context_length(load_config(options)),
+    )
+    parts = {name: encoder.encode_all(getattr(splits, name)) for name in ("train", "validation", "test")}
+    _say_what_was_read(parts, splits, task, listener)
+    return Prepared(task=task, classes=classes_of(task, encoder), **parts)
+
+
+def classes_of(task: Task, encoder: Encoder) -> Classes | None:
+    """The classes of a task in tokens; ``None`` for a generation task."""
+    if not task.is_classification:
+        return None
+    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels))
+
+
+def _say_what_was_read(parts: dict[str, list[Example]], splits: Splits, task: Task, listener: Listener) -> None:
+    counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items() if rows)
+    kind = f"{len(task.labels)} classes: {', '.join(task.labels[:6])}" if task.labels else "free text"
+    listener.note(f"rows: {counts} ({kind}{', ...' if len(task.labels) > 6 else ''})")
+    cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
+    if any(cut.values()):
+        counts = ", ".join(f"{number} of {len(parts[name])} {name}" for name, number in cut.items() if number)
+        listener.note(f"cut to fit max_length: {counts} rows")
+
+
+def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCausalLM:
+    """The base with a new prompt, seeded."""
+    seed_everything(options.seed)
+    is_text = options.prompt_tuning_init == PromptTuningInit.TEXT
+    config = PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=options.num_virtual_tokens,
+        prompt_tuning_init=options.prompt_tuning_init,
+        prompt_tuning_init_text=(options.prompt_tuning_init_text or default_init_text(task)) if is_text else None,
+        tokenizer_name_or_path=base.name if is_text else None,
+        revision=options.revision,
+    )
+    model = get_peft_model(base.model, config, tokenizer=base.tokenizer)
+    config.base_model_name_or_path = base.name
+    return model
+
+
+def default_init_text(task: Task) -> str:
+    """An instruction made of what the task says of itself."""
+    columns = " and ".join(column.replace("_", " ") for column in task.text_columns)
+    if not task.is_classification:
+        return f"Write the {task.label_column.replace('_', ' ')} of the {columns}:"
+    *others, last = task.labels
+    return f"Classify the {columns} as {', '.join(others) + ' or ' if others else ''}{last}:"
+
+
+def _validator(
+    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, listener: Listener
+) -> Callable[[], Metrics] | None:
+    if not prepared.validation or options.eval_strategy == "no":
+        return None
+
+    def validate() -> Metrics:
+        size = options.per_device_eval_batch_size
+        with listener.rows("validating", len(prepared.validation)) as progress:
+            return evaluate(
+                model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
+            )
+
+    return validate
+
+
+def _test(
+    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, listener: Listener
+) -> Metrics:
+    """Figures on the test rows, beside what they must beat."""
+    size = options.per_device_eval_batch_size
+    with listener.rows("testing", len(prepared.test)) as progress:
+        metrics = evaluate(model, prepared.test, prepared.classes, batch_size=size, progress=progress)
+    if not options.baselines:
+        return metrics
+    tuned = model.prompt.detach().clone()
+    with torch.no_grad(), listener.rows("testing the untuned prompt", len(prepared.test)) as progress:
+        model.prompt.copy_(start)
+        untuned = evaluate(model, prepared.test, prepared.classes, batch_size=size, progress=progress)
+        model.prompt.copy_(tuned)
+    baselines = {UNTUNED: _row(untuned)}
+    if prepared.classes is not None:
+        baselines = {MAJORITY: _majority(prepared.train, prepared.test, prepared.classes.names), **baselines}
+    return replace(metrics, baselines=baselines)
+
+
+def _row(metrics: Metrics) -> dict[str, float | None]:
+    return {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1, "eval_loss": metrics.eval_loss}
+
+
+def _majority(train: Sequence[Example], test: Sequence[Example], names: Sequence[str]) -> dict[str, float | None]:
+    """The score of always answering the most frequent label of the training rows."""
+    guess = measures.majority([names.index(str(example.label)) for example in train], len(names))
+    gold = [names.index(str(example.label)) for example in test]
+    matrix = measures.confusion_matrix(gold, [guess] * len(gold), len(names))
+    return {"accuracy": measures.accuracy(matrix), "macro_f1": measures.macro_f1(matrix), "eval_loss": None}
+
+
+def _write_start(options: TrainOptions, start: torch.Tensor) -> None:
+    """The resolved options and the prompt's start: what ``inspect`` measures the way from."""
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    values = options.model_dump(mode="json", exclude={"dry_run", "overwrite_output_dir", "resume_from_checkpoint"})
+    write_text(options.output_dir / OPTIONS_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_prompt(options.output_dir, start, name=START_NAME)
+
+
+def _finish(
+    options: TrainOptions,
+    model: PeftModelForCausalLM,
+    task: Task,
+    state: TrainerState,
+    metrics: Metrics | None,
+    listener: Listener,
+) -> Result:
+    """Write the finished folder; the weights come last but one, so a folder that has them is complete."""
+    folder = options.output_dir
+    state = replace(state, finished=True)
+    if metrics is not None:
+        metrics.save(folder)
+    try:
+        plot_loss(state.history, folder / LOSS_PICTURE, best_step=state.best_step)
+        if metrics is not None and metrics.confusion_matrix and metrics.labels:
+            plot_confusion_matrix(metrics.confusion_matrix, metrics.labels, folder / CONFUSION_PICTURE)
+    except MissingExtraError as missing:
+        listener.note(f"no pictures: {missing}")
+    task.save(folder)
+    state.save(folder)
+    model.save_pretrained(folder)
+    write_card(folder)
+    return Result(folder, state, metrics)

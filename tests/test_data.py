@@ -1,0 +1,435 @@
+"""data/: every format there and back, what a broken file says, and how rows become splits and a task."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from softprompt.data import (
+    ENDINGS,
+    Splits,
+    check_labels,
+    columns_of,
+    load_splits,
+    make_task,
+    open_writer,
+    read_rows,
+)
+from softprompt.errors import ConfigError, DataError
+from softprompt.options import DataOptions
+from softprompt.task import Task
+from softprompt.types import Row
+
+
+def refused(function, *args, error=DataError, **kwargs):
+    with pytest.raises(error) as caught:
+        list(function(*args, **kwargs))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def put(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write(path, rows, columns=None):
+    with open_writer(path, columns or list(rows[0])) as writer:
+        for values in rows:
+            writer.write(values)
+    return path
+
+
+def fields_of(path):
+    return [dict(row.fields) for row in read_rows(path)]
+
+
+# Files: there and back
+
+TRICKY = [
+    'comma, "quote"',
+    "line\nbreak",
+    "carriage\rreturn",
+    "tab\there",
+    "",
+    " spaces ",
+    "naïve 👍🏽",
+    "\ufeffbom",
+    "'",
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_round_trip(tmp_path, ending):
+    rows = [{"id": str(i), "Tweet text": text, "label": "a_b"} for i, text in enumerate(TRICKY)]
+    path = write(tmp_path / f"A{ending}", rows)
+    assert fields_of(path) == rows
+    assert columns_of(path) == ["id", "Tweet text", "label"]
+    word = "line" if ending == ".jsonl" else "row"
+    assert [row.where for row in read_rows(path)][:3] == [f"A{ending}, {word} {n}" for n in (1, 2, 3)]
+    assert [p.name for p in tmp_path.iterdir()] == [f"A{ending}"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1))
+def test_any_text_survives(tmp_path, ending, texts):
+    path = write(tmp_path / f"A{ending}", [{"text": text} for text in texts])
+    assert [values["text"] for values in fields_of(path)] == texts
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
+def test_types_survive_where_the_format_has_them(tmp_path, ending):
+    rows = [{"n": 1, "x": 0.5, "b": True, "tags": ["a", "b"], "none": None}] * 2
+    assert fields_of(write(tmp_path / f"A{ending}", rows)) == rows
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_delimited_cells_are_text(tmp_path, ending):
+    path = write(tmp_path / f"A{ending}", [{"n": 1, "x": 0.5, "tags": ["ä"], "none": None}])
+    assert fields_of(path) == [{"n": "1", "x": "0.5", "tags": '["ä"]', "none": ""}]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_rows_is_a_file_all_the_same(tmp_path, ending):
+    with open_writer(tmp_path / f"A{ending}", ["a", "b"]):
+        pass
+    assert fields_of(tmp_path / f"A{ending}") == []
+
+
+@pytest.mark.parametrize(("ending", "missing"), [(".csv", ""), (".parquet", None), (".jsonl", ...)])
+def test_a_row_may_lack_a_column(tmp_path, ending, missing):
+    path = write(tmp_path / f"A{ending}", [{"a": "1"}, {"a": "2", "b": "3"}], ["a", "b"])
+    assert fields_of(path)[0] == ({"a": "1"} if missing is ... else {"a": "1", "b": missing})
+    assert columns_of(path) == ["a", "b"]
+
+
+def test_parquet_in_several_batches_settles_its_types_at_the_end(tmp_path):
+    rows = [{"n": i, "late": None if i < 2000 else "x"} for i in range(2500)] + [{"n": 0.5, "late": "y"}]
+    assert fields_of(write(tmp_path / "A.parquet", rows)) == rows
+
+
+def test_dates_out_of_parquet_go_into_json(tmp_path):
+    pq.write_table(pa.table({"day": [date(2024, 2, 29)]}), tmp_path / "A.parquet")
+    path = write(tmp_path / "B.jsonl", fields_of(tmp_path / "A.parquet"))
+    assert fields_of(path) == [{"day": "2024-02-29"}]
+
+
+def test_rows_are_streamed(tmp_path):
+    """The first row comes before the broken third is read."""
+    path = put(tmp_path, "A.jsonl", '{"a": 1}\n{"a": 2}\nbroken\n')
+    rows = read_rows(path)
+    assert next(rows).fields == {"a": 1}
+    assert next(rows).where == "A.jsonl, line 2"
+    assert "A.jsonl, line 3: not valid JSON" in refused(next, rows)
+
+
+def test_byte_order_mark_and_blank_lines(tmp_path):
+    bom = b"\xef\xbb\xbf"
+    assert fields_of(put(tmp_path, "A.csv", bom + b"a,b\r\n1,2\r\n\r\n3,4\r\n\r\n")) == [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "4"},
+    ]
+    path = put(tmp_path, "A.jsonl", bom + b'{"a": 1}\n\n{"a": 2}')
+    assert [(row.fields["a"], row.where) for row in read_rows(path)] == [(1, "A.jsonl, line 1"), (2, "A.jsonl, line 3")]
+    assert fields_of(put(tmp_path, "A.json", bom + b'{"data": [{"a": 1}]}')) == [{"a": 1}]
+
+
+def test_endings_in_capitals(tmp_path):
+    assert fields_of(put(tmp_path, "A.CSV", "a\n1\n")) == [{"a": "1"}]
+
+
+def test_columns_of_json_are_those_of_all_rows(tmp_path):
+    assert columns_of(put(tmp_path, "A.jsonl", '{"a": 1}\n{"b": 2, "a": 1}\n')) == ["a", "b"]
+
+
+# Files: what a broken one says
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("A.csv", "", "A.csv is empty; its first line must name the columns"),
+        ("A.csv", "a,b\n1,2\n3,4,5\n", "A.csv, row 2: 3 fields, but the header has 2 ('a' and 'b'); put double quotes"),
+        ("A.csv", "a,b\n1\n", "A.csv, row 1: 1 fields, but the header has 2 ('a' and 'b'); is one missing"),
+        ("A.csv", "a,b,a\n", "A.csv: columns 1 and 3 are both called 'a'; rename one"),
+        ("A.csv", ",a\n0,x\n", "A.csv: column 1 of 2 has no name; name it or remove it"),
+        ("A.csv", 'a,b\n1,2\n"x"y,2\n', "A.csv, row 2: ',' expected after '\"'; in a quoted field each double quote"),
+        ("A.csv", 'a,b\n1,"2\n3,4\n', "A.csv, row 1: unexpected end of data; in a quoted field"),
+        ("A.csv", "text;label\nx;y\n", "A.csv: the header 'text;label' is one column; is it separated by semicolons?"),
+        ("A.tsv", "text,label\nx,y\n", "is it separated by commas? A .csv is separated by commas, a .tsv by tabs"),
+        ("A.csv", b"a,b\n1,2\ncaf\xe9,3\n", "A.csv, line 3: not UTF-8 (byte 0xe9); save the file as UTF-8"),
+        ("A.jsonl", "a".encode("utf-16"), "A.jsonl, line 1: not UTF-8 (byte 0xff); save the file as UTF-8"),
+        ("A.jsonl", '{"a": 1}\n{"a": \n', "A.jsonl, line 2: not valid JSON (Expecting value at column"),
+        ("A.jsonl", "[1]\n", 'A.jsonl, line 1: a row must be an object such as {"text": "..."}, not a list'),
+        ("A.jsonl", '{"a": "\\ud83d"}\n', "A.jsonl, line 1: holds half of a character"),
+        ("A.jsonl", "[" * 100_000, "A.jsonl, line 1: not usable JSON"),
+        ("A.json", '{"a": 1}\n{"a": 2}\n', "A.json: not valid JSON (Extra data at line 2, column 1); a file with one"),
+        ("A.json", '{"rows": []}', 'A.json: must hold a list of objects, or {"data": [...]}, not an object'),
+        ("A.json", '[{"a": 1}, "x"]', 'A.json, row 2: a row must be an object such as {"text": "..."}, not a text'),
+        ("A.parquet", "PAR1 not", "A.parquet: not a readable Parquet file ("),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
+    assert message in refused(read_rows, put(tmp_path, name, content))
+
+
+def test_paths_that_are_no_file_of_rows(tmp_path):
+    put(tmp_path, "train.csv", "a\n")
+    assert refused(read_rows, tmp_path / "trian.csv").endswith("trian.csv does not exist; did you mean 'train.csv'?")
+    assert refused(read_rows, tmp_path / "no" / "A.csv").endswith("A.csv does not exist; check the path")
+    assert f"is a folder; give a file of rows, such as {tmp_path / 'train.csv'}" in refused(read_rows, tmp_path)
+    path = put(tmp_path, "A.xlsx", "x")
+    assert f"{path} has the ending '.xlsx'; known are .csv, .tsv, .json, .jsonl, .parquet" in refused(read_rows, path)
+    assert "has no ending; known are" in refused(read_rows, put(tmp_path, "rows", "x"))
+    assert "did you mean '.jsonl'?" in refused(open_writer(tmp_path / "A.jsnl", ["a"]).__enter__)
+
+
+def test_writer_refuses_what_would_be_lost(tmp_path):
+    with open_writer(tmp_path / "A.csv", ["text"]) as writer:
+        writer.write({"text": "x"})
+        message = refused(writer.write, {"text": "x", "txt": "y"})
+        assert writer.num_rows == 1
+    assert (
+        message
+        == "row 2 does not fit the file: there is no column 'txt'; the only column is 'text'; did you mean 'text'?"
+    )
+    assert "both called 'a'" in refused(open_writer(tmp_path / "B.csv", ["a", "a"]).__enter__)
+    (tmp_path / "C.csv").mkdir()
+    assert "is a folder; give the name of a file in it" in refused(open_writer(tmp_path / "C.csv", ["a"]).__enter__)
+    assert "cannot write" in refused(open_writer(tmp_path / "A.csv" / "B.csv", ["a"]).__enter__)
+    with pytest.raises(DataError, match=r"write \.jsonl instead"):
+        write(tmp_path / "D.parquet", [{"a": 1}, {"a": "x"}])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_failed_writer_leaves_the_old_file(tmp_path, ending):
+    path = write(tmp_path / f"A{ending}", [{"a": "old"}])
+    refused(write, path, [{"a": "new"}, {"b": "does not fit"}])
+    assert fields_of(path) == [{"a": "old"}]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Splits
+
+
+def rows_of(labels, name="train.csv"):
+    return [Row({"text": f"t{i}", "label": label}, f"{name}, row {i}") for i, label in enumerate(labels, start=1)]
+
+
+def csv_file(folder, name, labels):
+    return write(folder / name, [{"text": f"t{i}", "label": label} for i, label in enumerate(labels)])
+
+
+def test_packaged_complaints():
+    splits = load_splits(DataOptions(dataset_name="complaints"))
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [80, 60, 260]
+    assert splits.train[0].where == "train.jsonl, line 1"
+    task = make_task(splits, DataOptions(dataset_name="complaints"), end_token_id=2)
+    assert set(task.labels) == {"complaint", "no complaint"}
+    assert task.template == "text : {text} Label : "
+    assert task.end_token_id == 2
+    check_labels(splits.test, task)
+
+
+def test_limits_and_other_splits():
+    options = DataOptions(dataset_name="complaints", train_split="validation", max_train_samples=5, max_eval_samples=7)
+    splits = load_splits(options)
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [5, 7, 7]
+    assert splits.train[0].where == "validation.jsonl, line 1"
+
+
+def test_files(tmp_path):
+    train, test = csv_file(tmp_path, "A.csv", "xyxy"), csv_file(tmp_path, "B.csv", "xy")
+    splits = load_splits(DataOptions(train_file=train, test_file=test))
+    assert (len(splits.train), splits.validation, len(splits.test), splits.labels) == (4, [], 2, ())
+    evaluated = load_splits(DataOptions(test_file=test), need_train=False)
+    assert (evaluated.train, len(evaluated.test)) == ([], 2)
+
+
+def test_a_file_stands_in_for_one_split(tmp_path):
+    test = csv_file(tmp_path, "B.csv", "xy")
+    splits = load_splits(DataOptions(dataset_name="complaints", test_file=test), need_train=False)
+    assert (splits.train, len(splits.validation), len(splits.test)) == ([], 60, 2)
+
+
+RAFT = ["Unlabeled", "complaint", "no_complaint"]
+
+
+def save_set(folder, labels, names=RAFT, split="train", column="Label"):
+    """One split of a data set with a ClassLabel column, as a folder of Parquet files that datasets loads."""
+    feature = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    features = datasets.Features({"Tweet text": datasets.Value("string"), column: feature})
+    rows = {"Tweet text": [f"t{i}" for i in range(len(labels))], column: labels}
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
+    return str(folder)
+
+
+def raft_options(name, **changes):
+    return DataOptions(dataset_name=name, text_column=["Tweet text"], label_column="Label", **changes)
+
+
+def test_class_labels_become_names(tmp_path):
+    name = save_set(tmp_path / "raft", [2, 1, 2])
+    save_set(tmp_path / "raft", [0, 0], split="test")
+    splits = load_splits(raft_options(name))
+    assert [row.fields["Label"] for row in splits.train] == ["no complaint", "complaint", "no complaint"]
+    assert splits.train[1].where == f"{name} train, row 2"
+    assert splits.labels == ("complaint", "no complaint")
+    assert splits.test == []  # all of it Unlabeled
+    task = make_task(splits, raft_options(name), end_token_id=None)
+    assert task.labels == ("complaint", "no complaint")
+    assert task.template == "Tweet text : {Tweet text} Label : "
+
+
+@pytest.mark.parametrize("names", [["neg", "pos"], None])
+def test_a_test_split_of_minus_ones_is_left_out(tmp_path, names):
+    name = save_set(tmp_path / "set", [0, 1, 0, 1], names=names)
+    save_set(tmp_path / "set", [-1, -1], names=names, split="test")
+    save_set(tmp_path / "set", [0, 1], names=names, split="validation")
+    splits = load_splits(raft_options(name))
+    assert (len(splits.validation), splits.test) == (2, [])
+    assert load_splits(raft_options(name), need_train=False).train == []
+
+
+def test_a_withheld_split_that_was_asked_for_is_an_error(tmp_path):
+    name = save_set(tmp_path / "raft", [2, 1])
+    save_set(tmp_path / "raft", [0, 0], split="test")
+    message = refused(load_splits, raft_options(name, test_split="test"))
+    assert f"{name} test, row 1: the column 'Label' is empty" in message
+    message = refused(load_splits, raft_options(name), need_train=False)
+    assert message.startswith(f"{name} has no labelled validation or test rows; give test_file")
+
+
+def test_data_sets_that_bring_a_script_are_read_from_the_converted_branch(tmp_path, monkeypatch):
+    folder = save_set(tmp_path / "raft", [2, 1])
+    load = datasets.load_dataset
+    asked = []
+
+    def scripted(name, config_name, revision=None):
+        asked.append((name, config_name, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found raft.py")
+        return load(folder)
+
+    monkeypatch.setattr(datasets, "load_dataset", scripted)
+    splits = load_splits(raft_options("ought/raft", dataset_config_name="twitter_complaints"))
+    assert splits.train[0].where == "ought/raft train, row 1"
+    assert asked[1] == ("ought/raft", "twitter_complaints", "refs/convert/parquet")
+
+
+def test_no_network_is_one_line():
+    message = refused(load_splits, DataOptions(dataset_name="nobody/nothing"))
+    assert message.startswith("cannot load the data set 'nobody/nothing': Couldn't reach 'nobody/nothing' on the Hub")
+    assert message.endswith("; check the network, or give its rows as train_file")
+    assert refused(load_splits, DataOptions(dataset_name="complaint")).endswith("; did you mean 'complaints'?")
+
+
+def test_a_folder_without_data_is_one_line(tmp_path):
+    message = refused(load_splits, DataOptions(dataset_name=str(tmp_path)))
+    assert message.startswith(f"cannot load the data set '{tmp_path}'")
+
+
+def test_unknown_columns_and_splits(tmp_path):
+    path = write(tmp_path / "A.csv", [{"Tweet text": "x", "label": "y"}])
+    assert refused(load_splits, DataOptions(train_file=path, text_column=["Tweet txt"])) == (
+        "A.csv, row 1 (text_column): there is no column 'Tweet txt'; the columns are 'Tweet text' and 'label'; "
+        "did you mean 'Tweet text'?"
+    )
+    message = refused(load_splits, DataOptions(train_file=path, text_column=["Tweet text"], label_column="lable"))
+    assert message.startswith("A.csv, row 1 (label_column): there is no column 'lable'")
+    message = refused(load_splits, DataOptions(dataset_name="complaints", test_split="tets"))
+    assert message == (
+        "test_split='tets', but the splits of complaints are 'train', 'validation' and 'test'; did you mean 'test'?"
+    )
+
+
+def test_empty_files_and_labels(tmp_path):
+    empty = put(tmp_path, "A.csv", "text,label\n")
+    assert refused(load_splits, DataOptions(train_file=empty)) == f"{empty} has no rows; train needs at least one"
+    gaps = csv_file(tmp_path, "B.csv", ["x", "y", " "])
+    assert "B.csv, row 3: the column 'label' is empty" in refused(load_splits, DataOptions(train_file=gaps))
+    lists = write(tmp_path / "C.jsonl", [{"text": "x", "label": ["a", "b"]}])
+    assert "C.jsonl, line 1: the column 'label' holds a list" in refused(load_splits, DataOptions(train_file=lists))
+
+
+@pytest.mark.parametrize(
+    ("options", "need_train", "message"),
+    [
+        (
+            {},
+            True,
+            "there are no rows to train on: give train_file (.csv, .tsv, .json, .jsonl, .parquet) or dataset_name",
+        ),
+        ({"test_file": "A.csv"}, True, "there are no rows to train on"),
+        (
+            {"train_file": "A.csv"},
+            False,
+            "there are no rows to evaluate on: give test_file, validation_file or dataset",
+        ),
+        ({"train_file": "A.csv", "test_split": "test"}, True, "test_split='test' needs dataset_name; remove it"),
+        ({"dataset_name": __file__}, True, "is a file; give it as train_file"),
+    ],
+)
+def test_options_that_name_no_source(options, need_train, message):
+    given = DataOptions(**options)
+    assert message in refused(load_splits, given, need_train=need_train, error=ConfigError)
+
+
+# The task
+
+
+def task_of(labels, known=(), **options):
+    splits = Splits(rows_of(labels), [], [], known)
+    return make_task(splits, DataOptions(**options), end_token_id=None)
+
+
+def test_labels_are_in_order_of_first_appearance():
+    assert task_of("bab").labels == ()  # on average less than twice
+    assert task_of("baba").labels == ("b", "a")
+    assert task_of("bab", task="classification").labels == ("b", "a")
+    assert task_of("baba", task="generation").labels == ()
+
+
+def test_many_labels_are_generation():
+    assert len(task_of([str(i) for i in range(100)] * 2).labels) == 100
+    assert task_of([str(i) for i in range(101)] * 2).labels == ()
+
+
+def test_named_classes_are_kept_even_where_rows_are_few():
+    assert task_of(["b", "a"], known=("a", "b", "c")).labels == ("a", "b", "c")
+    assert task_of(["b", "a"], known=("a", "b", "c"), task="generation").labels == ()
+
+
+def test_one_class_is_refused():
+    assert "every training row has the label 'a' (label)" in refused(task_of, "aaa")
+
+
+def test_template_must_fit_and_must_not_read_the_label():
+    assert "there is no column 'txt'" in refused(task_of, "abab", template="{text} {txt}")
+    assert "reads the label column 'label'" in refused(task_of, "abab", template="{text} {label}")
+    assert "reads the label column" in refused(task_of, "abab", text_column=["text", "label"])
+
+
+def test_task_carries_the_options():
+    task = task_of("abab", template="{text} => ", max_length=32)
+    assert task == Task(("text",), "label", "{text} => ", ("a", "b"), 32, None)
+
+
+def test_check_labels():
+    task = task_of(["complaint", "no complaint"] * 2)
+    check_labels(rows_of(["complaint"]), task)
+    message = refused(check_labels, rows_of(["complaint", "complant"], "B.csv"), task)
+    assert message == (
+        "B.csv, row 2: the label 'complant' does not occur in training, whose labels are 'complaint' and "
+        "'no complaint'; did you mean 'complaint'?"
+    )
+    check_labels(rows_of(["anything"]), task_of("abab", task="generation"))

@@ -1,0 +1,225 @@
+"""The engine against a plain, unbatched, unpadded forward of each row, on every family."""
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softprompt.engine import loss as engine_loss
+from softprompt.engine.head import logits_of, variant
+from softprompt.engine.loss import hidden_states, token_losses
+from softprompt.engine.run import run
+from softprompt.engine.tree import ROOT, Tree, plan_choices, plan_rows
+from softprompt.score import score_labels
+
+CPU = torch.device("cpu")
+LENGTHS = (5, 9, 13, 1, 5, 9, 5)
+families = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+
+def batch():
+    """Rows and labels: mixed lengths, one of length one, one that is all label, and a duplicate."""
+    rows = tiny.ids(*LENGTHS)
+    rows[6] = rows[0].clone()
+    labels = [row.clone() for row in rows]
+    for label in labels:
+        label[::2] = -100
+    labels[3] = rows[3].clone()
+    labels[5] = rows[5].clone()
+    labels[6] = labels[0].clone()
+    return rows, labels
+
+
+def plan_of(virtual, rows, labels):
+    return plan_rows(virtual, [len(row) for row in rows], torch.cat(rows), torch.cat(labels))
+
+
+def assert_near(got, expected, tolerance):
+    """Largest difference, relative to the largest number."""
+    assert got.shape == expected.shape
+    difference = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
+    assert difference <= tolerance, f"differs by {difference:.1e}, allowed {tolerance:.0e}"
+
+
+def check_rows(model, tolerance, virtual=11):
+    """Loss of each token and gradient of the prompt are those of every row alone."""
+    rows, labels = batch()
+    prompt = tiny.prompt_for(model, virtual)
+    got = token_losses(model, plan_of(virtual, rows, labels), prompt)
+    got.sum().backward()
+    ours, prompt.grad = prompt.grad, None
+    expected = torch.cat([tiny.plain_losses(model, prompt, *pair) for pair in zip(rows, labels, strict=True)])
+    expected.sum().backward()
+    assert_near(got.detach(), expected.detach(), tolerance)
+    assert prompt.grad.norm() > 1e-3, "the reference has a gradient to compare with"
+    assert_near(ours, prompt.grad, tolerance)
+
+
+def check_each_gradient(model, tolerance):
+    """Every row of a batch sends its own gradient back, in a batch where all run together."""
+    rows = tiny.ids(7, 7, 7)
+    prompt = tiny.prompt_for(model)
+    losses = token_losses(model, plan_of(len(prompt), rows, rows), prompt).view(3, 7).sum(1)
+    for i, row in enumerate(rows):
+        (got,) = torch.autograd.grad(losses[i], prompt, retain_graph=True)
+        (expected,) = torch.autograd.grad(tiny.plain_losses(model, prompt, row, row).sum(), prompt)
+        assert_near(got, expected, tolerance)
+
+
+def check_scores(model, tolerance):
+    """Label scores are those of text and label written out, an empty text and shared beginnings included."""
+    texts = [row.tolist() for row in tiny.ids(5, 9, 1, 13)] + [[]]
+    labels = [[7, 8, 9], [10], [7, 11]]
+    prompt = tiny.prompt_for(model).detach()
+    got = score_labels(model, prompt, texts, labels)
+    expected = torch.stack(
+        [torch.stack([tiny.plain_score(model, prompt, text, label) for label in labels]) for text in texts]
+    )
+    assert_near(got, expected.to(got.dtype), tolerance)
+
+
+@families
+def test_loss_and_gradient_float64(family):
+    with tiny.float64():
+        check_rows(tiny.base(family, torch.float64), 1e-9)
+
+
+@families
+def test_loss_and_gradient_float32(family):
+    check_rows(tiny.base(family), 2e-5)
+
+
+@families
+def test_scores_float64(family):
+    with tiny.float64():
+        check_scores(tiny.base(family, torch.float64), 1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "mpt"])
+def test_scores_float32(family):
+    check_scores(tiny.base(family), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "bloom", "mpt", "gpt2"])
+def test_each_row_has_its_own_gradient(family):
+    with tiny.float64():
+        check_each_gradient(tiny.base(family, torch.float64), 1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "mpt", "opt", "falcon_alibi", "gpt_neo"])
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=2, max_size=8),
+    data=st.data(),
+)
+def test_any_forest_is_each_path_alone(family, lengths, data):
+    """Hidden states of a random forest, and the gradient through it, are those of each root-to-node path."""
+    if not sum(lengths):
+        return
+    parents = tuple(data.draw(st.integers(ROOT, node - 1)) for node in range(len(lengths)))
+    tree = Tree(parents, tuple(lengths))
+    with tiny.float64():
+        model = tiny.base(family, torch.float64)
+        embeds = tiny.prompt_for(model, tree.num_tokens)
+        direction = tiny.prompt_for(model, tree.num_tokens, seed=9).detach()
+        got = run(model.base_model, tree, (embeds[: lengths[0]], embeds[lengths[0] :]))
+        (ours,) = torch.autograd.grad((got * direction).sum(), embeds)
+        expected = torch.zeros_like(got)
+        for node in range(len(lengths)):
+            if lengths[node]:
+                whole = [*tree.path(node), *tree.span(node)]
+                alone = model.base_model(inputs_embeds=embeds[whole][None], use_cache=False).last_hidden_state[0]
+                expected = expected.index_copy(0, torch.tensor(tree.span(node)), alone[-lengths[node] :])
+        (reference,) = torch.autograd.grad((expected * direction).sum(), embeds)
+        assert_near(got.detach(), expected.detach(), 1e-9)
+        assert_near(ours, reference, 1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "bloom", "mpt", "gpt2"])
+@given(data=st.data())
+def test_choices_over_random_texts(family, data):
+    """Loss and gradient of ``prompt -> texts -> labels``, any lengths, empty texts included."""
+    token = st.integers(5, tiny.VOCAB - 1)
+    texts = data.draw(st.lists(st.lists(token, max_size=9), min_size=1, max_size=4))
+    labels = data.draw(st.lists(st.lists(token, min_size=1, max_size=3), min_size=1, max_size=3))
+    with tiny.float64():
+        model = tiny.base(family, torch.float64)
+        prompt = tiny.prompt_for(model, 3)
+        plan = plan_choices(3, texts, labels, CPU)
+        losses = token_losses(model, plan, prompt)
+        got = torch.zeros(plan.num_groups).index_add(0, plan.groups, -losses)
+        expected = torch.stack([tiny.plain_score(model, prompt, text, label) for text in texts for label in labels])
+        assert_near(got.detach(), expected.detach(), 1e-9)
+        weights = torch.linspace(1, 2, len(expected))
+        (ours,) = torch.autograd.grad((got * weights).sum(), prompt)
+        (reference,) = torch.autograd.grad((expected * weights).sum(), prompt)
+        assert_near(ours, reference, 1e-9)
+
+
+def test_prompt_runs_once_whatever_the_batch():
+    model = tiny.base("llama")
+    rows = tiny.ids(6, 6, 6, 6)
+    widths = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    try:
+        token_losses(model, plan_of(5, rows, rows), tiny.prompt_for(model))
+    finally:
+        hook.remove()
+    assert widths == [(1, 5), (4, 6)]
+
+
+def test_text_takes_no_gradient():
+    """Only the prompt's pass and the rows' keys need one: a step leaves the frozen base as it was."""
+    model = tiny.base("llama")
+    rows = tiny.ids(6, 4)
+    prompt = tiny.prompt_for(model)
+    token_losses(model, plan_of(5, rows, rows), prompt).sum().backward()
+    assert prompt.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_losses_in_chunks_are_the_same(monkeypatch):
+    """Long batches take their logits piece by piece; neither loss nor gradient notices."""
+    model = tiny.base("gemma2")
+    rows, labels = batch()
+    prompt = tiny.prompt_for(model)
+    plan = plan_of(len(prompt), rows, labels)
+
+    def step():
+        losses = token_losses(model, plan, prompt)
+        return losses.detach(), torch.autograd.grad(losses.sum(), prompt)[0]
+
+    whole = step()
+    sizes = []
+    real = engine_loss.logits_of
+    monkeypatch.setattr(engine_loss, "LOGITS_PER_CHUNK", 3 * tiny.VOCAB)
+    monkeypatch.setattr(engine_loss, "logits_of", lambda base, hidden: sizes.append(len(hidden)) or real(base, hidden))
+    pieces = step()
+    assert max(sizes) == 3
+    torch.testing.assert_close(pieces[0], whole[0])
+    torch.testing.assert_close(pieces[1], whole[1], rtol=1e-4, atol=1e-6)
+
+
+@families
+def test_head_is_the_models_own(family):
+    """Families scale, cap or project their logits; ours come from their own code."""
+    model = tiny.base(family)
+    (row,) = tiny.ids(6)
+    prompt = tiny.prompt_for(model).detach()
+    plan = plan_rows(len(prompt), [6], row, None)
+    with torch.no_grad():
+        got = logits_of(model, hidden_states(model, plan, prompt))
+        assert_near(got, tiny.plain_logits(model, prompt, row), 1e-5)
+
+
+def test_variant_leaves_the_base_alone():
+    model = tiny.base("llama")
+    before = dict(model.__dict__), dict(model._modules)
+    other = torch.nn.Identity()
+    view = variant(model, modules={"lm_head": other}, extra=1)
+    assert (view.lm_head, view.extra) == (other, 1)
+    assert view.model is model.model
+    assert (dict(model.__dict__), dict(model._modules)) == before
+    assert not hasattr(model, "extra")
