@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt.engine import loss as engine_loss
@@ -108,6 +108,7 @@ def test_each_row_has_its_own_gradient(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "mpt", "opt", "falcon_alibi", "gpt_neo"])
+@settings(max_examples=10)
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=2, max_size=8),
     data=st.data(),
@@ -136,6 +137,7 @@ def test_any_forest_is_each_path_alone(family, lengths, data):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "bloom", "mpt", "gpt2"])
+@settings(max_examples=10)
 @given(data=st.data())
 def test_choices_over_random_texts(family, data):
     """Loss and gradient of ``prompt -> texts -> labels``, any lengths, empty texts included."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from . import adapter as files
 from .base import load_base
 from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
-from .errors import AdapterMismatchError, ConfigError
+from .errors import AdapterError, AdapterMismatchError, ConfigError
 from .model import PeftModel, PeftModelForCausalLM, base_facts
 from .options import EMBEDDED_MODEL, ModelOptions
 from .report.folder import write_card
@@ -160,15 +160,41 @@ def push_model(
         )
 
 
+def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | None, commit_message: str) -> str:
+    """Upload a finished adapter folder, without its checkpoints; returns the address of the repository.
+
+    Raises:
+        AdapterError: the folder is not an adapter, or is damaged.
+        AdapterError: the Hub cannot be reached, or refuses.
+    """
+    files.read_config(folder)
+    files.read_prompt(files.find_weights(folder))
+    write_card(folder, repo_id)
+    commit = {"commit_message": commit_message, "revision": revision, "create_pr": False}
+    info = push_folder(folder, repo_id, private=private, token=None, ignore_patterns=["checkpoint-*", ".*"], **commit)
+    return str(info.repo_url)
+
+
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool | str | None, **commit: Any) -> Any:
-    """Upload a folder to a repository of the Hub, which is created if need be; returns its ``CommitInfo``."""
+    """Upload a folder to a repository of the Hub, which is created if need be; returns its ``CommitInfo``.
+
+    Raises:
+        AdapterError: the Hub cannot be reached, or refuses.
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if commit.get("revision") and not commit["create_pr"]:
-        api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if commit.get("revision") and not commit["create_pr"]:
+            api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise AdapterError(
+            f"cannot upload to {repo_id}: {reason}. Check the name, the network and your log-in (hf auth login)"
+        ) from error
 
 
 class AutoPeftModelForCausalLM:

@@ -63,15 +63,37 @@ class Task:
         """Read ``task.json`` of ``folder``; ``None`` when there is none (an adapter made by PEFT).
 
         Raises:
-            SoftPromptError: the file is damaged.
+            AdapterError: the file is damaged.
         """
         path = folder / TASK_NAME
-        if not path.is_file():
-            return None
+        return cls.read(path) if path.is_file() else None
+
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """Read a ``task.json``.
+
+        Raises:
+            AdapterError: the file is damaged.
+        """
         values = read_json(path)
-        known = {f.name for f in fields(cls)}
-        try:
-            kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-            return cls(**kept)
-        except TypeError as error:
-            raise AdapterError(f"{path} is damaged: {error}") from None
+        lists = ("text_columns", "labels")
+        texts = [values.get("label_column"), values.get("template"), *(t for k in lists for t in _list(values.get(k)))]
+        numbers = [values.get(name) for name in ("max_length", "end_token_id")]
+        if not (
+            values.get("text_columns")
+            and all(isinstance(text, str) for text in texts)
+            and all(number is None or (isinstance(number, int) and number >= 0) for number in numbers)
+        ):
+            raise AdapterError(f"{path} is damaged: it must hold the fields {', '.join(f.name for f in fields(cls))}")
+        return cls(
+            text_columns=tuple(values["text_columns"]),
+            label_column=values["label_column"],
+            template=values["template"],
+            labels=tuple(values.get("labels") or ()),
+            max_length=numbers[0],
+            end_token_id=numbers[1],
+        )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value is not None else []

@@ -88,10 +88,11 @@ class _Memory:
         """Remember what a batch has computed for its real tokens."""
         for index in flat[real].tolist():
             self.slot[index] = len(self.slot)
-        new = [tuple(_pick(states, real) for states in layer.new) for layer in ran.layers]
+        new = [(_pick(layer.new[0], real), _pick(layer.new[1], real)) for layer in ran.layers]
         if self.layers:
-            new = [tuple(torch.cat(pair, -2) for pair in zip(old, add, strict=True)) for old, add in zip(self.layers, new, strict=True)]
-        self.layers = [(keys, values) for keys, values in new]
+            pairs = zip(self.layers, new, strict=True)
+            new = [(torch.cat([k, k_new], -2), torch.cat([v, v_new], -2)) for (k, v), (k_new, v_new) in pairs]
+        self.layers = new
 
     def prefix(self, paths: list[list[int]], device: torch.device) -> tuple[Cache, Tensor]:
         """A cache with each node's ancestors, right-aligned, and its mask ``[B or 1, S]``.

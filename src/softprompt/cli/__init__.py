@@ -1,0 +1,101 @@
+"""The command line. Each command is a file here: parse, call one library function, print.
+
+Only the command that was asked for is imported, and torch only once there is work to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from ..errors import SoftPromptError
+from ..version import __version__
+
+COMMANDS = {
+    "train": "Train a soft prompt, evaluate it, and write the adapter folder.",
+    "evaluate": "Score an adapter on labelled rows.",
+    "predict": "Label a text, or a file of them.",
+    "inspect": "Show what the virtual tokens have become.",
+    "push": "Upload an adapter folder to the Hub.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        build_app(next((a for a in arguments if not a.startswith("-")), None))(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("interrupted; 'softprompt train' goes on with --resume_from_checkpoint last", 130)
+    except Exception as error:
+        if debug:
+            raise
+        _leave(*explain(error))
+    sys.exit(0)
+
+
+def build_app(wanted: str | None) -> typer.Typer:
+    """The application; only the command ``wanted`` has its options."""
+    app = typer.Typer(
+        name="softprompt",
+        help="Soft prompts for causal language models: tune, evaluate, share.",
+        epilog="--debug shows the traceback of an error.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # the rich layout cuts long option names
+        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _underscores},
+    )
+    app.callback()(_root)
+    for name, summary in COMMANDS.items():
+        command = importlib.import_module(f".{name}", __name__).command if name == wanted else _nothing
+        app.command(name, help=summary, no_args_is_help=name != "train")(command)
+    return app
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit status: 2 for bad input, 1 for what should not have happened."""
+    if hasattr(error, "format_message"):  # usage errors of click, which typer may bring in a copy of its own
+        return error.format_message(), 2
+    if isinstance(error, SoftPromptError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}; free some, then go on with --resume_from_checkpoint last", 2
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return "out of memory; lower the batch size (per_device_train_batch_size) or max_length", 2
+    if "No space left" in str(error) or "os error 28" in str(error):  # from safetensors, which is not Python
+        return "no space left on the disk; free some, then go on with --resume_from_checkpoint last", 2
+    return f"{type(error).__name__}: {error} (--debug shows where; this is likely a bug of softprompt)", 1
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(f"softprompt: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _underscores(token: str) -> str:
+    """Options may be written with dashes as well."""
+    return token.replace("-", "_")
+
+
+def _nothing() -> None:
+    """Stands for a command that was not asked for, in the list of commands."""
+
+
+def _root(version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version and leave.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,74 @@
+"""``softprompt inspect DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import MissingExtraError
+from ..options import ModelOptions
+from .common import load
+from .options import takes
+from .show import console, number
+
+if TYPE_CHECKING:
+    from ..inspection import PromptReport
+
+PICTURE = "prompt.png"
+
+
+@takes(ModelOptions)
+def command(
+    adapter: Annotated[str, typer.Argument(help="Adapter: a folder, or a repository of the Hub.")],
+    nearest: Annotated[int, typer.Option(min=1, max=50, help="Vocabulary entries per virtual token.")] = 5,
+    output_file: Annotated[
+        Path | None, typer.Option("--output_file", help="The picture [default: prompt.png in DIR].")
+    ] = None,
+    **given: Any,
+) -> None:
+    """Show what the virtual tokens have become."""
+    prompted = load(adapter, given)
+
+    from ..inspection import inspect_prompt
+    from ..loading import read_start
+
+    report = inspect_prompt(prompted.model.prompt, read_start(adapter), prompted.model.word_embeddings, nearest=nearest)
+    console.print(_table(report, prompted.tokenizer))
+    console.print(f"\nmedian norm of the vocabulary: {report.vocabulary_norm:.3f}")
+    path = output_file or (Path(adapter) / PICTURE if Path(adapter).is_dir() else Path(PICTURE))
+    _draw(report, path)
+
+
+def _table(report: PromptReport, tokenizer: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("#", "norm", "from start"):
+        table.add_column(name, justify="right")
+    table.add_column("nearest by cosine", overflow="fold")
+    table.add_column("nearest by distance", overflow="fold")
+    for i, token in enumerate(report.tokens):
+        pairs = (token.by_cosine, token.by_distance)
+        cells = [Text(", ".join(f"{tokenizer.decode([k])!r} {v:.2f}" for k, v in pair)) for pair in pairs]
+        table.add_row(str(i), number(token.norm, 3), number(token.start_distance, 3), *cells)
+    return table
+
+
+def _draw(report: PromptReport, path: Path) -> None:
+    from ..report.plots import plot_prompt
+
+    moved = [token.start_distance for token in report.tokens]
+    distances = [distance for distance in moved if distance is not None]
+    try:
+        plot_prompt(
+            [token.norm for token in report.tokens],
+            distances if len(distances) == len(moved) else None,
+            report.similarity,
+            path,
+            vocabulary_norm=report.vocabulary_norm,
+        )
+        console.print(f"picture     {path}", soft_wrap=True)
+    except MissingExtraError as missing:
+        console.print(f"no picture: {missing}", markup=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""``softprompt predict --adapter DIR --text "..."``, or ``--input_file F --output_file G``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from ..options import ModelOptions
+from ..types import Row
+from .common import Adapter, load, need_task
+from .options import takes
+from .show import console
+from .watch import progress_bar
+
+if TYPE_CHECKING:
+    from ..loading import Prompted
+    from ..predict import Answer
+    from ..task import Task
+
+LABEL, PROBABILITY, WRITTEN = "predicted_label", "probability", "generated_text"
+
+
+@takes(ModelOptions)
+def command(
+    adapter: Adapter,
+    text: Annotated[list[str] | None, typer.Option(help="A text to label; may be given several times.")] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input_file", help="Rows to label: .csv, .tsv, .json, ...")
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option("--output_file", help="Where the labelled rows go.")] = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Write freely instead of choosing a label.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Most tokens to write.")] = 64,
+    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 16,
+    **given: Any,
+) -> None:
+    """Label a text, or a file of them."""
+    if bool(text) == bool(input_file):
+        raise ConfigError("give either --text or --input_file with --output_file")
+    if bool(input_file) != bool(output_file):
+        raise ConfigError("--input_file and --output_file go together")
+    columns = _columns(input_file) if input_file else []
+
+    prompted = load(adapter, given)
+    task = need_task(prompted, adapter)
+    how = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if input_file and output_file:
+        _label_file(prompted, task, input_file, output_file, columns, how)
+    else:
+        _label_texts(prompted, task, text or [], how)
+
+
+def _columns(input_file: Path) -> list[str]:
+    from ..data import columns_of
+
+    return columns_of(input_file)
+
+
+def _label_texts(prompted: Prompted, task: Task, texts: list[str], how: dict[str, Any]) -> None:
+    from ..predict import predict
+
+    if len(task.text_columns) != 1:
+        raise ConfigError(f"this adapter reads the columns {', '.join(task.text_columns)}; give them in --input_file")
+    rows = [Row({task.text_columns[0]: text}, f"text {i}") for i, text in enumerate(texts, 1)]
+    for _, answer in predict(prompted, task, rows, **how):
+        probability = "" if answer.probability is None else f"  {answer.probability:.4f}"
+        console.print(f"{answer.text}{probability}", markup=False, soft_wrap=True)
+        if answer.cut:
+            typer.echo("softprompt: the text was cut to fit max_length", err=True)
+
+
+def _label_file(
+    prompted: Prompted, task: Task, source: Path, target: Path, columns: list[str], how: dict[str, Any]
+) -> None:
+    from ..data import open_writer, read_rows
+    from ..predict import predict
+
+    chooses = task.is_classification and not how["generate"]
+    new = [LABEL, PROBABILITY] if chooses else [WRITTEN]
+    taken = [name for name in new if name in columns]
+    if taken:
+        raise ConfigError(f"{source} has a column {taken[0]!r} already, which the answers would overwrite; rename it")
+    if source.resolve() == target.resolve():
+        raise ConfigError("output_file must be another file than input_file")
+    cut = 0
+    with open_writer(target, [*columns, *new]) as writer, progress_bar() as progress:
+        bar = progress.add_task("labelling", total=sum(1 for _ in read_rows(source)))
+        for row, answer in predict(prompted, task, read_rows(source), **how):
+            writer.write({**row.fields, **_values(answer, chooses)})
+            cut += answer.cut
+            progress.update(bar, advance=1)
+    if cut:
+        typer.echo(f"softprompt: {cut} texts were cut to fit max_length", err=True)
+    console.print(f"{target}", soft_wrap=True)
+
+
+def _values(answer: Answer, chooses: bool) -> dict[str, Any]:
+    return {LABEL: answer.text, PROBABILITY: round(answer.probability or 0.0, 6)} if chooses else {WRITTEN: answer.text}

@@ -1,0 +1,36 @@
+"""``softprompt train [CONFIG.yaml] [--option value ...]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..options import TrainOptions, build_options, read_yaml
+from .options import takes
+
+
+@takes(TrainOptions)
+def command(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of options; the command line overrides it.")] = None,
+    **given: Any,
+) -> None:
+    """Train a soft prompt."""
+    values = read_yaml(config) if config else {}
+    if config:
+        build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
+    options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
+
+    from .show import console, metrics_table, what_next
+    from .watch import Watcher
+
+    with console.status("starting ...") as status, Watcher(options, status) as watcher:
+        from ..train.job import train
+
+        result = train(options, watcher)
+    if result is None:
+        return
+    if result.metrics is not None:
+        console.print(metrics_table(result.metrics))
+    what_next(result.output_dir, options.text_column)

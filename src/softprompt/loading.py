@@ -1,0 +1,91 @@
+"""An adapter ready for use: its base model, prompt, task and encoder, from one name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .adapter import START_NAME, read_config, read_prompt
+from .base import Base, context_length, load_base
+from .config import PromptTuningConfig
+from .encode import Encoder
+from .errors import AdapterError, ConfigError
+from .hubfiles import FileAbsentError, find_file
+from .model import PeftModel, PeftModelForCausalLM
+from .options import ModelOptions
+from .task import TASK_NAME, Task
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A base model under a trained prompt."""
+
+    model: PeftModelForCausalLM
+    tokenizer: Any
+    config: PromptTuningConfig
+    task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
+
+    def encoder(self, task: Task) -> Encoder:
+        """An encoder of rows for this model."""
+        return Encoder(
+            self.tokenizer,
+            task,
+            num_virtual_tokens=len(self.model.prompt),
+            context_length=context_length(self.model.base_model.config),
+        )
+
+
+def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> Prompted:
+    """Load an adapter (a folder or a Hub id) and the base model it was trained on.
+
+    Args:
+        options: how to load the base; its ``model_name_or_path`` counts when ``model_given``, otherwise
+            the base that the adapter names is taken.
+
+    Raises:
+        AdapterError: the adapter is missing, damaged or does not fit the base model.
+        BaseModelError: the base model cannot be had.
+    """
+    config = read_config(adapter)
+    if not model_given:
+        if not config.base_model_name_or_path:
+            raise ConfigError(f"{adapter} does not say which base model it is for; give --model_name_or_path")
+        revision = options.revision or config.revision
+        options = options.model_copy(
+            update={"model_name_or_path": config.base_model_name_or_path, "revision": revision}
+        )
+    base: Base = load_base(options)
+    if model_given and config.base_model_name_or_path not in (None, base.name):
+        check_same_base(adapter, str(config.base_model_name_or_path), base.name)
+    model = PeftModel.from_pretrained(base.model, adapter)
+    return Prompted(model, base.tokenizer, config, read_task(adapter))
+
+
+def check_same_base(adapter: str, trained_on: str, given: str) -> None:
+    """Refuse a base model of another name, unless both are the same folder or end in the same name.
+
+    Raises:
+        AdapterError: the names differ.
+    """
+    if Path(trained_on).name.lower() != Path(given).name.lower():
+        raise AdapterError(
+            f"{adapter} was trained on {trained_on}, not on {given}; a prompt means nothing to another model. "
+            "Leave --model_name_or_path out to use the right one"
+        )
+
+
+def read_task(adapter: str) -> Task | None:
+    """The task of an adapter, ``None`` when it does not say."""
+    try:
+        return Task.read(find_file(adapter, TASK_NAME))
+    except FileAbsentError:
+        return None
+
+
+def read_start(adapter: str) -> Any:
+    """The prompt ``[P, D]`` that training started from, ``None`` when it was not kept."""
+    try:
+        return read_prompt(find_file(adapter, START_NAME))
+    except FileAbsentError:
+        return None

@@ -1,0 +1,82 @@
+"""Answers for new rows: the label with its probability, or a text written freely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from .encode import Encoder
+from .evaluate import Classes, generate_texts, label_log_probs
+from .loading import Prompted
+from .task import Task
+from .types import Row
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers to one row.
+
+    Attributes:
+        text: the label, or the text it wrote.
+        probability: of the label among the labels; ``None`` for a written text.
+        cut: whether the row's text had to be cut to fit.
+    """
+
+    text: str
+    probability: float | None
+    cut: bool
+
+
+def predict(
+    prompted: Prompted,
+    task: Task,
+    rows: Iterable[Row],
+    *,
+    generate: bool = False,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+) -> Iterator[tuple[Row, Answer]]:
+    """Answer rows in order, a few batches at a time, so that a file of any length streams through.
+
+    Args:
+        generate: write freely (greedy) even if the task has labels.
+        max_new_tokens: most tokens to write.
+
+    Raises:
+        DataError: a row lacks a column that the template reads.
+    """
+    encoder = prompted.encoder(task)
+    answer = _write if generate or not task.is_classification else _choose
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, 4 * batch_size)):
+        yield from zip(chunk, answer(prompted, encoder, chunk, max_new_tokens, batch_size), strict=True)
+
+
+def _choose(
+    prompted: Prompted, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
+) -> list[Answer]:
+    examples = encoder.encode_all(rows, with_label=False)
+    names = encoder.task.labels
+    classes = Classes(names, tuple(encoder.label_ids(name) for name in names))
+    scores = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
+    confidence, best = scores.softmax(1).max(1)
+    return [
+        Answer(names[index], probability, example.num_cut > 0)
+        for index, probability, example in zip(best.tolist(), confidence.tolist(), examples, strict=True)
+    ]
+
+
+def _write(
+    prompted: Prompted, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
+) -> list[Answer]:
+    examples = encoder.encode_all(rows, with_label=False)
+    texts = generate_texts(
+        prompted.model,
+        prompted.tokenizer,
+        examples,
+        end_token_id=encoder.task.end_token_id,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    return [Answer(text, None, example.num_cut > 0) for text, example in zip(texts, examples, strict=True)]
