@@ -1,11 +1,11 @@
 """The engine against a plain, unbatched, unpadded forward of each row, on every family."""
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.head import logits_of, variant
 from softprompt.engine.loss import hidden_states, token_losses

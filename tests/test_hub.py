@@ -1,18 +1,20 @@
 """Sharing adapters: the genuine client of the Hub, against a stand-in for the Hub on this machine.
 
-The client learns the Hub's address when it is imported, so everything that talks to the Hub runs in processes
-of its own: the functions ``in_...`` below, by name. Those processes find each other's results in their home.
+The client learns the Hub's address when it is imported, so everything that talks to the Hub runs in a process
+of its own: the functions ``in_...`` below. Most of them share one process, since starting it is what costs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import textwrap
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hub_server import HubServer, run_with_hub
 
 TESTS = Path(__file__).resolve().parent
@@ -20,11 +22,31 @@ IDS = [[7, 8, 9, 10, 11], [3, 4, 5, 6, 2]]
 GUIDE = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "is it a complaint"}
 
 
-def call(hub: HubServer, function: Any, home: Path, **options: Any) -> str:
-    """Run a function of this file in a process whose Hub is ``hub``; what it printed."""
-    code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_hub; test_hub.{function.__name__}()"
-    options["env"] = {"OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return run_with_hub(hub, code, home, **options).stdout
+CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+
+
+def call(hub: HubServer, home: Path, *functions: Any, **options: Any) -> dict[str, Any]:
+    """Run functions of this file in a process whose Hub is ``hub``; what each returned, or how it failed."""
+    names = [function.__name__ for function in functions]
+    code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_hub; test_hub.in_turn({names!r})"
+    run_with_hub(hub, code, home, env={"OMP_NUM_THREADS": "1", **options.pop("env", {})}, **options)
+    results: dict[str, Any] = json.loads((home / "results.json").read_text())
+    return results
+
+
+def in_turn(names: list[str]) -> None:
+    results = {}
+    for name in names:
+        try:
+            results[name] = globals()[name]()
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+    Path("results.json").write_text(json.dumps(results))
+
+
+def passed(result: Any) -> None:
+    if isinstance(result, dict) and "error" in result:
+        pytest.fail(result["error"], pytrace=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +57,7 @@ def base_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("base")
-    words = ["<pad>", "</s>", "<unk>", *"is it a complaint no tweet text label : how are you today sir".split()]
+    words = ["<pad>", "</s>", "<unk>", "is", "it", "a", "complaint", "no", "text", "label", ":", "how", "are", "you"]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -49,18 +71,34 @@ def base_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def hub(base_files: dict[str, bytes]) -> Iterator[HubServer]:
-    with HubServer(user="me") as server:
+    config = {"adapter_config.json": json.dumps(CONFIG)}
+    homeless = {"adapter_config.json": json.dumps({**CONFIG, "base_model_name_or_path": "base/absent"})}
+    with HubServer(user="me", read_only=["elsewhere"]) as server:
         server.add_repo("base/tiny", base_files)
+        server.add_repo("me/empty", {"README.md": "nothing"})
+        server.add_repo("me/bare", config)
+        server.add_repo("me/pickle", {**config, "adapter_model.bin": b"\x80\x04."})
+        server.add_repo("me/homeless", homeless)
         yield server
         assert server.errors == []
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of a process that has pushed ``me/tiny`` (:func:`in_push`)."""
-    home = tmp_path_factory.mktemp("home")
-    call(hub, in_push, home)
-    return home
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def results(hub: HubServer, home: Path) -> dict[str, Any]:
+    """What the one process did that does most of the work."""
+    last = [in_peft] if importlib.util.find_spec("peft") else []
+    return call(hub, home, in_push, in_push_private, in_load, in_failures, *last)
+
+
+@pytest.fixture
+def pushed(results: dict[str, Any]) -> None:
+    """``me/tiny`` is on the Hub."""
+    passed(results["in_push"])
 
 
 # --- what runs beside the stand-in ----------------------------------------------------------------
@@ -102,34 +140,29 @@ def in_push() -> None:
     torch.nn.init.normal_(model.prompt)
     model.push_to_hub("me/tiny", revision="third")
     torch.save(logits(model), "third.pt")
+    assert model.push_to_hub("me/tiny", create_pr=True).pr_revision == "refs/pr/1"
 
 
 def in_push_private() -> None:
-    """A private repository, with two adapters in it."""
+    """A private repository with two adapters in it, there and back."""
     import torch
 
-    from softprompt import PromptTuningConfig, get_peft_model
+    from softprompt import PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 
     torch.manual_seed(1)
     model = get_peft_model(base(), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4))
     model.add_adapter("other", PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3))
     model.push_to_hub("me/hidden", private=True, token="hf_test")
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        torch.save(logits(model), f"{name}.pt")
-
-
-def in_load_private() -> None:
-    import torch
-
-    from softprompt import PeftConfig, PeftModel
+    default = logits(model)
+    model.set_adapter("other")
+    other = logits(model)
 
     assert PeftConfig.from_pretrained("me/hidden", subfolder="other").num_virtual_tokens == 3
     model = PeftModel.from_pretrained(base(), "me/hidden", subfolder="other", token="hf_test")
-    assert logits(model).equal(torch.load("other.pt"))
+    assert logits(model).equal(other)
     model.load_adapter("me/hidden", "first")
     model.set_adapter("first")
-    assert logits(model).equal(torch.load("default.pt"))
+    assert logits(model).equal(default)
 
 
 def in_load() -> None:
@@ -153,13 +186,17 @@ def in_load() -> None:
 
 
 def in_load_without_network() -> None:
-    """What is in the cache serves."""
+    """What is in the cache serves; nothing can be pushed."""
     import torch
 
     from softprompt import PeftConfig, PeftModel
 
     assert PeftConfig.from_pretrained("me/tiny").num_virtual_tokens == 4
-    assert logits(PeftModel.from_pretrained(base(), "me/tiny")).equal(torch.load("second.pt"))
+    model = PeftModel.from_pretrained(base(), "me/tiny")
+    assert logits(model).equal(torch.load("second.pt"))
+    kind, message = failure(model.push_to_hub, "me/tiny")
+    assert (kind, "\n" in message) == ("AdapterError", False), (kind, message)
+    assert "me/tiny" in message
 
 
 def in_peft() -> None:
@@ -183,18 +220,26 @@ def in_peft() -> None:
 
 
 def failure(function: Any, *args: Any, **kwargs: Any) -> tuple[str, str]:
+    """What kind of ours a call raises, and what it says."""
+    from softprompt import AdapterError, BaseModelError
+
     try:
         function(*args, **kwargs)
+    except (AdapterError, BaseModelError) as error:
+        return "AdapterError" if isinstance(error, AdapterError) else "BaseModelError", str(error)
     except Exception as error:
         return type(error).__name__, str(error)
     return "", "nothing was raised"
 
 
-def in_failures() -> None:
+def in_failures() -> dict[str, tuple[str, str]]:
     from softprompt import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 
     model = base()
-    found = {
+    ours = PeftModel.from_pretrained(model, "me/tiny")
+    return {
+        "push": failure(ours.push_to_hub, "elsewhere/tiny"),
+        "push name": failure(ours.push_to_hub, "not a name!"),
         "config": failure(PeftConfig.from_pretrained, "me/absent"),
         "model": failure(PeftModel.from_pretrained, model, "me/absent"),
         "auto": failure(AutoPeftModelForCausalLM.from_pretrained, "me/absent"),
@@ -206,25 +251,18 @@ def in_failures() -> None:
         "base": failure(AutoPeftModelForCausalLM.from_pretrained, "me/homeless"),
         "name": failure(PeftConfig.from_pretrained, "not a name!"),
     }
-    print(json.dumps(found))
 
 
-def in_absence() -> None:
+def in_absence() -> tuple[str, str]:
     from softprompt import PeftConfig
 
-    print(json.dumps(failure(PeftConfig.from_pretrained, "me/tiny")))
-
-
-def in_nobody() -> None:
-    from softprompt import PeftConfig
-
-    print(json.dumps(failure(PeftConfig.from_pretrained, "me/hidden")))
+    return failure(PeftConfig.from_pretrained, "me/hidden")
 
 
 # --- tests ----------------------------------------------------------------------------------------
 
 
-def test_push_writes_the_adapter_alone(hub: HubServer, pushed: Path) -> None:
+def test_push_writes_the_adapter_alone(hub: HubServer, pushed: None) -> None:
     files = hub.files("me/tiny")
     assert files.keys() == {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert len(files["adapter_model.safetensors"]) < 4 * 16 * 4 + 200
@@ -232,84 +270,90 @@ def test_push_writes_the_adapter_alone(hub: HubServer, pushed: Path) -> None:
     assert config["base_model_name_or_path"] == "base/tiny"
     assert config["inference_mode"] is True
     assert not hub._repos["models", "me/tiny"].private
+    assert hub.files("me/tiny", "refs/pr/1")["adapter_model.safetensors"] != files["adapter_model.safetensors"]
 
 
-def test_push_says_what_it_is_told_to(hub: HubServer, pushed: Path) -> None:
+def test_push_says_what_it_is_told_to(hub: HubServer, pushed: None) -> None:
     repo = hub._repos["models", "me/tiny"]
     last = repo.at("main")
     assert last is not None
     assert (last.title, last.message) == ("better", "by luck")
-    assert {"refs/heads/main", "refs/heads/third"} <= repo.refs.keys()
+    assert repo.refs.keys() == {"refs/heads/main", "refs/heads/third", "refs/pr/1"}
     weights = [hub.files("me/tiny", revision)["adapter_model.safetensors"] for revision in ("main", "third")]
     assert weights[0] != weights[1]
 
 
-def test_the_card_names_its_repository(hub: HubServer, pushed: Path) -> None:
+def test_the_card_names_its_repository(hub: HubServer, pushed: None) -> None:
     card = hub.files("me/tiny")["README.md"].decode()
     assert 'PeftModel.from_pretrained(base, "me/tiny")' in card
     assert "base_model: base/tiny" in card
     assert "library_name: peft" in card
 
 
-def test_a_second_push_keeps_what_a_person_wrote(hub: HubServer, pushed: Path) -> None:
+def test_a_second_push_keeps_what_a_person_wrote(hub: HubServer, pushed: None) -> None:
     card = hub.files("me/tiny")["README.md"].decode()
     assert card.endswith("\n## My notes\n\nTrained on a rainy day.\n")
     assert "\nlicense: mit\n" in card
     assert card.count("<!-- softprompt:begin -->") == 1
 
 
-def test_what_was_pushed_loads(hub: HubServer, pushed: Path) -> None:
-    call(hub, in_load, pushed)
+def test_what_was_pushed_loads(results: dict[str, Any], pushed: None) -> None:
+    passed(results["in_load"])
 
 
-def test_without_network_the_cache_serves(hub: HubServer, pushed: Path, base_files: dict[str, bytes]) -> None:
+def test_without_network_the_cache_serves(hub: HubServer, home: Path, pushed: None) -> None:
     with HubServer() as other:
         other.close()
-        call(hub, in_load_without_network, pushed, pauses=False, env={"HF_ENDPOINT": other.endpoint})
+        done = call(hub, home, in_load_without_network, pauses=False, env={"HF_ENDPOINT": other.endpoint})
+    passed(done["in_load_without_network"])
 
 
-def test_a_private_repository_with_two_adapters(hub: HubServer, tmp_path: Path) -> None:
-    call(hub, in_push_private, tmp_path)
+def test_a_private_repository_with_two_adapters(hub: HubServer, results: dict[str, Any], tmp_path: Path) -> None:
+    passed(results["in_push_private"])
     assert hub._repos["models", "me/hidden"].private
     assert "other/adapter_model.safetensors" in hub.files("me/hidden")
-    call(hub, in_load_private, tmp_path)
-    kind, message = json.loads(call(hub, in_nobody, tmp_path, token=None))
+    kind, message = call(hub, tmp_path, in_absence, token=None)["in_absence"]
     assert kind == "AdapterError"
     assert "me/hidden" in message
 
 
-def test_peft_loads_ours_and_we_load_pefts(hub: HubServer, pushed: Path) -> None:
+def test_peft_loads_ours_and_we_load_pefts(hub: HubServer, results: dict[str, Any], pushed: None) -> None:
     pytest.importorskip("peft")
-    call(hub, in_peft, pushed)
+    passed(results["in_peft"])
     assert len(hub.files("me/theirs")["adapter_model.safetensors"]) < 1000
 
 
-def test_failures_are_one_line(hub: HubServer, pushed: Path, tmp_path: Path) -> None:
-    ours = hub.files("me/tiny")
-    config = {"adapter_config.json": ours["adapter_config.json"]}
-    homeless = json.loads(ours["adapter_config.json"]) | {"base_model_name_or_path": "base/absent"}
-    hub.add_repo("me/empty", {"README.md": "nothing"})
-    hub.add_repo("me/bare", config)
-    hub.add_repo("me/pickle", {**config, "adapter_model.bin": b"\x80\x04."})
-    hub.add_repo("me/homeless", {**ours, "adapter_config.json": json.dumps(homeless)})
-    found = json.loads(call(hub, in_failures, tmp_path))
-    told = textwrap.indent(json.dumps(found, indent=1), "  ")
-    kinds = {name: kind for name, (kind, _) in found.items()}
-    assert kinds == {**dict.fromkeys(found, "AdapterError"), "base": "BaseModelError"}, told
-    assert all("\n" not in message for _, message in found.values()), told
-    named = {"config": "me/absent", "model": "me/absent", "auto": "me/absent", "config file": "me/empty"}
-    named |= {"weights": "me/bare", "pickle": "me/pickle", "subfolder": "me/tiny", "base": "base/absent"}
-    assert all(name in found[case][1] for case, name in named.items()), told
-    assert "adapter_config.json" in found["config file"][1]
-    assert "no weights" in found["weights"][1]
-    assert "safe_serialization" in found["pickle"][1]
+@pytest.mark.parametrize(
+    ("case", "words"),
+    {
+        "config": ["me/absent", "no such repository", "private"],
+        "model": ["me/absent", "no such repository", "private"],
+        "auto": ["me/absent", "no such repository", "private"],
+        "config file": ["me/empty", "adapter_config.json", "no such file"],
+        "weights": ["me/bare", "adapter_model.safetensors", "no weights"],
+        "pickle": ["me/pickle", "adapter_model.bin", "safe_serialization=True"],
+        "revision": ["me/tiny", "nowhere", "revision"],
+        "subfolder": ["me/tiny", "nowhere", "no such file"],
+        "base": ["base/absent"],
+        "name": ["not a name!"],
+        "push": ["elsewhere/tiny", "rights"],
+        "push name": ["not a name!"],
+    }.items(),
+)
+def test_a_failure_is_one_clear_line(results: dict[str, Any], case: str, words: list[str]) -> None:
+    passed(results["in_failures"])
+    kind, message = results["in_failures"][case]
+    assert kind == ("BaseModelError" if case == "base" else "AdapterError"), message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    assert case.startswith("push") or "Client Error" not in message
 
 
 def test_no_network_is_said_in_one_line(tmp_path: Path) -> None:
     with HubServer() as server:
         server.close()
-        kind, message = json.loads(call(server, in_absence, tmp_path, pauses=False))
+        kind, message = call(server, tmp_path, in_absence, pauses=False)["in_absence"]
     assert kind == "AdapterError"
     assert "\n" not in message
-    assert "me/tiny" in message
+    assert "me/hidden" in message
     assert "Hub" in message

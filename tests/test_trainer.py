@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.machinery
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -385,7 +386,7 @@ def two_adapters_train_and_resume(folder: Path) -> None:
         return model
 
     model, again = pair(), pair()
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["prompt_encoder.default.embedding.weight"]
+    assert not model.prompt_of("other").requires_grad
     first = model.prompt_of("default").detach().clone()
     trainer = trainer_of(folder, model, save_strategy="epoch")
     trainer.train()
@@ -449,11 +450,33 @@ def accelerate_is_a_plain_loop(folder: Path) -> None:
             assert distance(model.prompt, twin.prompt) < 1e-6
 
 
-def one_of_two(folder: Path) -> None:
-    """A process of a pair: what accelerate and Trainer make of half of the rows each."""
+def two_processes(folder: Path) -> None:
+    """Two processes as torchrun would start them; forked, so that the imports are paid once."""
+    import accelerate  # noqa: F401
+    from datasets import Dataset  # noqa: F401
+    from transformers import LlamaForCausalLM, Trainer  # noqa: F401
+
+    import softprompt.model  # noqa: F401
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    fork = multiprocessing.get_context("fork")
+    pair = [fork.Process(target=one_of_two, args=(folder, rank)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    sys.exit(any(process.exitcode for process in pair))
+
+
+def one_of_two(folder: Path, rank: int) -> None:
+    """A process of the pair: what accelerate and Trainer make of half of the rows each."""
     import torch
 
-    rank = int(os.environ["RANK"])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     data = rows(24, length=6).map(one_label_token)
     model = tiny_model()
     with head_rows(model) as counts:
@@ -468,6 +491,7 @@ def one_of_two(folder: Path) -> None:
     assert sum(counts) == sum(supervised)
     results["trainer"] = model.prompt.detach()
     torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def one_label_token(row: dict[str, Any]) -> dict[str, Any]:
@@ -475,30 +499,23 @@ def one_label_token(row: dict[str, Any]) -> dict[str, Any]:
     return {"labels": [-100] * 6 + row["labels"][6:7] + [-100] * (len(row["labels"]) - 7)}
 
 
+def run_this_file(*args: str) -> None:
+    """In a process of its own, with one thread and no progress bars."""
+    done = subprocess.run(
+        [sys.executable, __file__, *args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_two_processes_are_one(tmp_path: Path) -> None:
     import torch
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    common |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--one-of-two", str(tmp_path)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=100)[0] for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
+    run_this_file("--two-processes", str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["accelerate"].equal(second["accelerate"])
     assert first["trainer"].equal(second["trainer"])
@@ -545,15 +562,7 @@ def without_peft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     mine = [item for item in request.session.items if getattr(item, "originalname", "") == "test_without_peft"]
     names = [item.callspec.params["name"] for item in mine if item.path == request.path]
     folder = tmp_path_factory.mktemp("without_peft")
-    done = subprocess.run(
-        [sys.executable, __file__, WITHOUT, str(folder), *names],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_this_file(WITHOUT, str(folder), *names)
     results: dict[str, str] = json.loads((folder / "results.json").read_text())
     return results
 
@@ -586,4 +595,4 @@ if __name__ == "__main__":
     if command.mode == WITHOUT:
         run_without_peft(command.folder, command.names)
     else:
-        one_of_two(command.folder)
+        two_processes(command.folder)

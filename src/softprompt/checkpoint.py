@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .adapter import WEIGHTS_NAME, read_prompt, write_prompt
@@ -39,7 +39,7 @@ def write_checkpoint(
         write_prompt(target, prompt)
         task.save(target)
         moments = {name: value.detach().cpu().contiguous() for name, value in _moments(optimizer).items()}
-        save_file(moments, target / OPTIMIZER_NAME)
+        (target / OPTIMIZER_NAME).write_bytes(save(moments))
         state.save(target)
 
     write_folder(folder, fill)
@@ -92,6 +92,11 @@ def step_of(folder: Path) -> int:
     match = _FOLDER.fullmatch(folder.name)
     assert match, folder
     return int(match[1])
+
+
+def remove_checkpoint(output_dir: Path, step: int) -> None:
+    """Delete ``checkpoint-step`` if it is there."""
+    shutil.rmtree(output_dir / f"checkpoint-{step}", ignore_errors=True)
 
 
 def remove_old(output_dir: Path, limit: int | None, keep: str | None) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .adapter import START_NAME, read_config, read_prompt
-from .base import Base, context_length, load_base
 from .config import PromptTuningConfig
 from .encode import Encoder
 from .errors import AdapterError, ConfigError
 from .hubfiles import FileAbsentError, find_file
-from .model import PeftModel, PeftModelForCausalLM
 from .options import ModelOptions
 from .task import TASK_NAME, Task
+
+if TYPE_CHECKING:  # read_task serves without torch, so that a command can check its data before it waits for that
+    from .model import PeftModelForCausalLM
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Prompted:
 
     def encoder(self, task: Task) -> Encoder:
         """An encoder of rows for this model."""
+        from .base import context_length
+
         return Encoder(
             self.tokenizer,
             task,
@@ -47,6 +49,10 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         AdapterError: the adapter is missing, damaged or does not fit the base model.
         BaseModelError: the base model cannot be had.
     """
+    from .adapter import read_config
+    from .base import load_base
+    from .model import PeftModel
+
     config = read_config(adapter)
     if not model_given:
         if not config.base_model_name_or_path:
@@ -55,7 +61,7 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         options = options.model_copy(
             update={"model_name_or_path": config.base_model_name_or_path, "revision": revision}
         )
-    base: Base = load_base(options)
+    base = load_base(options)
     if model_given and config.base_model_name_or_path not in (None, base.name):
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)
@@ -85,6 +91,8 @@ def read_task(adapter: str) -> Task | None:
 
 def read_start(adapter: str) -> Any:
     """The prompt ``[P, D]`` that training started from, ``None`` when it was not kept."""
+    from .adapter import START_NAME, read_prompt
+
     try:
         return read_prompt(find_file(adapter, START_NAME))
     except FileAbsentError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score an adapter on labelled rows.",
     "predict": "Label a text, or a file of them.",
     "inspect": "Show what the virtual tokens have become.",
+    "bench": "Measure speed and memory against PEFT.",
     "push": "Upload an adapter folder to the Hub.",
 }
 
@@ -33,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
-        build_app(next((a for a in arguments if not a.startswith("-")), None))(arguments, standalone_mode=False)
+        build_app(wanted)(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _leave("interrupted; 'softprompt train' goes on with --resume_from_checkpoint last", 130)
+        _leave(f"interrupted{'; go on with --resume_from_checkpoint last' if wanted == 'train' else ''}", 130)
     except Exception as error:
         if debug:
             raise
@@ -69,16 +72,25 @@ def explain(error: Exception) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, SoftPromptError):
         return str(error), 2
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}; free some, then go on with --resume_from_checkpoint last", 2
+    if disk := _disk_is_full(error):
+        return disk, 2
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
         return "out of memory; lower the batch size (per_device_train_batch_size) or max_length", 2
-    if "No space left" in str(error) or "os error 28" in str(error):  # from safetensors, which is not Python
-        return "no space left on the disk; free some, then go on with --resume_from_checkpoint last", 2
     return f"{type(error).__name__}: {error} (--debug shows where; this is likely a bug of softprompt)", 1
+
+
+def _disk_is_full(error: Exception) -> str | None:
+    found = re.search(r"os error (\d+)", str(error))  # from safetensors, which is not Python
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    what = {
+        errno.ENOSPC: "no space left on the disk",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would be larger than is allowed here",
+    }.get(number or 0)
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return what and f"{what}{where}; make room and run it again (train goes on with --resume_from_checkpoint last)"
 
 
 def _leave(message: str, status: int) -> NoReturn:

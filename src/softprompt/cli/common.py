@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import CONFIG_NAME
 from ..errors import ConfigError
 from ..options import ModelOptions, build_options
+from ..task import TASK_NAME, Task
 from .show import console
 
 if TYPE_CHECKING:
@@ -26,15 +28,20 @@ def load(adapter: str, given: dict[str, Any]) -> Prompted:
         return load_prompted(adapter, options, model_given="model_name_or_path" in values)
 
 
-def need_task(prompted: Prompted, adapter: str) -> Any:
+def need_task(adapter: str) -> Task:
     """The adapter's task.
 
     Raises:
         ConfigError: the adapter does not say how to render text.
     """
-    if prompted.task is None:
+    from ..hubfiles import find_file
+    from ..loading import read_task
+
+    task = read_task(adapter)
+    if task is None:
+        find_file(adapter, CONFIG_NAME)  # says so if it is no adapter at all
         raise ConfigError(
-            f"{adapter} has no task.json (PEFT writes none), so it does not say how a row becomes text; "
-            "run 'softprompt evaluate' on it with --test_file, --text_column and --label_column instead"
+            f"{adapter} has no {TASK_NAME} (PEFT writes none), so it does not say how a row becomes text; put one "
+            "beside it, such as that of a softprompt run on the same data"
         )
-    return prompted.task
+    return task

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..options import ModelOptions
 from ..types import Row
 from .common import Adapter, load, need_task
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..loading import Prompted
     from ..predict import Answer
     from ..task import Task
+
+    Load = Callable[[], Prompted]
 
 LABEL, PROBABILITY, WRITTEN = "predicted_label", "probability", "generated_text"
 
@@ -38,62 +41,68 @@ def command(
 ) -> None:
     """Label a text, or a file of them."""
     if bool(text) == bool(input_file):
-        raise ConfigError("give either --text or --input_file with --output_file")
+        raise ConfigError("give either --text, or --input_file with --output_file")
     if bool(input_file) != bool(output_file):
         raise ConfigError("--input_file and --output_file go together")
-    columns = _columns(input_file) if input_file else []
-
-    prompted = load(adapter, given)
-    task = need_task(prompted, adapter)
+    task = need_task(adapter)
     how = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if input_file and output_file:
-        _label_file(prompted, task, input_file, output_file, columns, how)
+        _label_file(lambda: load(adapter, given), task, input_file, output_file, how)
     else:
-        _label_texts(prompted, task, text or [], how)
+        _label_texts(lambda: load(adapter, given), task, text or [], how)
 
 
-def _columns(input_file: Path) -> list[str]:
-    from ..data import columns_of
-
-    return columns_of(input_file)
-
-
-def _label_texts(prompted: Prompted, task: Task, texts: list[str], how: dict[str, Any]) -> None:
-    from ..predict import predict
-
+def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) -> None:
     if len(task.text_columns) != 1:
         raise ConfigError(f"this adapter reads the columns {', '.join(task.text_columns)}; give them in --input_file")
     rows = [Row({task.text_columns[0]: text}, f"text {i}") for i, text in enumerate(texts, 1)]
-    for _, answer in predict(prompted, task, rows, **how):
+    prompted = load()
+
+    from ..predict import predict
+
+    for row, answer in predict(prompted, task, rows, **how):
         probability = "" if answer.probability is None else f"  {answer.probability:.4f}"
         console.print(f"{answer.text}{probability}", markup=False, soft_wrap=True)
         if answer.cut:
-            typer.echo("softprompt: the text was cut to fit max_length", err=True)
+            typer.echo(f"softprompt: {row.where} was cut to fit max_length", err=True)
 
 
-def _label_file(
-    prompted: Prompted, task: Task, source: Path, target: Path, columns: list[str], how: dict[str, Any]
-) -> None:
-    from ..data import open_writer, read_rows
-    from ..predict import predict
+def _label_file(load: Load, task: Task, source: Path, target: Path, how: dict[str, Any]) -> None:
+    from ..data import columns_of, open_writer, read_rows
 
     chooses = task.is_classification and not how["generate"]
     new = [LABEL, PROBABILITY] if chooses else [WRITTEN]
+    columns = columns_of(source)
+    _check_columns(source, columns, task, new)
+    if source.resolve() == target.resolve():
+        raise ConfigError("output_file must be another file than input_file")
+    cut = total = 0
+    with open_writer(target, [*columns, *new]) as writer:
+        prompted = load()
+
+        from ..predict import predict
+
+        with progress_bar() as progress:
+            bar = progress.add_task("labelling", total=sum(1 for _ in read_rows(source)))
+            for row, answer in predict(prompted, task, read_rows(source), **how):
+                writer.write({**row.fields, **_values(answer, chooses)})
+                cut, total = cut + answer.cut, total + 1
+                progress.update(bar, advance=1)
+    if cut:
+        typer.echo(f"softprompt: {cut} of {total} texts were cut to fit max_length", err=True)
+    console.print(f"{total} rows written to {target}", soft_wrap=True, markup=False)
+
+
+def _check_columns(source: Path, columns: list[str], task: Task, new: list[str]) -> None:
+    """The text is there, and the answers overwrite nothing."""
+    from ..template import Template, unknown_column
+
+    for name in Template(task.template, task.text_columns).fields:
+        if name not in columns:
+            raise DataError(f"{source}: the adapter reads the column {name!r}, but {unknown_column(name, columns)}")
     taken = [name for name in new if name in columns]
     if taken:
         raise ConfigError(f"{source} has a column {taken[0]!r} already, which the answers would overwrite; rename it")
-    if source.resolve() == target.resolve():
-        raise ConfigError("output_file must be another file than input_file")
-    cut = 0
-    with open_writer(target, [*columns, *new]) as writer, progress_bar() as progress:
-        bar = progress.add_task("labelling", total=sum(1 for _ in read_rows(source)))
-        for row, answer in predict(prompted, task, read_rows(source), **how):
-            writer.write({**row.fields, **_values(answer, chooses)})
-            cut += answer.cut
-            progress.update(bar, advance=1)
-    if cut:
-        typer.echo(f"softprompt: {cut} texts were cut to fit max_length", err=True)
-    console.print(f"{target}", soft_wrap=True)
 
 
 def _values(answer: Answer, chooses: bool) -> dict[str, Any]:

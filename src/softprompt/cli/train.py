@@ -22,13 +22,16 @@ def command(
         build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
     options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
 
+    from ..train.rows import read_task_rows
     from .show import console, metrics_table, what_next
     from .watch import Watcher
 
     with console.status("starting ...") as status, Watcher(options, status) as watcher:
+        rows = read_task_rows(options)  # mistakes in the data show at once; torch takes seconds to import
+
         from ..train.job import train
 
-        result = train(options, watcher)
+        result = train(options, watcher, rows)
     if result is None:
         return
     if result.metrics is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -27,8 +28,8 @@ RUN_FILES = (
 )
 
 
-def prepare_output_dir(options: TrainOptions) -> Path | None:
-    """Check the output folder, and clear it when ``overwrite_output_dir`` says so.
+def check_output_dir(options: TrainOptions) -> Path | None:
+    """Check what is in the output folder, and whether one can be there; nothing is removed yet.
 
     Returns:
         The checkpoint to resume from, if any.
@@ -41,22 +42,39 @@ def prepare_output_dir(options: TrainOptions) -> Path | None:
         raise ConfigError(f"output_dir {folder} is a file; give a folder")
     if options.resume_from_checkpoint:
         return _checkpoint(options)
-    if options.overwrite_output_dir:
-        _clear(folder)
-    elif (folder / WEIGHTS_NAME).exists():
+    if not options.overwrite_output_dir:
+        _check_unused(folder)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"output_dir {folder} cannot be written: {nearest} is a file or read-only; give another")
+    return None
+
+
+def make_output_dir(options: TrainOptions) -> None:
+    """Make the output folder; ``overwrite_output_dir`` removes an older run's files from it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if options.overwrite_output_dir and not options.resume_from_checkpoint:
+        _clear(options.output_dir)
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make output_dir {options.output_dir}: {error.strerror}") from None
+
+
+def _check_unused(folder: Path) -> None:
+    if (folder / WEIGHTS_NAME).exists():
         raise ConfigError(
-            f"output_dir {folder} holds a finished run; choose another folder or give --overwrite_output_dir"
+            f"output_dir {folder} holds a finished run; choose another folder, give --overwrite_output_dir to "
+            "replace it, or --resume_from_checkpoint last to go on (with more epochs)"
         )
-    elif checkpoints(folder):
+    if checkpoints(folder):
         raise ConfigError(
             f"output_dir {folder} holds an unfinished run; go on with --resume_from_checkpoint last, "
             "or give --overwrite_output_dir"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make output_dir {folder}: {error.strerror}") from None
-    return None
 
 
 def _checkpoint(options: TrainOptions) -> Path:

@@ -14,7 +14,6 @@ from .. import metrics as measures
 from ..adapter import START_NAME, write_prompt
 from ..base import Base, context_length, load_base, load_config, load_tokenizer
 from ..config import PromptTuningConfig, PromptTuningInit, TaskType
-from ..data import Splits, check_labels, load_splits, make_task
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..errors import MissingExtraError
@@ -27,9 +26,10 @@ from ..report.folder import write_card
 from ..report.plots import plot_confusion_matrix, plot_loss
 from ..task import Task
 from ..types import Example
-from .folder import prepare_output_dir
+from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import Run, fit
+from .rows import TaskRows, read_task_rows
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
@@ -56,8 +56,11 @@ class Prepared:
     test: list[Example]
 
 
-def train(options: TrainOptions, listener: Listener | None = None) -> Result | None:
+def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRows | None = None) -> Result | None:
     """Train a soft prompt as the options say, evaluate it and write everything into ``output_dir``.
+
+    Args:
+        rows: what ``read_task_rows(options)`` gave, if it has been called already.
 
     Returns:
         The result; ``None`` after a dry run.
@@ -66,9 +69,9 @@ def train(options: TrainOptions, listener: Listener | None = None) -> Result | N
         SoftPromptError: bad options, data or base model, before anything is trained; or a run that cannot go on.
     """
     listener = listener or Listener()
-    resume_from = None if options.dry_run else prepare_output_dir(options)
+    resume_from = None if options.dry_run else check_output_dir(options)
     tokenizer = load_tokenizer(options)
-    prepared = prepare(options, tokenizer, listener)
+    prepared = prepare(options, rows or read_task_rows(options), tokenizer, listener)
     if options.dry_run:
         for example in prepared.train[:NUM_SHOWN]:
             listener.note(show_example(tokenizer, example))
@@ -76,6 +79,7 @@ def train(options: TrainOptions, listener: Listener | None = None) -> Result | N
     base = load_base(options)
     model = start_model(options, base, prepared.task)
     start = model.prompt.detach().clone()
+    make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
     _write_start(options, start)
     run = Run(
         model=model,
@@ -91,20 +95,17 @@ def train(options: TrainOptions, listener: Listener | None = None) -> Result | N
     return _finish(options, model, prepared.task, state, metrics, listener)
 
 
-def prepare(options: TrainOptions, tokenizer: Any, listener: Listener) -> Prepared:
-    """Read, check and encode the rows of a run."""
-    splits = load_splits(options)
-    task = make_task(splits, options, end_token_id=default_end_token_id(tokenizer))
-    for rows in (splits.train, splits.validation, splits.test):
-        check_labels(rows, task)
+def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, listener: Listener) -> Prepared:
+    """Encode the rows of a run."""
+    task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
     encoder = Encoder(
         tokenizer,
         task,
         num_virtual_tokens=options.num_virtual_tokens,
         context_length=context_length(load_config(options)),
     )
-    parts = {name: encoder.encode_all(getattr(splits, name)) for name in ("train", "validation", "test")}
-    _say_what_was_read(parts, splits, task, listener)
+    parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
+    _say_what_was_read(parts, task, listener)
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
@@ -115,7 +116,7 @@ def classes_of(task: Task, encoder: Encoder) -> Classes | None:
     return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels))
 
 
-def _say_what_was_read(parts: dict[str, list[Example]], splits: Splits, task: Task, listener: Listener) -> None:
+def _say_what_was_read(parts: dict[str, list[Example]], task: Task, listener: Listener) -> None:
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items() if rows)
     kind = f"{len(task.labels)} classes: {', '.join(task.labels[:6])}" if task.labels else "free text"
     listener.note(f"rows: {counts} ({kind}{', ...' if len(task.labels) > 6 else ''})")
@@ -201,7 +202,6 @@ def _majority(train: Sequence[Example], test: Sequence[Example], names: Sequence
 
 def _write_start(options: TrainOptions, start: torch.Tensor) -> None:
     """The resolved options and the prompt's start: what ``inspect`` measures the way from."""
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     values = options.model_dump(mode="json", exclude={"dry_run", "overwrite_output_dir", "resume_from_checkpoint"})
     write_text(options.output_dir / OPTIONS_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     write_prompt(options.output_dir, start, name=START_NAME)

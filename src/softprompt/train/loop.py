@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapter import WEIGHTS_NAME, read_prompt
-from ..checkpoint import read_checkpoint, remove_old, write_checkpoint
+from ..checkpoint import read_checkpoint, remove_checkpoint, remove_old, write_checkpoint
 from ..config import PromptTuningConfig
 from ..engine.loss import token_losses
 from ..errors import TrainingError
@@ -79,14 +81,15 @@ def fit(run: Run) -> TrainerState:
         weight_decay=options.weight_decay,
     )
     state = _begin(run, optimizer)
-    best = _best_prompt(run, state)
+    best, good = _best_prompt(run, state), _Snapshot.of(model.prompt, optimizer, state)
     seen_loss, seen_tokens, epoch_started = 0.0, 0, time.perf_counter()
     with LogWriter(options.output_dir, resume_step=state.global_step if run.resume_from else None) as log:
         for step in range(state.global_step, run.max_steps):
             batches = batches_of_step(run, step)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(step, run.max_steps, options)
             loss, tokens = _backward(run, batches)
-            _check_finite(run, loss, state, optimizer)
+            _check_finite(run, loss, state, optimizer, good)
+            good = _Snapshot.of(model.prompt, optimizer, state)
             if options.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_([model.prompt], options.max_grad_norm)
             optimizer.step()
@@ -146,13 +149,34 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     return total, tokens
 
 
-def _check_finite(run: Run, loss: float, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
-    """Stop before the step, keeping the prompt as it was after the last good one."""
-    gradient = run.model.prompt.grad
-    if math.isfinite(loss) and gradient is not None and bool(torch.isfinite(gradient).all()):
+@dataclass(frozen=True)
+class _Snapshot:
+    """A run as it was before a step: the prompt, AdamW's moments and the state."""
+
+    prompt: Tensor
+    moments: dict[str, Any]
+    state: TrainerState
+
+    @classmethod
+    def of(cls, prompt: Tensor, optimizer: torch.optim.Optimizer, state: TrainerState) -> _Snapshot:
+        """A copy, of kilobytes."""
+        return cls(prompt.detach().clone(), copy.deepcopy(optimizer.state_dict()), state)
+
+
+def _check_finite(
+    run: Run, loss: float, state: TrainerState, optimizer: torch.optim.Optimizer, good: _Snapshot
+) -> None:
+    """Stop before the step, and go back to ``good``: the last prompt whose loss was finite."""
+    prompt = run.model.prompt
+    if math.isfinite(loss) and prompt.grad is not None and bool(torch.isfinite(prompt.grad).all()):
         return
     what = f"loss is {loss}" if not math.isfinite(loss) else "gradient has numbers that are not finite"
-    kept = _write(run, state, optimizer)
+    with torch.no_grad():
+        prompt.copy_(good.prompt)
+    optimizer.load_state_dict(good.moments)
+    if good.state.global_step < state.global_step:  # a checkpoint of the step in between holds what failed
+        remove_checkpoint(run.options.output_dir, state.global_step)
+    kept = _write(run, good.state, optimizer)
     raise TrainingError(
         f"training stopped at step {state.global_step + 1} of {run.max_steps}: the {what}. Lower learning_rate "
         f"(it is {run.options.learning_rate:g}) or set max_grad_norm=1; the last good prompt is in {kept}"
@@ -199,14 +223,17 @@ def _validated(run: Run, record: EpochRecord, ends_epoch: bool) -> EpochRecord:
 
 def _is_best(run: Run, record: EpochRecord, history: Sequence[EpochRecord]) -> bool:
     """Whether no earlier record is as good; among equal scores the lower loss is better."""
-    if run.metric is None or getattr(record, run.metric) is None:
+    rank = None if run.metric is None else _rank(run.metric, record)
+    if run.metric is None or rank is None:
         return False
-    earlier = [_rank(run.metric, each) for each in history if getattr(each, run.metric) is not None]
-    return all(_rank(run.metric, record) > rank for rank in earlier)
+    return all(earlier is None or rank > earlier for earlier in (_rank(run.metric, each) for each in history))
 
 
-def _rank(metric: str, record: EpochRecord) -> tuple[float, float]:
-    loss = -(record.eval_loss if record.eval_loss is not None else math.inf)
+def _rank(metric: str, record: EpochRecord) -> tuple[float, float] | None:
+    """More is better; ``None`` where nothing was measured. A loss that is not finite is worse than any other."""
+    if getattr(record, metric) is None:
+        return None
+    loss = -record.eval_loss if record.eval_loss is not None and math.isfinite(record.eval_loss) else -math.inf
     return (loss, 0.0) if metric == "eval_loss" else (getattr(record, metric), loss)
 
 

@@ -1,0 +1,311 @@
+"""Faults put into our own code on purpose: each must make a named check of the real tests fail."""
+
+import pytest
+import torch
+
+import test_engine
+import test_generate
+import test_model_api
+import test_padding
+import tiny
+from softprompt import forward, generate, initialize
+from softprompt.engine import loss
+from softprompt.engine import run as running
+from softprompt.engine import tree as trees
+
+
+def must_notice(check, *args):
+    """The check fails by an assertion of its own, not by an accident."""
+    with pytest.raises(AssertionError):
+        check(*args)
+
+
+def rows_of(family):
+    return test_padding.prompted(family), *test_padding.mixed()
+
+
+# -- starts ----------------------------------------------------------------------------------------
+
+
+def test_text_rows_shifted_by_one(monkeypatch, tokenizer_dir):
+    test_model_api.check_text_start(tokenizer_dir)
+    real = initialize.from_text
+    monkeypatch.setattr(initialize, "from_text", lambda *args: real(*args).roll(1, dims=0))
+    must_notice(test_model_api.check_text_start, tokenizer_dir)
+
+
+def test_text_tokens_shifted_by_one(monkeypatch, tokenizer_dir):
+    real = initialize.embed
+    monkeypatch.setattr(initialize, "embed", lambda ids, words: real(ids + 1, words))
+    must_notice(test_model_api.check_text_start, tokenizer_dir)
+
+
+def test_sample_vocab_zeroed(monkeypatch):
+    test_model_api.check_sampled_start()
+    real = initialize.sample_vocab
+    monkeypatch.setattr(initialize, "sample_vocab", lambda *args: torch.zeros_like(real(*args)))
+    must_notice(test_model_api.check_sampled_start)
+
+
+def test_sample_vocab_one_row_for_all(monkeypatch):
+    real = initialize.sample_vocab
+    monkeypatch.setattr(initialize, "sample_vocab", lambda *args: real(*args)[:1].expand(args[0], -1).clone())
+    must_notice(test_model_api.check_sampled_start)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def behind(backbone, tree, embeds):
+    """``run`` with each row in front of the prompt instead of behind it."""
+    prompt, words = embeds[0], torch.cat(list(embeds[1:]))
+    virtual, out = len(prompt), []
+    for node in range(1, len(tree.lengths)):
+        row = words[tree.starts[node] - virtual :][: tree.lengths[node]]
+        hidden = backbone(inputs_embeds=torch.cat([row, prompt])[None], use_cache=False).last_hidden_state[0]
+        out.append(hidden[: len(row)])
+        last = hidden[len(row) :]
+    return torch.cat([last, *out])
+
+
+def unseen(self, paths, device):
+    """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
+    cache, seen = PREFIX(self, paths, device)
+    return cache, torch.zeros_like(seen)
+
+
+PREFIX = running._Memory.prefix
+UPDATE = running.PrefixLayer.update
+
+
+def first_row_only(self, keys, values, *args, **kwargs):
+    """``PrefixLayer.update`` through which only the first row's gradient reaches the prompt."""
+    whole = UPDATE(self, keys, values, *args, **kwargs)
+    if self.keys is None:
+        return whole
+    own = keys.shape[2]
+    return tuple(
+        torch.cat([torch.cat([x[:1, :, :-own], x[1:, :, :-own].detach()]), x[:, :, -own:]], dim=2) for x in whole
+    )
+
+
+def counting_virtual(real):
+    """``plan_rows`` that also asks the virtual tokens to predict something."""
+
+    def plan(virtual, lengths, input_ids, labels):
+        made = real(virtual, lengths, input_ids, labels)
+        if labels is None:
+            return made
+        extra = torch.arange(virtual - 1)
+        nothing = torch.zeros_like(extra)
+        return trees.Plan(
+            made.tree,
+            made.input_ids,
+            torch.cat([extra, made.predictors]),
+            torch.cat([nothing, made.targets]),
+            torch.cat([nothing, made.groups]),
+            made.num_groups,
+        )
+
+    return plan
+
+
+def late(real):
+    """``plan_rows`` whose labels are predicted by their own position: shifted by one."""
+
+    def plan(virtual, lengths, input_ids, labels):
+        made = real(virtual, lengths, input_ids, labels)
+        after = (made.predictors + 1).clamp_max(made.tree.num_tokens - 1)
+        return trees.Plan(made.tree, made.input_ids, after, made.targets, made.groups, made.num_groups)
+
+    return plan
+
+
+STEP_MUTANTS = {
+    "prompt-behind-the-text": lambda patch: patch.setattr(loss, "run", behind),
+    "prompt-masked-out": lambda patch: patch.setattr(running._Memory, "prefix", unseen),
+    "virtual-positions-in-the-loss": lambda patch: patch.setattr(
+        forward, "plan_rows", counting_virtual(trees.plan_rows)
+    ),
+    "labels-predicted-by-themselves": lambda patch: patch.setattr(forward, "plan_rows", late(trees.plan_rows)),
+    "gradient-of-the-first-row-only": lambda patch: patch.setattr(running.PrefixLayer, "update", first_row_only),
+    "positions-from-0-in-each-row": lambda patch: patch.setattr(
+        trees.Tree, "depths", property(lambda self: [0] * len(self.parents))
+    ),
+    "prompt-without-gradient": lambda patch: patch.setattr(
+        forward,
+        "hidden_states",
+        lambda base, plan, prompt, embeds=None: loss.hidden_states(base, plan, 0 * prompt + prompt.detach(), embeds),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("mutant", STEP_MUTANTS)
+def test_step_mutants(mutant, family, monkeypatch):
+    with tiny.float64():
+        case = rows_of(family)
+        test_padding.check_batch(*case)
+        STEP_MUTANTS[mutant](monkeypatch)
+        must_notice(test_padding.check_batch, *case)
+
+
+ENGINE_MUTANTS = [
+    "prompt-behind-the-text",
+    "prompt-masked-out",
+    "gradient-of-the-first-row-only",
+    "positions-from-0-in-each-row",
+]
+
+
+@pytest.mark.parametrize("mutant", ENGINE_MUTANTS)
+def test_engine_mutants(mutant, monkeypatch):
+    """The same faults below the API: the engine's own checks notice them too."""
+    with tiny.float64():
+        model = tiny.base("llama", torch.float64)
+        test_engine.check_rows(model, 1e-9)
+        STEP_MUTANTS[mutant](monkeypatch)
+        must_notice(test_engine.check_rows, model, 1e-9)
+
+
+def test_gradient_of_the_first_row_only_is_seen_row_by_row(monkeypatch):
+    with tiny.float64():
+        model = tiny.base("llama", torch.float64)
+        STEP_MUTANTS["gradient-of-the-first-row-only"](monkeypatch)
+        must_notice(test_engine.check_each_gradient, model, 1e-9)
+
+
+def test_scores_without_the_prompt(monkeypatch):
+    with tiny.float64():
+        model = tiny.base("llama", torch.float64)
+        test_engine.check_scores(model, 1e-9)
+        STEP_MUTANTS["prompt-masked-out"](monkeypatch)
+        must_notice(test_engine.check_scores, model, 1e-9)
+
+
+def test_the_plain_way_without_its_layout(monkeypatch):
+    """Prompt, then padding, then text: what PEFT does, and what sliding windows cannot bear."""
+    real = generate.lay_out
+
+    def as_it_comes(mask, virtual):
+        layout = real(mask, virtual)
+        columns = torch.arange(virtual + mask.shape[1]).expand_as(layout.order)
+        return generate.Layout(
+            columns, torch.cat([torch.ones(len(mask), virtual).long(), mask], 1), layout.position_ids
+        )
+
+    with tiny.float64():
+        case = rows_of("mistral")
+        test_padding.check_batch(*case, plain=True)
+        monkeypatch.setattr(generate, "lay_out", as_it_comes)
+        must_notice(lambda: test_padding.check_batch(*case, plain=True))
+
+
+# -- generation ------------------------------------------------------------------------------------
+
+
+def lose(monkeypatch):
+    real = generate.prompted_call
+    monkeypatch.setattr(generate, "prompted_call", lambda base, prompt, **more: real(base, prompt[:0], **more))
+
+
+def lose_after_the_first_step(monkeypatch):
+    """Continuations no longer see the prompt's keys in the cache (all rows of the check are equally long)."""
+
+    def blind(base, prompt, new, attention_mask, past_key_values, filled, **more):
+        total = filled + new.shape[1]
+        seen = torch.ones(len(new), total, dtype=torch.long)
+        seen[:, : len(prompt)] = 0
+        return base(
+            input_ids=new,
+            attention_mask=seen,
+            position_ids=torch.arange(filled, total)[None],
+            past_key_values=past_key_values,
+            **more,
+        )
+
+    monkeypatch.setattr(generate, "_continue", blind)
+
+
+def put_behind(monkeypatch):
+    """``[ pads | tokens | prompt ]``."""
+    real = generate.lay_out
+
+    def lay_out(mask, virtual):
+        layout = real(mask, virtual)
+        pads = mask.shape[1] - mask.sum(1, keepdim=True)
+        order = torch.cat(
+            [
+                mask.shape[1] + torch.arange(virtual).expand(len(mask), -1),
+                layout.order[:, virtual:] - virtual * (layout.order[:, virtual:] >= pads),
+            ],
+            1,
+        )
+        return generate.Layout(order, layout.attention_mask, layout.position_ids)
+
+    monkeypatch.setattr(generate, "lay_out", lay_out)
+
+
+def mask_out(monkeypatch):
+    real = generate.lay_out
+
+    def lay_out(mask, virtual):
+        layout = real(mask, virtual)
+        seen = layout.attention_mask.scatter(1, layout.order[:, :virtual], 0)
+        return generate.Layout(layout.order, seen, layout.position_ids)
+
+    monkeypatch.setattr(generate, "lay_out", lay_out)
+
+
+def restart_positions(monkeypatch):
+    """Positions of the first call are those of the columns, padding included."""
+    real = generate.lay_out
+
+    def lay_out(mask, virtual):
+        layout = real(mask, virtual)
+        columns = torch.arange(layout.position_ids.shape[1]).expand_as(layout.position_ids)
+        return generate.Layout(layout.order, layout.attention_mask, columns)
+
+    monkeypatch.setattr(generate, "lay_out", lay_out)
+
+
+def reinject(monkeypatch):
+    """The prompt in front of every step's token, as PEFT does with a filled cache in ``forward``."""
+    real = generate._continue
+
+    def again(base, prompt, new, attention_mask, past_key_values, filled, **more):
+        embeds = torch.cat([prompt.expand(len(new), -1, -1), base.get_input_embeddings()(new)], 1)
+        return real(base, prompt[:0], embeds, None, past_key_values, filled, **more)
+
+    monkeypatch.setattr(generate, "_continue", again)
+
+
+def check_equally_long(model):
+    """Generation of rows of one length, without a mask."""
+    rows = tiny.ids(7, 7)
+    test_generate.check_generation(model, rows, torch.stack(rows), None)
+
+
+@pytest.mark.parametrize("check", [check_equally_long, test_generate.check_left_padded], ids=["equal", "left-padded"])
+@pytest.mark.parametrize("mutant", [lose, lose_after_the_first_step, put_behind, mask_out, reinject])
+def test_generation_mutants(mutant, check, monkeypatch):
+    model = test_generate.prompted("llama")
+    check(model)
+    mutant(monkeypatch)
+    must_notice(check, model)
+
+
+def test_generation_with_positions_of_columns(monkeypatch):
+    """Learned positions: padding must not count. (Rotary ones only see distances, so Llama would not notice.)"""
+    model = test_generate.prompted("gpt2")
+    test_generate.check_left_padded(model)
+    restart_positions(monkeypatch)
+    must_notice(test_generate.check_left_padded, model)
+
+
+def test_a_prompt_that_changes_nothing_is_noticed():
+    """The reference itself: a prompt of zero rows must fail the check that the prompt matters."""
+    model = test_generate.prompted("llama")
+    test_generate.check_prompt_matters(model)
+    model.prompt_encoder["default"].embedding.weight = torch.nn.Parameter(model.prompt.detach()[:0])
+    must_notice(test_generate.check_prompt_matters, model)
