@@ -67,7 +67,7 @@ def _no_network():
 
 @pytest.fixture(autouse=True)
 def _threads(request):
-    """Two threads for the real model; one for tiny ones, where a second only waits (20 times slower on busy cores)."""
+    """Two threads for the real model, one for tiny ones, where a second only waits."""
     torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from softprompt.errors import DataError, MissingExtraError
 from softprompt.metrics import accuracy, confusion_matrix, macro_f1, per_class
 from softprompt.record import EpochRecord, Metrics, TrainerState
-from softprompt.report.card import BEGIN, END, model_card, update_card
+from softprompt.report.card import model_card
 from softprompt.report.plots import plot_confusion_matrix, plot_loss, plot_prompt
+from softprompt.report.update import BEGIN, END, update_card
 from softprompt.task import Task
 
 BASE = "HuggingFaceTB/SmolLM2-135M"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         SoftPromptError,
         TrainingError,
     )
-    from .model import PeftModel, PeftModelForCausalLM, get_peft_model
+    from .model import PeftModel, PeftModelForCausalLM
     from .prompt import PromptEmbedding
     from .saving import AutoPeftModelForCausalLM
     from .score import score_labels
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         set_base_model_state_dict,
         set_peft_model_state_dict,
     )
+    from .wrap import get_peft_model
 
 _HOME = {
     "config": (
@@ -63,7 +64,7 @@ _HOME = {
         "SoftPromptError",
         "TrainingError",
     ),
-    "model": ("PeftModel", "PeftModelForCausalLM", "get_peft_model"),
+    "model": ("PeftModel", "PeftModelForCausalLM"),
     "prompt": ("PromptEmbedding",),
     "saving": ("AutoPeftModelForCausalLM",),
     "score": ("score_labels",),
@@ -74,6 +75,7 @@ _HOME = {
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ),
+    "wrap": ("get_peft_model",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

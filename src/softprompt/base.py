@@ -18,8 +18,6 @@ import importlib.util
 import io
 import os
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +27,14 @@ import torch
 import transformers
 from filelock import FileLock
 from huggingface_hub import errors as hub_errors
-from huggingface_hub import utils as hub_utils
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from .device import choose_device, choose_dtype
-from .errors import BaseModelError, ConfigError, MissingExtraError, SoftPromptError
+from .errors import BaseModelError, ConfigError, MissingExtraError
 from .files import write_folder
+from .libraries import essence, plain_errors, quiet, say
 from .options import EMBEDDED_MODEL, ModelOptions
 
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -88,7 +85,7 @@ def load_base(options: ModelOptions) -> Base:
         MissingExtraError: a GGUF is to be converted, and ``gguf`` or ``accelerate`` is missing.
     """
     device, dtype = choose_device(options.device), choose_dtype(options.dtype)
-    with _quiet():
+    with quiet():
         source = _locate(options)
         config = _config(source, options)
         tokenizer = _tokenizer(source, options)
@@ -104,13 +101,13 @@ def load_base(options: ModelOptions) -> Base:
 
 def load_tokenizer(options: ModelOptions) -> transformers.PreTrainedTokenizerBase:
     """Load the tokenizer alone; raises what :func:`load_base` raises."""
-    with _quiet():
+    with quiet():
         return _tokenizer(_locate(options), options)
 
 
 def load_config(options: ModelOptions) -> transformers.PretrainedConfig:
     """Load the config alone, of a kind of model that is not refused; raises what :func:`load_base` raises."""
-    with _quiet():
+    with quiet():
         return _config(_locate(options), options)
 
 
@@ -123,6 +120,23 @@ def context_length(config: transformers.PretrainedConfig) -> int | None:
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
     lengths = (getattr(text, name, None) for name in names)
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+
+def base_facts(model: transformers.PreTrainedModel) -> dict[str, int | None]:
+    """Width of the input embeddings, layers and attention heads of a base model.
+
+    The width is asked of the embeddings: in OPT-350m it is not the hidden size.
+    """
+    config = model.config.get_text_config()
+
+    def first(*names: str) -> int | None:
+        return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
+
+    return {
+        "token_dim": next(model.get_input_embeddings().parameters()).shape[1],
+        "num_layers": first("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+        "num_attention_heads": first("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    }
 
 
 def cache_dir() -> Path:
@@ -165,7 +179,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _embedded_from_hub(options: ModelOptions) -> _Source:
-    _say(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}); taking {EMBEDDED_HUB_ID} in its place")
+    say(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}); taking {EMBEDDED_HUB_ID} in its place")
     try:
         folder = _snapshot(EMBEDDED_HUB_ID, options, _SIDE_FILES)
     except BaseModelError as error:
@@ -203,13 +217,13 @@ def _hub_reason(error: Exception, hub_id: str, revision: str | None) -> str:
         return f"{hub_id} is gated: ask for access on https://huggingface.co/{hub_id}, then: hf auth login"
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"{hub_id} is neither a folder here nor a model of the Hub (if it is private: hf auth login)"
-    return f"{hub_id} could not be had from the Hub: {_essence(error)}"
+    return f"{hub_id} could not be had from the Hub: {essence(error)}"
 
 
 def _download_weights(source: _Source, options: ModelOptions) -> None:
     assert source.hub_id is not None
     if not any(source.folder.glob("*.safetensors")):
-        _say(f"downloading {source.hub_id} from the Hub")
+        say(f"downloading {source.hub_id} from the Hub")
     _snapshot(source.hub_id, options, [*_SIDE_FILES, *_WEIGHT_FILES])
 
 
@@ -221,7 +235,7 @@ def _config(source: _Source, options: ModelOptions) -> transformers.PretrainedCo
         raise BaseModelError(f"{source.name} is an adapter, not a base model; give the base it was trained on")
     if not (source.folder / "config.json").is_file():
         raise BaseModelError(f"{source.name} has no config.json, so it is not a model of transformers")
-    with _plain_errors(f"the config of {source.name}"):
+    with plain_errors(f"the config of {source.name}"):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=options.trust_remote_code)
         _refuse(config, source.name)
     return config
@@ -252,7 +266,7 @@ def _recurrent(name: str, kind: str) -> BaseModelError:
 
 
 def _tokenizer(source: _Source, options: ModelOptions) -> transformers.PreTrainedTokenizerBase:
-    with _plain_errors(f"the tokenizer of {source.name}"):
+    with plain_errors(f"the tokenizer of {source.name}"):
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=options.trust_remote_code)
     if not tokenizer.vocab_size:  # what transformers makes of a gpt2 folder without a tokenizer
         raise BaseModelError(f"{source.name} has no tokenizer: its vocabulary is empty")
@@ -267,7 +281,7 @@ def _model(source: _Source, options: ModelOptions, **kwargs: Any) -> transformer
             f"{source.name} has no weights in safetensors; pickles (.bin) can run code and are not read. To convert"
             " them: AutoModelForCausalLM.from_pretrained(IT, use_safetensors=False).save_pretrained(FOLDER)"
         )
-    with _plain_errors(f"the weights of {source.name} in {source.folder}"):
+    with plain_errors(f"the weights of {source.name} in {source.folder}"):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
             use_safetensors=True,
@@ -298,7 +312,7 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 
 def _converted(gguf: Path) -> Path:
     """The cached folder with what ``gguf`` holds; converts it if no process has done so before."""
-    with _plain_errors(str(gguf)):
+    with plain_errors(str(gguf)):
         digest = _sha256(gguf)
     folder = cache_dir() / "gguf" / f"{gguf.stem}-{digest[:16]}-v{_CACHE_FORMAT}"
     if any(folder.glob("*.safetensors")):  # then it is whole: write_folder moves it there in one step
@@ -313,11 +327,11 @@ def _converted(gguf: Path) -> Path:
                 for killed in folder.parent.glob(f".{folder.name}.*.part"):
                     shutil.rmtree(killed, ignore_errors=True)
                 seconds = max(1, round(gguf.stat().st_size / 2.5e6))
-                _say(f"converting {gguf.name} once, about {seconds} s, into {folder}")
+                say(f"converting {gguf.name} once, about {seconds} s, into {folder}")
                 write_folder(folder, lambda part: convert_gguf(gguf, part))
     except (OSError, SafetensorError) as error:
         where = f"{folder.parent} (SOFTPROMPT_CACHE names another folder)"
-        raise BaseModelError(f"cannot write the converted {gguf.name} into {where}: {_essence(error)}") from error
+        raise BaseModelError(f"cannot write the converted {gguf.name} into {where}: {essence(error)}") from error
     return folder
 
 
@@ -335,7 +349,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     config_class = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
     silence = contextlib.redirect_stderr(io.StringIO())  # a bar that transformers' own switch does not reach
-    with _plain_errors(name), silence:
+    with plain_errors(name), silence:
         dtype, splits_digits = _gguf_facts(gguf)
         _refuse(AutoConfig.from_pretrained(where, gguf_file=name), name)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
@@ -375,52 +389,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-# ---- what other libraries raise and print
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _essence(error: BaseException) -> str:
-    """The first line of a message, and not too much of it."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-@contextlib.contextmanager
-def _plain_errors(what: str) -> Iterator[None]:
-    """Turn what libraries raise over a model's files into BaseModelError, in one line."""
-    try:
-        yield
-    except (SoftPromptError, RuntimeError, MemoryError):  # too little memory is torch's to say
-        raise
-    except SafetensorError as error:
-        raise BaseModelError(f"{what} cannot be read, a file is damaged: {_essence(error)}") from error
-    except Exception as error:  # anything, down to the bare Exception of tokenizers
-        if "trust_remote_code" in str(error):
-            raise BaseModelError(f"{what} needs Python code of its own; trust_remote_code runs it") from error
-        raise BaseModelError(f"{what} cannot be read: {_essence(error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines and progress bars of transformers and huggingface_hub; afterwards all is as it was."""
-    logs = [(log, log.get_verbosity()) for log in (transformers_logging, hub_utils.logging)]
-    bars = transformers_logging.is_progress_bar_enabled()
-    hub_bars = not hub_utils.are_progress_bars_disabled()
-    for log, _ in logs:
-        log.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # and with it those of the Hub
-    try:
-        yield
-    finally:
-        for log, level in logs:
-            log.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if hub_bars:
-            hub_utils.enable_progress_bars()

@@ -20,11 +20,17 @@ from transformers import PreTrainedModel
 
 from . import adapter as files
 from . import generate as decoding
-from .base import context_length
+from .base import base_facts, context_length
 from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
 from .errors import ConfigError
 from .forward import Batch, forward_plain, forward_rows
 from .prompt import PromptEmbedding
+
+
+class AdapterNameError(ConfigError, KeyError):
+    """A name that cannot name an adapter (a ``KeyError`` too, as in PEFT)."""
+
+    __str__ = Exception.__str__
 
 
 class PeftModel(nn.Module):
@@ -416,58 +422,3 @@ class PeftModelForCausalLM(PeftModel):
             return self.base_model.generate(*args, **kwargs)
         kwargs.setdefault("generation_config", None)
         return decoding.generate(self.base_model, self.prompt.detach(), *args, **kwargs)
-
-
-def get_peft_model(
-    model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
-) -> PeftModelForCausalLM:
-    """Freeze a base model and put a new soft prompt in front of it.
-
-    Args:
-        model: a transformers causal language model; it is used as it is, not copied.
-        peft_config: a ``PromptTuningConfig``; its open fields are filled in place.
-        **kwargs: ``tokenizer`` for a TEXT start, instead of loading the config's by name; ``revision`` of the
-            base model, kept in the config; PEFT's other options (``autocast_adapter_dtype``,
-            ``low_cpu_mem_usage``) have no effect on prompts, there or here.
-
-    Raises:
-        ConfigError: the config cannot work with this base; ``mixed=True``, which is not for prompts.
-    """
-    if kwargs.get("mixed"):
-        raise ConfigError("mixed=True is not for prompt tuning; leave it out")
-    name = getattr(model, "name_or_path", None) or None
-    if peft_config.base_model_name_or_path not in (None, name):
-        warnings.warn(
-            f"The base model of the config was renamed from {peft_config.base_model_name_or_path!r} to {name!r}.",
-            stacklevel=2,
-        )
-    peft_config.base_model_name_or_path = name
-    revision = kwargs.get("revision")
-    if revision is not None:
-        if peft_config.revision not in (None, revision):
-            warnings.warn(f"The revision {peft_config.revision!r} is replaced by {revision!r}.", stacklevel=2)
-        peft_config.revision = revision
-    return PeftModelForCausalLM(model, peft_config, adapter_name, tokenizer=kwargs.get("tokenizer"))
-
-
-def base_facts(model: PreTrainedModel) -> dict[str, int | None]:
-    """Width of the input embeddings, layers and attention heads of a base model.
-
-    The width is asked of the embeddings: in OPT-350m it is not the hidden size.
-    """
-    config = model.config.get_text_config()
-
-    def first(*names: str) -> int | None:
-        return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
-
-    return {
-        "token_dim": next(model.get_input_embeddings().parameters()).shape[1],
-        "num_layers": first("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
-        "num_attention_heads": first("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    }
-
-
-class AdapterNameError(ConfigError, KeyError):
-    """A name that cannot name an adapter (a ``KeyError`` too, as in PEFT)."""
-
-    __str__ = Exception.__str__

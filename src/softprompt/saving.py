@@ -13,10 +13,10 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from . import adapter as files
-from .base import load_base
+from .base import base_facts, load_base
 from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
 from .errors import AdapterError, AdapterMismatchError, ConfigError
-from .model import PeftModel, PeftModelForCausalLM, base_facts
+from .model import PeftModel, PeftModelForCausalLM
 from .options import EMBEDDED_MODEL, ModelOptions
 from .report.folder import write_card
 from .state import set_peft_model_state_dict

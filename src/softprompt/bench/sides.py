@@ -19,8 +19,8 @@ from ..config import PromptTuningConfig
 from ..engine.loss import token_losses
 from ..errors import MissingExtraError
 from ..evaluate import plan_examples
-from ..model import get_peft_model
 from ..types import IGNORE_INDEX, Example
+from ..wrap import get_peft_model
 
 PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "softprompt"
 SIDES = (PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS)

@@ -13,16 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from ..metrics import perplexity
 from ..task import Task
+from .update import BEGIN, END, MEMORY, to_yaml
 
-BEGIN = "<!-- softprompt:begin -->"
-END = "<!-- softprompt:end -->"
-_MEMORY = "<!-- softprompt:front "
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_KEY = re.compile(r"""(["']?)([\w.-]+)\1[ \t]*:(?:\s|$)""")
 _HUB_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
 _SCORES = {
@@ -79,41 +73,7 @@ def model_card(
     # A label could hold our marks; a card must not be able to end itself early.
     body = body.replace("<!-- softprompt:", "<!- - softprompt:")
     memory = json.dumps(front).replace(">", "\\u003e")  # so that no "-->" ends the comment
-    return f"---\n{_yaml(front)}---\n\n{BEGIN}\n{_MEMORY}{memory} -->\n\n{body}\n\n{END}\n"
-
-
-def update_card(existing: str, fresh: str) -> str:
-    """Put a fresh card into a README that may be a person's work, whose text and front matter are kept.
-
-    Front matter keys that a person set stay as they are, comments included; tags are joined. Our body
-    goes where our last one was, else to the end.
-
-    Args:
-        existing: the README as it is; may be empty.
-        fresh: what ``model_card`` returned.
-
-    Returns:
-        The new text. Applying the same card again changes nothing.
-    """
-    if not existing.strip():
-        return fresh
-    front_text, text = _split(existing)
-    fresh_front, fresh_text = _split(fresh)
-    block = fresh_text[fresh_text.index(BEGIN) : fresh_text.rindex(END) + len(END)]
-    end = text.rfind(END)
-    begin = text.rfind(BEGIN, 0, end) if end >= 0 else -1
-    written: Mapping[str, Any] = {}
-    if begin >= 0:
-        written = _remembered(text[begin:end])
-        text = text[:begin] + block + text[end + len(END) :]
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n".lstrip("\n")
-    front = _merge_front(front_text, yaml.safe_load(fresh_front), written)
-    separator = "" if front_text else "\n"
-    return f"---\n{front}---\n{separator}{text}"
-
-
-# --- front matter ---------------------------------------------------------------------------------
+    return f"---\n{to_yaml(front)}---\n\n{BEGIN}\n{MEMORY}{memory} -->\n\n{body}\n\n{END}\n"
 
 
 def _front_matter(
@@ -148,77 +108,6 @@ def _front_matter(
         result = {"task": {"type": kind}, "dataset": about, "metrics": scores}
         front["model-index"] = [{"name": name, "results": [result]}]
     return front
-
-
-def _merge_front(old: str, new: Mapping[str, Any], written: Mapping[str, Any]) -> str:
-    """Bring ``new`` into the front matter ``old``, whose other lines stay letter for letter.
-
-    A key counts as ours when ``old`` lacks it or still holds what we wrote last time. Front matter that
-    is not a YAML mapping, or not one key per line, is left alone: better no metadata than a broken card.
-    """
-    current = _mapping(old)
-    if current is None:
-        return old
-    blocks = _blocks(old)
-    for key in {**written, **new}:
-        value = new.get(key)
-        if key == "tags":
-            value = _merge_tags(current.get(key), new.get(key, []), written.get(key, []))
-        elif key in current and current[key] != written.get(key):
-            continue
-        if value is None:
-            blocks.pop(key, None)
-        elif current.get(key) != value:
-            blocks[key] = _yaml({key: value})
-    merged = "".join(text if text.endswith("\n") or not text else text + "\n" for text in blocks.values())
-    return old if _mapping(merged) is None else merged
-
-
-def _merge_tags(current: Any, new: Sequence[str], written: Sequence[str]) -> list[str]:
-    """A person's tags in their order, then ours that are not there yet; old ones of ours go."""
-    own = [current] if isinstance(current, str) else list(current or [])
-    kept = [tag for tag in own if tag in new or tag not in written]
-    return kept + [tag for tag in new if tag not in kept]
-
-
-def _split(card: str) -> tuple[str, str]:
-    """The front matter's text without its fences ("" if there is none), and the rest."""
-    match = _FRONT.match(card)
-    return (match[1], card[match.end() :]) if match else ("", card)
-
-
-def _blocks(front: str) -> dict[str, str]:
-    """Top-level key -> its lines, verbatim; lines before the first key stand under ""."""
-    blocks, key = {"": ""}, ""
-    for line in front.splitlines(keepends=True):
-        if match := _KEY.match(line):
-            key = match[2]
-        blocks[key] = blocks.get(key, "") + line
-    return blocks
-
-
-def _mapping(front: str) -> dict[str, Any] | None:
-    try:
-        value = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-45
-        return None
-    return {} if value is None else value if isinstance(value, dict) else None
-
-
-def _remembered(block: str) -> Mapping[str, Any]:
-    start = block.find(_MEMORY)
-    try:
-        value, _ = json.JSONDecoder().raw_decode(block, start + len(_MEMORY)) if start >= 0 else ({}, 0)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
-
-
-# --- body -----------------------------------------------------------------------------------------
 
 
 def _summary(config: Mapping[str, Any], task: Task | None) -> str:

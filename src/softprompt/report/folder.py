@@ -14,7 +14,8 @@ from ..files import read_json, write_text
 from ..record import METRICS_NAME, OPTIONS_NAME, STATE_NAME
 from ..task import Task
 from ..version import __version__
-from .card import model_card, update_card
+from .card import model_card
+from .update import update_card
 
 CARD_NAME = "README.md"
 

@@ -19,13 +19,14 @@ from ..encode import Encoder, default_end_token_id, show_example
 from ..errors import MissingExtraError
 from ..evaluate import Classes, evaluate
 from ..files import write_text
-from ..model import PeftModelForCausalLM, get_peft_model
+from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
 from ..record import CONFUSION_PICTURE, LOSS_PICTURE, OPTIONS_NAME, Metrics, TrainerState
 from ..report.folder import write_card
 from ..report.plots import plot_confusion_matrix, plot_loss
 from ..task import Task
 from ..types import Example
+from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import Run, fit

@@ -1,0 +1,44 @@
+"""``get_peft_model``: a base model and a config in, a model with a new soft prompt out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .config import PeftConfig
+from .errors import ConfigError
+from .model import PeftModelForCausalLM
+
+
+def get_peft_model(
+    model: PreTrainedModel, peft_config: PeftConfig, adapter_name: str = "default", **kwargs: Any
+) -> PeftModelForCausalLM:
+    """Freeze a base model and put a new soft prompt in front of it.
+
+    Args:
+        model: a transformers causal language model; it is used as it is, not copied.
+        peft_config: a ``PromptTuningConfig``; its open fields are filled in place.
+        **kwargs: ``tokenizer`` for a TEXT start, instead of loading the config's by name; ``revision`` of the
+            base model, kept in the config; PEFT's other options (``autocast_adapter_dtype``,
+            ``low_cpu_mem_usage``) have no effect on prompts, there or here.
+
+    Raises:
+        ConfigError: the config cannot work with this base; ``mixed=True``, which is not for prompts.
+    """
+    if kwargs.get("mixed"):
+        raise ConfigError("mixed=True is not for prompt tuning; leave it out")
+    name = getattr(model, "name_or_path", None) or None
+    if peft_config.base_model_name_or_path not in (None, name):
+        warnings.warn(
+            f"The base model of the config was renamed from {peft_config.base_model_name_or_path!r} to {name!r}.",
+            stacklevel=2,
+        )
+    peft_config.base_model_name_or_path = name
+    revision = kwargs.get("revision")
+    if revision is not None:
+        if peft_config.revision not in (None, revision):
+            warnings.warn(f"The revision {peft_config.revision!r} is replaced by {revision!r}.", stacklevel=2)
+        peft_config.revision = revision
+    return PeftModelForCausalLM(model, peft_config, adapter_name, tokenizer=kwargs.get("tokenizer"))
