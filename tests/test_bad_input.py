@@ -16,6 +16,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
 from cli_tools import CONTEXT, make_base, rows, softprompt, write_rows
 from hub_server import HubServer
 

@@ -163,9 +163,6 @@ def test_masks_of_any_type(dtype):
     assert torch.equal(model(input_ids=values, attention_mask=mask.to(dtype), labels=values).loss, expected)
 
 
-PLAIN = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="forward_plain checks the mask's shape too late")
-
-
 @pytest.mark.parametrize(
     ("plain", "shape"),
     [
@@ -173,8 +170,8 @@ PLAIN = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="forward_plai
         (False, (2, 1, 9, 9)),
         (False, (1, 9)),
         (True, (1, 9)),
-        pytest.param(True, (2, 12), marks=PLAIN),
-        pytest.param(True, (2, 1, 9, 9), marks=PLAIN),
+        (True, (2, 12)),
+        (True, (2, 1, 9, 9)),
     ],
     ids=str,
 )

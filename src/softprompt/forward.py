@@ -15,7 +15,7 @@ from .engine.head import logits_of
 from .engine.loss import hidden_states, losses_of
 from .engine.tree import plan_rows
 from .errors import ConfigError
-from .generate import prompted_call
+from .generate import prompted_call, real_tokens
 from .output import LazyLogits, PromptedCausalLMOutput
 from .types import IGNORE_INDEX
 
@@ -56,15 +56,7 @@ class Batch:
         Raises:
             ConfigError: the mask has another shape.
         """
-        shape = self.tokens.shape[:2]
-        if self.attention_mask is None:
-            return torch.ones(shape, dtype=torch.bool, device=self.tokens.device)
-        if self.attention_mask.shape != shape:
-            raise ConfigError(
-                f"attention_mask must be [B, T] = {list(shape)}, one entry a token without the virtual ones; "
-                f"it is {list(self.attention_mask.shape)}"
-            )
-        return self.attention_mask.bool()
+        return real_tokens(self.tokens, self.attention_mask)
 
 
 def forward_rows(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:

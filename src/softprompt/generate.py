@@ -38,14 +38,30 @@ class Layout:
     position_ids: Tensor
 
 
-def lay_out(mask: Tensor, num_virtual_tokens: int) -> Layout:
-    """Lay out rows whose real tokens are marked in ``mask`` ``[B, T]`` as ``[ pads | prompt | tokens ]``."""
-    width = mask.shape[1]
-    real = mask.bool()
+def real_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """``[B, T]``, true where ``tokens`` (ids or embeddings) are not padding.
+
+    Raises:
+        ConfigError: the mask has another shape.
+    """
+    shape = tokens.shape[:2]
+    if attention_mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=tokens.device)
+    if attention_mask.shape != shape:
+        raise ConfigError(
+            f"attention_mask must be [B, T] = {list(shape)}, one entry a token without the virtual ones; "
+            f"it is {list(attention_mask.shape)}"
+        )
+    return attention_mask.bool()
+
+
+def lay_out(real: Tensor, num_virtual_tokens: int) -> Layout:
+    """Lay out rows whose real tokens are marked in ``real`` ``[B, T]`` as ``[ pads | prompt | tokens ]``."""
+    width = real.shape[1]
     pads = width - real.sum(1, keepdim=True)  # [B, 1]
-    virtual = pads + torch.arange(num_virtual_tokens, device=mask.device)
+    virtual = pads + torch.arange(num_virtual_tokens, device=real.device)
     tokens = torch.where(real, pads + num_virtual_tokens + real.cumsum(1) - 1, (~real).cumsum(1) - 1)
-    columns = torch.arange(num_virtual_tokens + width, device=mask.device)
+    columns = torch.arange(num_virtual_tokens + width, device=real.device)
     visible = (columns >= pads).long()
     return Layout(torch.cat([virtual, tokens], dim=1), visible, (columns - pads).clamp_min(0))
 
@@ -75,13 +91,11 @@ def prompted_call(
     new = inputs_embeds if inputs_embeds is not None else input_ids
     if new is None:
         raise ValueError("You have to provide either input_ids or inputs_embeds")
-    rows, width = new.shape[:2]
+    rows = len(new)
     filled = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if filled:
         return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None
-    if attention_mask is None:
-        attention_mask = torch.ones(rows, width, dtype=torch.long, device=new.device)
-    layout = lay_out(attention_mask, len(prompt))
+    layout = lay_out(real_tokens(new, attention_mask), len(prompt))
     embeds = inputs_embeds if inputs_embeds is not None else base.get_input_embeddings()(input_ids)
     together = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], dim=1)
     placed = torch.zeros_like(together).scatter(1, layout.order[..., None].expand_as(together), together)
@@ -145,6 +159,12 @@ def generate(base: PreTrainedModel, prompt: Tensor, *args: Any, **kwargs: Any) -
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
+    if kwargs.get("past_key_values") is not None:
+        kwargs.setdefault("use_cache", True)  # MPT's own default is not to
+    if base.config.model_type == "gpt_neo" and "static" in (kwargs.get("cache_implementation") or ""):
+        raise ConfigError(
+            "gpt_neo gives wrong tokens with a static cache in transformers; leave cache_implementation out"
+        )
     kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
     length = len(prompt)
 

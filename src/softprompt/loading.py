@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import PromptTuningConfig
+from .config import CONFIG_NAME, PromptTuningConfig
 from .encode import Encoder
 from .errors import AdapterError, ConfigError
 from .hubfiles import FileAbsentError, find_file
@@ -79,6 +79,32 @@ def check_same_base(adapter: str, trained_on: str, given: str) -> None:
             f"{adapter} was trained on {trained_on}, not on {given}; a prompt means nothing to another model. "
             "Leave --model_name_or_path out to use the right one"
         )
+
+
+def fetch_adapter(adapter: str) -> None:
+    """Bring an adapter of the Hub into the cache; nothing to do for a folder.
+
+    One question to the Hub for all files: a wrong name, or no network, is told at once, where asking for each
+    file would try again and again for half a minute.
+
+    Raises:
+        AdapterError: the Hub does not know it, or cannot be reached and the cache has nothing of it.
+    """
+    if Path(adapter).exists() or adapter.startswith((".", "~", "/")) or adapter.count("/") != 1:
+        return
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        huggingface_hub.snapshot_download(adapter, allow_patterns=[CONFIG_NAME, TASK_NAME, "*.safetensors"])
+    except errors.RepositoryNotFoundError:
+        raise AdapterError(
+            f"{adapter} is neither a folder here nor an adapter on the Hub (if it is private: hf auth login)"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise AdapterError(
+            f"{adapter} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
+        ) from None
 
 
 def read_task(adapter: str) -> Task | None:

@@ -87,6 +87,10 @@ class PeftModel(nn.Module):
     def __class__(self, value: type) -> None:
         object.__setattr__(self, "__class__", value)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles by the real class, which ``__class__`` hides from pickle."""
+        return _new, (type(self),), self.__dict__
+
     def __getattr__(self, name: str) -> Any:
         """Attributes that are not ours are the base model's (``config``, ``device``, ``dtype``, ...)."""
         try:
@@ -170,15 +174,19 @@ class PeftModel(nn.Module):
             raise ConfigError("num_virtual_tokens is not set; give the number of virtual tokens")
         self._fill(peft_config)
         encoder = PromptEmbedding(peft_config, self.word_embeddings, tokenizer)
-        encoder.matrix.requires_grad_(not peft_config.inference_mode)
+        encoder.matrix.requires_grad_(adapter_name == self.active_adapter and not peft_config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder.to(self.base_model.device)
         self.peft_config[adapter_name] = peft_config
 
     def _fill(self, config: PromptTuningConfig) -> None:
         """Fill what the config leaves open from the base model, in place (as PEFT does)."""
         facts = base_facts(self.base_model)
-        if config.token_dim is None:
-            config.token_dim = facts["token_dim"]
+        if config.token_dim not in (None, facts["token_dim"]):
+            raise ConfigError(
+                f"token_dim is {config.token_dim}, but the base model's embeddings have width {facts['token_dim']}; "
+                "leave token_dim out"
+            )
+        config.token_dim = facts["token_dim"]
         config.num_layers = config.num_layers or facts["num_layers"]
         config.num_attention_heads = config.num_attention_heads or facts["num_attention_heads"]
         config.num_transformer_submodules = config.num_transformer_submodules or 1
@@ -353,6 +361,10 @@ class PeftModel(nn.Module):
             set_peft_model_state_dict(self, state_dict, self.active_adapter)
             return nn.modules.module._IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def _new(cls: type[PeftModel]) -> PeftModel:
+    return cls.__new__(cls)
 
 
 class PeftModelForCausalLM(PeftModel):

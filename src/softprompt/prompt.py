@@ -20,7 +20,7 @@ class PromptEmbedding(nn.Module):
         tokenizer: for a TEXT start; without one, the config's is loaded.
 
     Raises:
-        ConfigError: the start cannot be made, or its width is not ``token_dim``.
+        ConfigError: the start cannot be made.
     """
 
     def __init__(self, config: PromptTuningConfig, word_embeddings: nn.Module, tokenizer: Any = None) -> None:
@@ -32,11 +32,6 @@ class PromptEmbedding(nn.Module):
         self.embedding = nn.Embedding(rows, config.token_dim)
         if not config.inference_mode:
             start = initial_rows(config, rows, word_embeddings, tokenizer)
-            if start is not None and start.shape[1] != config.token_dim:
-                raise ConfigError(
-                    f"token_dim is {config.token_dim}, but the base model's embeddings have width {start.shape[1]}; "
-                    "leave token_dim out"
-                )
             if start is not None:
                 self.embedding.weight = nn.Parameter(start)
 

@@ -23,8 +23,9 @@ def load(adapter: str, given: dict[str, Any]) -> Prompted:
     values = {name: value for name, value in given.items() if name in ModelOptions.model_fields}
     options = build_options(ModelOptions, values)
     with console.status("loading the base model ..."):
-        from ..loading import load_prompted
+        from ..loading import fetch_adapter, load_prompted
 
+        fetch_adapter(adapter)
         return load_prompted(adapter, options, model_given="model_name_or_path" in values)
 
 
@@ -35,8 +36,9 @@ def need_task(adapter: str) -> Task:
         ConfigError: the adapter does not say how to render text.
     """
     from ..hubfiles import find_file
-    from ..loading import read_task
+    from ..loading import fetch_adapter, read_task
 
+    fetch_adapter(adapter)
     task = read_task(adapter)
     if task is None:
         find_file(adapter, CONFIG_NAME)  # says so if it is no adapter at all

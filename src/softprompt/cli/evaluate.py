@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import ConfigError
 from ..options import DataOptions, ModelOptions, build_options
 from .common import Adapter, load
 from .options import takes
@@ -30,8 +31,11 @@ def command(
     **given: Any,
 ) -> None:
     """Score an adapter on labelled rows."""
-    from ..loading import read_task
+    from ..loading import fetch_adapter, read_task
 
+    if output_dir is not None and output_dir.is_file():
+        raise ConfigError(f"output_dir {output_dir} is a file; give a folder")
+    fetch_adapter(adapter)
     known = read_task(adapter)
     values = {name: value for name, value in given.items() if name in DataOptions.model_fields}
     if known is not None:

@@ -85,7 +85,10 @@ def _checkpoint(options: TrainOptions) -> Path:
         return Path(asked)
     found = checkpoints(options.output_dir)
     if not found:
-        raise ConfigError(f"resume_from_checkpoint: there is no checkpoint in {options.output_dir} to resume from")
+        raise ConfigError(
+            f"resume_from_checkpoint: there is no checkpoint in {options.output_dir} to resume from; "
+            "leave the option out to start anew"
+        )
     return found[-1]
 
 

@@ -71,8 +71,9 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     """
     listener = listener or Listener()
     resume_from = None if options.dry_run else check_output_dir(options)
+    context = context_length(load_config(options))  # the config first: it says best what is no base model
     tokenizer = load_tokenizer(options)
-    prepared = prepare(options, rows or read_task_rows(options), tokenizer, listener)
+    prepared = prepare(options, rows or read_task_rows(options), tokenizer, context, listener)
     if options.dry_run:
         for example in prepared.train[:NUM_SHOWN]:
             listener.note(show_example(tokenizer, example))
@@ -96,15 +97,10 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     return _finish(options, model, prepared.task, state, metrics, listener)
 
 
-def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, listener: Listener) -> Prepared:
+def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, listener: Listener) -> Prepared:
     """Encode the rows of a run."""
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
-    encoder = Encoder(
-        tokenizer,
-        task,
-        num_virtual_tokens=options.num_virtual_tokens,
-        context_length=context_length(load_config(options)),
-    )
+    encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     _say_what_was_read(parts, task, listener)
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)

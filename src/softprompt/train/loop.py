@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -88,13 +88,13 @@ def fit(run: Run) -> TrainerState:
             batches = batches_of_step(run, step)
             optimizer.param_groups[0]["lr"] = rate = learning_rate(step, run.max_steps, options)
             loss, tokens = _backward(run, batches)
-            _check_finite(run, loss, state, optimizer, good)
+            if what := _not_finite(loss, model.prompt):
+                _stop(run, what, state, optimizer, good)
             good = _Snapshot.of(model.prompt, optimizer, state)
             if options.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_([model.prompt], options.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-
+            if what := _step(optimizer):
+                _stop(run, what, state, optimizer, good)
             done = step + 1
             seen_loss, seen_tokens = seen_loss + loss * tokens, seen_tokens + tokens
             run.listener.step(done, loss)
@@ -163,16 +163,36 @@ class _Snapshot:
         return cls(prompt.detach().clone(), copy.deepcopy(optimizer.state_dict()), state)
 
 
-def _check_finite(
-    run: Run, loss: float, state: TrainerState, optimizer: torch.optim.Optimizer, good: _Snapshot
-) -> None:
-    """Stop before the step, and go back to ``good``: the last prompt whose loss was finite."""
-    prompt = run.model.prompt
-    if math.isfinite(loss) and prompt.grad is not None and bool(torch.isfinite(prompt.grad).all()):
-        return
-    what = f"loss is {loss}" if not math.isfinite(loss) else "gradient has numbers that are not finite"
+def _not_finite(loss: float, prompt: Tensor) -> str | None:
+    """What is not finite, in words, before a step."""
+    if not math.isfinite(loss):
+        return f"loss is {loss}"
+    if prompt.grad is None or not bool(torch.isfinite(prompt.grad).all()):
+        return "gradient has numbers that are not finite"
+    return None
+
+
+def _step(optimizer: torch.optim.Optimizer) -> str | None:
+    """One optimiser step; says in words what kept it from being taken."""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return "learning rate is more than AdamW can count with"
+    finally:
+        optimizer.zero_grad()
+    return None
+
+
+def _stop(run: Run, what: str, state: TrainerState, optimizer: torch.optim.Optimizer, good: _Snapshot) -> NoReturn:
+    """Go back to ``good``, the last prompt whose loss was finite, and write it.
+
+    Raises:
+        TrainingError: always.
+    """
     with torch.no_grad():
-        prompt.copy_(good.prompt)
+        run.model.prompt.copy_(good.prompt)
     optimizer.load_state_dict(good.moments)
     if good.state.global_step < state.global_step:  # a checkpoint of the step in between holds what failed
         remove_checkpoint(run.options.output_dir, state.global_step)
