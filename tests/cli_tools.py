@@ -13,7 +13,30 @@ from typing import Any
 
 SOFTPROMPT = Path(sys.executable).with_name("softprompt")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-WORDS = ["text", ":", "Label", "yes", "no", "maybe", "good", "bad", "fine", "awful", "service", "phone", "help", "thanks", "sir", "is", "are", "it", "the", "a", "why", "when"]
+WORDS = [
+    "text",
+    ":",
+    "Label",
+    "yes",
+    "no",
+    "maybe",
+    "good",
+    "bad",
+    "fine",
+    "awful",
+    "service",
+    "phone",
+    "help",
+    "thanks",
+    "sir",
+    "is",
+    "are",
+    "it",
+    "the",
+    "a",
+    "why",
+    "when",
+]
 CONTEXT = 64
 WIDTH = 16
 

@@ -6,6 +6,7 @@ All commands run first, two at a time, each in a process of its own; the tests t
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import time
@@ -36,6 +37,7 @@ class Case:
     extra: tuple[str, ...] = ()  # arguments with spaces in them
     env: Mapping[str, str] = field(default_factory=dict)
     file_size: int | None = None  # most bytes that a file may have
+    notes: int = 0  # lines before the one that counts
 
 
 def train(options: str, *says: str, extra: tuple[str, ...] = (), **more: object) -> Case:
@@ -54,7 +56,7 @@ CASES: dict[str, Case] = {
     # -- options
     "no_source": case("train --output_dir new", "train_file", "dataset_name"),
     "no_output_dir": case("train --train_file train.csv", "output_dir", "required"),
-    "unknown_command": case("trian --output_dir new", "trian", "train"),
+    "unknown_command": case("trian --output_dir new", "'trian'", "did you mean 'train'"),
     "unknown_option": train("--learning_rat 1", "--learning_rat", "--learning_rate"),
     "unknown_value": train("--prompt_tuning_init RANDON", "prompt_tuning_init", "RANDON", "did you mean 'RANDOM'"),
     "unknown_scheduler": train("--lr-scheduler-type cosin", "lr_scheduler_type", "did you mean 'cosine'"),
@@ -99,25 +101,28 @@ CASES: dict[str, Case] = {
     "prompt_fills_context": train(f"--num_virtual_tokens {CONTEXT}", f"num_virtual_tokens={CONTEXT}", "use fewer"),
     "prompt_leaves_too_little": train(f"--num_virtual_tokens {CONTEXT - 4}", "train.csv, row 1", "context", "shorten"),
     "device_unknown": train("--device gpu", "device='gpu'", "cpu"),
-    "device_absent": train("--device cuda:9", "device='cuda:9'", "cpu"),
-    "gguf_that_is_none": train("--model_name_or_path fake.gguf", "fake.gguf is not a GGUF file"),
-    "base_folder_missing": train("--model_name_or_path ./nowhere", "./nowhere", "does not exist"),
+    "gguf_that_is_none": train("--model_name_or_path fake.gguf", "fake.gguf is not a GGUF file", notes=1),
     "base_is_an_adapter": train("--model_name_or_path adapter", "adapter is an adapter"),
     "base_unknown_to_hub": train("--model_name_or_path no/such", "no/such", "nor a model of the Hub", env=ONLINE),
     "base_without_network": train("--model_name_or_path no/such", "no/such", "cannot be reached", env=OFFLINE),
     # -- the output folder
-    "output_is_finished": train("--output_dir adapter", "adapter", "--overwrite_output_dir", "--resume_from_checkpoint"),
+    "output_is_finished": train(
+        "--output_dir adapter", "adapter", "--overwrite_output_dir", "--resume_from_checkpoint"
+    ),
     "output_is_unfinished": train("--output_dir half", "half", "--overwrite_output_dir", "--resume_from_checkpoint"),
     "output_is_a_file": train("--output_dir train.csv", "output_dir train.csv is a file"),
-    "output_under_a_file": train("--output_dir train.csv/new", "output_dir train.csv/new", "train.csv is a file"),
-    "resume_without_checkpoint": train("--resume_from_checkpoint last", "resume_from_checkpoint", "new", "leave"),
-    "resume_from_nowhere": train("--resume_from_checkpoint nowhere", "no folder nowhere", "'last'"),
+    "resume_without_checkpoint": train(
+        "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "leave the option out"
+    ),
     "resume_other_shape": train("--output_dir half --resume_from_checkpoint last --num_virtual_tokens 5", "[4, 16]"),
     "disk_full": train("--output_dir full --save_strategy no", "larger than is allowed", "make room", file_size=1500),
     # -- numbers
-    "loss_not_finite": train("--output_dir nan --learning_rate 1e38 --num_train_epochs 3", "Lower learning_rate", "nan"),
+    "loss_not_finite": train(
+        "--output_dir nan --learning_rate 1e36 --num_train_epochs 3", "loss is nan", "Lower learning_rate", "1e+36"
+    ),
+    "learning_rate_overflows": train("--output_dir inf --learning_rate 1e38", "Lower learning_rate", "1e+38"),
     # -- adapters
-    "adapter_missing": case(f"{PREDICT} ./nowhere", "./nowhere", "no such folder"),
+    "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),
     "adapter_without_network": case(f"{PREDICT} no/such", "no/such", "Hub", env=OFFLINE),
     "adapter_without_weights": case(f"{PREDICT} bare", "bare", "adapter_model.safetensors", "no weights"),
     "adapter_with_nan": case(f"{PREDICT} adapter_nan", "adapter_nan", "NaN", "train it again"),
@@ -125,12 +130,11 @@ CASES: dict[str, Case] = {
     "adapter_truncated": case(f"{PREDICT} truncated", "truncated", "not a valid safetensors file"),
     "adapter_of_other_width": case(f"{PREDICT} wide", "wide", "width 32", "16"),
     "adapter_of_other_base": case(f"{PREDICT} adapter --model_name_or_path wide_base", "trained on base", "wide_base"),
-    "adapter_of_other_type": case(f"{PREDICT} lora", "lora", "LORA"),
+    "adapter_of_other_type": case(f"{PREDICT} lora", "'LORA'", "PROMPT_TUNING"),
     "adapter_of_other_task": case(f"{PREDICT} seq2seq", "seq2seq", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
     "adapter_config_broken": case(f"{PREDICT} garbled", "garbled", "not valid JSON"),
     "adapter_task_broken": case(f"{PREDICT} taskless", "taskless", "task.json", "damaged"),
     "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
-    "inspect_missing": case("inspect ./nowhere", "./nowhere", "no such folder"),
     "push_what_is_none": case("push base me/prompt", "adapter_config.json", "base"),
     # -- rows to label
     "evaluate_nothing": case("evaluate --adapter adapter", "test_file"),
@@ -146,7 +150,7 @@ CASES: dict[str, Case] = {
         "predict --adapter adapter --input_file test.csv --output_file test.csv", "another file"
     ),
 }
-DEBUG = ("file_missing", "adapter_truncated")
+DEBUG = ("file_missing", "unknown_option")
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +246,12 @@ def run(case: Case, place: Path, hub: str, *more: str) -> Done:
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_says_what_is_wrong(name: str, done: dict[str, Done]) -> None:
     process = done[name].process
-    lines = process.stderr.splitlines()
-    assert len(lines) == 1, process.stderr
-    assert lines[0].startswith("softprompt: ")
+    *notes, line = process.stderr.splitlines()
+    assert len(notes) <= CASES[name].notes, process.stderr
+    assert line.startswith("softprompt: ")
     assert "Traceback" not in process.stdout + process.stderr
     for words in CASES[name].says:
-        assert words in lines[0]
+        assert words in line
     assert process.returncode == 2
 
 
@@ -273,11 +277,20 @@ def test_nothing_is_left_behind(place: Path, done: dict[str, Done]) -> None:
     assert not (place / "full" / "adapter_model.safetensors").exists()
 
 
-def test_the_last_good_prompt_of_a_run_that_blew_up(place: Path, done: dict[str, Done]) -> None:
+@pytest.mark.parametrize("name", ["loss_not_finite", "learning_rate_overflows"])
+def test_the_last_good_prompt_of_a_run_that_blew_up(name: str, place: Path, done: dict[str, Done]) -> None:
     """It loads, it is finite, and so is the loss with it."""
-    message = done["loss_not_finite"].process.stderr
-    kept = place / message.rstrip().rpartition(" is in ")[2]
-    assert kept.is_dir()
-    scored = softprompt("evaluate", "--adapter", kept, "--test_file", "test.csv", cwd=place, check=True)
-    assert "nan" not in scored.stdout
-    assert json.loads((kept / "metrics.json").read_text())["eval_loss"] is not None
+    import torch
+
+    from softprompt.evaluate import mean_loss
+    from softprompt.loading import load_prompted
+    from softprompt.options import ModelOptions
+    from softprompt.types import Row
+
+    kept = place / done[name].process.stderr.rstrip().rpartition(" is in ")[2]
+    options = ModelOptions(model_name_or_path=str(place / "base"))
+    prompted = load_prompted(str(kept), options, model_given=True)
+    assert torch.isfinite(prompted.model.prompt).all()
+    assert prompted.task is not None
+    examples = prompted.encoder(prompted.task).encode_all([Row(row, "row") for row in rows(4)])
+    assert math.isfinite(mean_loss(prompted.model, examples, batch_size=4))

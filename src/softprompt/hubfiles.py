@@ -35,7 +35,12 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
 
 def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     known = inspect.signature(hf_hub_download).parameters
     options = {k: v for k, v in kwargs.items() if k in known and v is not None}
@@ -45,7 +50,17 @@ def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
         return Path(hf_hub_download(repo_id, name, **options))
     except Exception as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise FileAbsentError(f"Can't find '{name}' at '{repo_id}': the repository has no such file") from error
+            folder = f"{repo_id}/{options['subfolder']}" if options.get("subfolder") else repo_id
+            raise FileAbsentError(f"Can't find '{name}' at '{folder}': the repository has no such file") from error
+        if isinstance(error, RevisionNotFoundError):
+            raise AdapterError(
+                f"Can't find '{name}' at '{repo_id}': the repository has no revision {options['revision']!r}"
+            ) from error
+        if isinstance(error, RepositoryNotFoundError):
+            raise AdapterError(
+                f"Can't find '{name}' at '{repo_id}': it is not a folder here, and there is no such repository on the "
+                "Hub, or it is private and you are not logged in (hf auth login)"
+            ) from error
         reason = str(error).strip().split("\n")[0]
         raise AdapterError(
             f"Can't find '{name}' at '{repo_id}': it is neither a folder here nor to be had from the Hub ({reason})"

@@ -344,7 +344,7 @@ class PeftModel(nn.Module):
 
         Args:
             **kwargs: ``commit_message``, ``commit_description``, ``private``, ``token`` (or the older
-                ``use_auth_token``), ``revision``, ``create_pr``, ``tags``.
+                ``use_auth_token``), ``revision``, ``create_pr``.
 
         Returns:
             The ``CommitInfo`` of huggingface_hub.

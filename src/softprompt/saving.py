@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from . import adapter as files
 from .base import base_facts, load_base
 from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
-from .errors import AdapterError, AdapterMismatchError, ConfigError
+from .errors import AdapterError, AdapterMismatchError, BaseModelError, ConfigError
+from .files import write_text
 from .model import PeftModel, PeftModelForCausalLM
 from .options import EMBEDDED_MODEL, ModelOptions
-from .report.folder import write_card
+from .report.folder import CARD_NAME, write_card
+from .report.update import update_card
 from .state import set_peft_model_state_dict
 
 TRAINER_WEIGHTS_NAME = "model.safetensors"
@@ -148,6 +150,7 @@ def push_model(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
+        write_card(folder, repo_id)
         return push_folder(
             folder,
             repo_id,
@@ -182,19 +185,31 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
         AdapterError: the Hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if commit.get("revision") and not commit["create_pr"]:
             api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
+        _keep_card(api, repo_id, folder, commit.get("revision"))
         return api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise AdapterError(
             f"cannot upload to {repo_id}: {reason}. Check the name, the network and your log-in (hf auth login)"
         ) from error
+
+
+def _keep_card(api: Any, repo_id: str, folder: Path, revision: str | None) -> None:
+    """Put our fresh card into the README that the repository has."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    card = folder / CARD_NAME
+    try:
+        there = Path(api.hf_hub_download(repo_id, card.name, revision=revision)).read_text(encoding="utf-8")
+    except EntryNotFoundError:
+        return
+    write_text(card, update_card(there, card.read_text(encoding="utf-8")))
 
 
 class AutoPeftModelForCausalLM:
@@ -235,5 +250,9 @@ class AutoPeftModelForCausalLM:
         if name == EMBEDDED_MODEL:
             base = load_base(ModelOptions(model_name_or_path=name)).model
         else:
-            base = AutoModelForCausalLM.from_pretrained(name, revision=found.revision, **kwargs)
+            try:
+                base = AutoModelForCausalLM.from_pretrained(name, revision=found.revision, **kwargs)
+            except OSError as error:
+                reason = str(error).strip().split("\n")[0]
+                raise BaseModelError(f"the base model {name} cannot be had: {reason}") from error
         return load_model(base, pretrained_model_name_or_path, adapter_name, is_trainable, config, **hub)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from ..errors import SoftPromptError
+from ..errors import ConfigError, SoftPromptError
 from ..version import __version__
 
 COMMANDS = {
@@ -27,6 +27,8 @@ COMMANDS = {
     "push": "Upload an adapter folder to the Hub.",
 }
 
+_INTERRUPTED = 130
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
@@ -36,15 +38,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if arguments in ([], [wanted]) and wanted != "train":
+        arguments.append("--help")
     try:
-        build_app(wanted)(arguments, standalone_mode=False)
+        _check_command(wanted)
+        status = build_app(wanted)(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        _leave(f"interrupted{'; go on with --resume_from_checkpoint last' if wanted == 'train' else ''}", 130)
+        status = _INTERRUPTED
     except Exception as error:
         if debug:
             raise
         _leave(*explain(error))
-    sys.exit(0)
+    if status == _INTERRUPTED:  # typer returns it, or raises Abort, depending on its version
+        _leave(f"interrupted{'; go on with --resume_from_checkpoint last' if wanted == 'train' else ''}", status)
+    sys.exit(status or 0)
 
 
 def build_app(wanted: str | None) -> typer.Typer:
@@ -53,7 +60,6 @@ def build_app(wanted: str | None) -> typer.Typer:
         name="softprompt",
         help="Soft prompts for causal language models: tune, evaluate, share.",
         epilog="--debug shows the traceback of an error.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # the rich layout cuts long option names
@@ -62,8 +68,16 @@ def build_app(wanted: str | None) -> typer.Typer:
     app.callback()(_root)
     for name, summary in COMMANDS.items():
         command = importlib.import_module(f".{name}", __name__).command if name == wanted else _nothing
-        app.command(name, help=summary, no_args_is_help=name != "train")(command)
+        app.command(name, help=summary)(command)
     return app
+
+
+def _check_command(wanted: str | None) -> None:
+    if wanted is None or wanted in COMMANDS:
+        return
+    from ..options import nearest
+
+    raise ConfigError(f"there is no command {wanted!r}{nearest(wanted, COMMANDS)} (softprompt --help lists them)")
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -107,7 +121,15 @@ def _nothing() -> None:
     """Stands for a command that was not asked for, in the list of commands."""
 
 
-def _root(version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version and leave.")) -> None:
-    if version:
+def _show_version(asked: bool) -> None:
+    if asked:
         print(__version__)
         raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_show_version, help="Show the version and leave."
+    ),
+) -> None:
+    """What can stand before a command."""

@@ -55,6 +55,8 @@ def command(
 
     encoder = prompted.encoder(task)
     examples = encoder.encode_all(rows)
+    if cut := sum(1 for example in examples if example.num_cut):
+        console.print(f"cut to fit max_length: {cut} of {len(examples)} rows")
     with progress_bar() as progress:
         bar = progress.add_task("scoring", total=len(examples))
         metrics = evaluate(

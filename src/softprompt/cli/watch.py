@@ -40,7 +40,8 @@ class Watcher(Listener):
         self._status.stop()
         self._classification = classification
         scores = f"{'accuracy':>10}{'macro-F1':>10}" if classification else ""
-        self.note(f"{'epoch':>7}{'train loss':>12}{'perplexity':>12}{'eval loss':>11}{scores}{'seconds':>9}")
+        star = "  * best so far" if state.metric_for_best_model else ""
+        self.note(f"{'epoch':>7}{'train loss':>12}{'perplexity':>12}{'eval loss':>11}{scores}{'seconds':>9}{star}")
         self._progress.start()
         self._steps = self._progress.add_task("training", total=state.max_steps, completed=state.global_step)
 

@@ -173,7 +173,7 @@ def _not_finite(loss: float, prompt: Tensor) -> str | None:
 
 
 def _step(optimizer: torch.optim.Optimizer) -> str | None:
-    """One optimiser step; says in words what kept it from being taken."""
+    """One optimiser step; says in words what went wrong with it."""
     try:
         optimizer.step()
     except RuntimeError as error:
@@ -182,7 +182,8 @@ def _step(optimizer: torch.optim.Optimizer) -> str | None:
         return "learning rate is more than AdamW can count with"
     finally:
         optimizer.zero_grad()
-    return None
+    moved = optimizer.param_groups[0]["params"][0]
+    return None if bool(torch.isfinite(moved).all()) else "prompt has numbers that are not finite"
 
 
 def _stop(run: Run, what: str, state: TrainerState, optimizer: torch.optim.Optimizer, good: _Snapshot) -> NoReturn:

@@ -1,0 +1,492 @@
+"""The training loop beside an independent one, and what it promises: best prompt, resuming, stopping, files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import softprompt.train.loop as loop
+import tiny
+from cli_tools import make_base, rows, write_rows
+from softprompt.adapter import read_prompt
+from softprompt.checkpoint import checkpoints, write_checkpoint
+from softprompt.config import PromptTuningConfig
+from softprompt.errors import AdapterError, SoftPromptError, TrainingError
+from softprompt.evaluate import Classes, evaluate, label_log_probs, mean_loss
+from softprompt.files import write_folder, write_text
+from softprompt.model import PeftModelForCausalLM
+from softprompt.options import OptimizerOptions, TrainOptions
+from softprompt.record import Metrics, TrainerState
+from softprompt.score import score_labels
+from softprompt.task import Task
+from softprompt.train.job import train
+from softprompt.train.listener import Listener
+from softprompt.train.loop import Run, batches_of_step, fit
+from softprompt.train.schedule import learning_rate
+from softprompt.types import Example
+
+P = 3
+TASK = Task(("text",), "label", "{text}", labels=("yes", "no"))
+CLASSES = Classes(("yes", "no"), ((40, 2), (41, 42, 2)))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def examples(number: int = 10, seed: int = 3) -> list[Example]:
+    texts = tiny.ids(*(2 + (5 * i) % 7 for i in range(number)), seed=seed)
+    return [Example(tuple(text.tolist()), CLASSES.ids[i % 2], CLASSES.names[i % 2]) for i, text in enumerate(texts)]
+
+
+def make_run(folder: Path, *, listener: Listener | None = None, **options: Any) -> Run:
+    """A run on a tiny Llama: 10 rows, 2 a batch, 2 epochs unless told otherwise."""
+    values = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "num_virtual_tokens": P, "logging_steps": 1}
+    chosen = TrainOptions(output_dir=folder, **{**values, "eval_strategy": "epoch", **options})
+    torch.manual_seed(0)
+    config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=P, prompt_tuning_init="SAMPLE_VOCAB")
+    model = PeftModelForCausalLM(tiny.base("llama"), config)
+    return Run(model, chosen, TASK, examples(), None, listener or Listener())
+
+
+class Watch(Listener):
+    """Keeps the prompt after each step, and may interrupt."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.run: Run
+        self.losses: list[float] = []
+        self.prompts: list[torch.Tensor] = []
+        self.stop_after = stop_after
+
+    def step(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+        self.prompts.append(self.run.model.prompt.detach().clone())
+        if step == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def watched(folder: Path, stop_after: int | None = None, **options: Any) -> tuple[Run, Watch]:
+    watch = Watch(stop_after)
+    watch.run = make_run(folder, listener=watch, **options)
+    return watch.run, watch
+
+
+def with_scores(run: Run, scores: list[dict[str, float]]) -> Run:
+    """The run with a validation that gives these scores, one after the other."""
+    remaining = iter(scores)
+    return replace(run, validate=lambda: Metrics(num_examples=1, **next(remaining)))
+
+
+# --- the loop beside a plain one --------------------------------------------------------------------
+
+
+def plain_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+    """Every row alone through the model, torch's AdamW, transformers' schedule."""
+    options = run.options
+    prompt = start.clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([prompt], lr=options.learning_rate, weight_decay=options.weight_decay)
+    warmup = math.ceil(options.warmup_ratio * run.max_steps)
+    scheduler = transformers.get_scheduler(options.lr_scheduler_type, optimizer, warmup, run.max_steps)
+    losses = []
+    for step in range(run.max_steps):
+        step_rows = [example for batch in batches_of_step(run, step) for example in batch]
+        found = []
+        for example in step_rows:
+            ids = torch.tensor([*example.input_ids, *example.label_ids])
+            labels = torch.tensor([-100] * len(example.input_ids) + [*example.label_ids])
+            found.append(tiny.plain_losses(tiny.base("llama"), prompt, ids, labels))
+        loss = torch.cat(found).mean()
+        loss.backward()
+        if options.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_([prompt], options.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return prompt.detach(), losses
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr_scheduler_type": "cosine", "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
+        {"max_grad_norm": 0.1, "per_device_train_batch_size": 4, "weight_decay": 0.1},
+    ],
+    ids=["plain", "warmed_up_and_accumulated", "clipped"],
+)
+def test_it_trains_as_a_plain_loop_does(tmp_path: Path, options: dict[str, Any]) -> None:
+    run, watch = watched(tmp_path, **options)
+    start = run.model.prompt.detach().clone()
+    state = fit(run)
+    prompt, losses = plain_loop(run, start)
+    assert state.global_step == run.max_steps == len(losses)
+    torch.testing.assert_close(run.model.prompt.detach(), prompt, rtol=0, atol=1e-6)
+    assert watch.losses == pytest.approx(losses, rel=1e-6)
+    assert not torch.allclose(prompt, start, atol=1e-2)
+
+
+def test_rows_come_once_an_epoch_and_in_a_new_order(tmp_path: Path) -> None:
+    run = make_run(tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert (run.rows_per_step, run.steps_per_epoch, run.max_steps) == (6, 2, 4)
+    order = [
+        [example for step in steps for batch in batches_of_step(run, step) for example in batch]
+        for steps in ((0, 1), (2, 3))
+    ]
+    assert [len(batch) for step in (0, 1) for batch in batches_of_step(run, step)] == [3, 3, 3, 1]
+    for epoch in order:
+        assert sorted(epoch, key=repr) == sorted(run.examples, key=repr)
+    assert order[0] != order[1]
+
+
+def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
+    """The last batch of an epoch is smaller, and rows have labels of different lengths: a mean of means is off."""
+    small, small_watch = watched(tmp_path / "a", per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    big, big_watch = watched(tmp_path / "b", per_device_train_batch_size=6)
+    fit(small)
+    fit(big)
+    torch.testing.assert_close(small.model.prompt, big.model.prompt, rtol=0, atol=1e-6)
+    assert small_watch.losses == pytest.approx(big_watch.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_the_schedule_is_that_of_transformers(kind: str, warmup_ratio: float) -> None:
+    options = OptimizerOptions(learning_rate=0.3, lr_scheduler_type=kind, warmup_ratio=warmup_ratio)
+    steps = 17
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler = transformers.get_scheduler(kind, optimizer, math.ceil(warmup_ratio * steps), steps)
+    theirs = []
+    for _ in range(steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [learning_rate(step, steps, options) for step in range(steps)] == pytest.approx(theirs, abs=1e-12)
+
+
+def test_the_base_is_left_as_it_was(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    before = digest(run.model.base_model)
+    fit(run)
+    assert digest(run.model.base_model) == before
+    assert all(p.grad is None and not p.requires_grad for p in run.model.base_model.parameters())
+
+
+def digest(model: torch.nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+# --- which prompt is kept ---------------------------------------------------------------------------
+
+
+def scores(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"macro_f1": f1, "accuracy": 1 - f1, "eval_loss": loss} for f1, loss in pairs]
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "best"),
+    [
+        ("macro_f1", scores((0.2, 1.0), (0.7, 2.0), (0.5, 0.5)), 2),
+        ("macro_f1", scores((0.7, 2.0), (0.7, 1.0), (0.7, 1.0)), 2),  # a tie: the lower loss, then the earlier
+        ("accuracy", scores((0.2, 1.0), (0.7, 2.0), (0.5, 0.5)), 1),
+        ("eval_loss", scores((0.2, 1.0), (0.7, 2.0), (0.5, 0.5)), 3),
+        ("eval_loss", scores((0.2, math.nan), (0.7, 2.0), (0.5, 2.5)), 2),
+        ("macro_f1", scores((0.7, math.nan), (0.7, 2.0), (0.6, 0.5)), 2),
+    ],
+)
+def test_the_best_prompt_is_kept(tmp_path: Path, metric: str, found: list[dict[str, float]], best: int) -> None:
+    run, watch = watched(tmp_path, num_train_epochs=3, metric_for_best_model=metric)
+    run = with_scores(run, found)
+    state = fit(run)
+    step = best * run.steps_per_epoch
+    assert (state.best_step, state.best_model_checkpoint) == (step, f"checkpoint-{step}")
+    assert run.model.prompt.equal(watch.prompts[step - 1])
+    assert read_prompt(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").equal(run.model.prompt)
+
+
+def test_the_last_prompt_is_kept_if_asked(tmp_path: Path) -> None:
+    run, watch = watched(tmp_path, load_best_model_at_end=False)
+    state = fit(with_scores(run, scores((0.9, 1.0), (0.1, 2.0))))
+    assert state.best_step == 5
+    assert run.model.prompt.equal(watch.prompts[-1])
+
+
+def test_the_best_prompt_really_validates_best(tmp_path: Path) -> None:
+    """With a real validation: no epoch's prompt scores better than the one that is kept."""
+    held_out = examples(8, seed=9)
+    run, watch = watched(tmp_path, num_train_epochs=5, learning_rate=0.3)
+    run = replace(run, validate=lambda: evaluate(run.model, held_out, CLASSES, batch_size=4))
+    state = fit(run)
+    kept = evaluate(run.model, held_out, CLASSES, batch_size=4)
+    ends = watch.prompts[run.steps_per_epoch - 1 :: run.steps_per_epoch]
+    ranks = []
+    for prompt in ends:
+        with torch.no_grad():
+            run.model.prompt.copy_(prompt)
+        metrics = evaluate(run.model, held_out, CLASSES, batch_size=4)
+        ranks.append((metrics.macro_f1, -(metrics.eval_loss or 0)))
+    assert max(ranks) == (kept.macro_f1, -(kept.eval_loss or 0))
+    assert state.best_metric == kept.macro_f1
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, {5, 20}), (2, {5, 15, 20}), (None, {5, 10, 15, 20})])
+def test_the_best_checkpoint_is_spared(tmp_path: Path, limit: int | None, kept: set[int]) -> None:
+    run = make_run(tmp_path, num_train_epochs=4, save_total_limit=limit)
+    fit(with_scores(run, scores((0.9, 1.0), (0.1, 1.0), (0.2, 1.0), (0.3, 1.0))))
+    assert {path.name for path in checkpoints(tmp_path)} == {f"checkpoint-{step}" for step in kept}
+
+
+# --- resuming ---------------------------------------------------------------------------------------
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock or a cut epoch decides."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "train_loss")} for line in lines]
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, 12])
+def test_resuming_is_exact(tmp_path: Path, stop_after: int) -> None:
+    """Interrupted in the middle of an epoch, gone on from a checkpoint some steps back: the same to the bit."""
+    options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.3}
+
+    def validating(run: Run) -> Run:
+        return replace(run, validate=lambda: evaluate(run.model, examples(6, seed=9), CLASSES, batch_size=4))
+
+    whole = validating(make_run(tmp_path / "whole", **options))
+    expected = fit(whole)
+    cut, _ = watched(tmp_path / "cut", stop_after, **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(validating(cut))
+    torch.manual_seed(99)
+    again = validating(make_run(tmp_path / "cut", **options))
+    state = fit(replace(again, resume_from=checkpoints(tmp_path / "cut")[-1]))
+    assert again.model.prompt.equal(whole.model.prompt)
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+    assert (state.best_step, state.best_metric) == (expected.best_step, expected.best_metric)
+    last = (f"checkpoint-{expected.global_step}", "optimizer.safetensors")
+    assert tmp_path.joinpath("cut", *last).read_bytes() == tmp_path.joinpath("whole", *last).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path, num_train_epochs=1)
+    fit(run)
+    folder = checkpoints(tmp_path)[-1]
+    (folder / name).write_bytes((folder / name).read_bytes()[:-8])
+    with pytest.raises(SoftPromptError, match=name):
+        fit(replace(make_run(tmp_path), resume_from=folder))
+    (folder / name).unlink()
+    with pytest.raises(AdapterError, match=name):
+        fit(replace(make_run(tmp_path), resume_from=folder))
+
+
+# --- numbers that are not finite --------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at_call: int, how: str) -> None:
+    """Make one call of the loss go wrong."""
+    real, calls = loop.token_losses, iter(range(1000))
+
+    def losses(base: Any, plan: Any, prompt: torch.Tensor) -> torch.Tensor:
+        found = real(base, plan, prompt)
+        if next(calls) != at_call:
+            return found
+        return found * math.nan if how == "loss" else found + (prompt * 0).sum().sqrt()  # sqrt: no gradient at 0
+
+    monkeypatch.setattr(loop, "token_losses", losses)
+
+
+@pytest.mark.parametrize(("how", "says"), [("loss", "loss is nan"), ("gradient", "gradient has numbers that are not")])
+def test_it_stops_before_a_step_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, says: str
+) -> None:
+    run, watch = watched(tmp_path, save_strategy="no")
+    spoil(monkeypatch, at_call=3, how=how)
+    with pytest.raises(TrainingError, match=f"step 4 of 10: the {says}.*Lower learning_rate.*checkpoint-2"):
+        fit(run)
+    assert len(watch.prompts) == 3
+    assert run.model.prompt.equal(watch.prompts[1])  # the loss with it was finite; with the third it was not
+    assert read_prompt(tmp_path / "checkpoint-2" / "adapter_model.safetensors").equal(watch.prompts[1])
+
+
+def test_a_first_step_that_is_not_finite_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    start = run.model.prompt.detach().clone()
+    spoil(monkeypatch, at_call=0, how="gradient")
+    with pytest.raises(TrainingError, match="checkpoint-0"):
+        fit(run)
+    assert run.model.prompt.equal(start)
+
+
+def test_a_run_that_stopped_goes_on_from_the_last_good_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that holds the prompt that failed is gone, and going on is exact."""
+    whole, watch = watched(tmp_path / "whole")
+    fit(whole)
+    with monkeypatch.context() as patch:
+        spoil(patch, at_call=5, how="loss")
+        with pytest.raises(TrainingError, match="checkpoint-4"):
+            fit(make_run(tmp_path / "cut"))
+    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["checkpoint-4"]
+    again = make_run(tmp_path / "cut")
+    fit(replace(again, resume_from=tmp_path / "cut" / "checkpoint-4"))
+    assert again.model.prompt.equal(watch.prompts[-1])
+
+
+@pytest.mark.parametrize("rate", [1e37, 1e38, 1e39])
+def test_an_absurd_learning_rate_leaves_a_finite_prompt(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(TrainingError, match="Lower learning_rate"):
+        fit(make_run(tmp_path, learning_rate=rate))
+    for folder in checkpoints(tmp_path):
+        assert torch.isfinite(read_prompt(folder / "adapter_model.safetensors")).all()
+
+
+# --- scores -----------------------------------------------------------------------------------------
+
+
+def test_label_probabilities_are_those_of_the_plain_forward() -> None:
+    base, prompt = tiny.base("llama"), tiny.prompt_for(tiny.base("llama"), P).detach()
+    texts = [text.tolist() for text in tiny.ids(1, 6, 3)]
+    labels = [(40, 2), (41, 42, 2), (40, 42, 2), (2,)]
+    found = score_labels(base, prompt, texts, labels)
+    plain = torch.tensor([[float(tiny.plain_score(base, prompt, text, label)) for label in labels] for text in texts])
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
+    assert (found.exp().sum(1) <= 1).all()
+    assert (found < 0).all()
+
+
+def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    model = make_run(tmp_path).model
+    one = label_log_probs(model, examples(), CLASSES, batch_size=1)
+    all_at_once = label_log_probs(model, examples(), CLASSES, batch_size=64)
+    torch.testing.assert_close(one, all_at_once, rtol=0, atol=1e-5)
+
+
+def test_evaluation_and_training_mean_the_same_loss(tmp_path: Path) -> None:
+    run, watch = watched(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3, num_train_epochs=1)
+    by_classes = evaluate(run.model, run.examples, CLASSES, batch_size=3)
+    free = evaluate(run.model, run.examples, None, batch_size=3)
+    fit(run)  # one step over all rows: its loss is that of the start
+    assert len(watch.losses) == 1
+    assert by_classes.eval_loss == pytest.approx(watch.losses[0], abs=1e-6)
+    assert free.eval_loss == pytest.approx(watch.losses[0], abs=1e-6)
+    assert free.perplexity == pytest.approx(math.exp(watch.losses[0]), rel=1e-6)
+    assert free.accuracy is None
+
+
+def test_the_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
+    model, number = make_run(tmp_path).model, len(CLASSES.ids[0]) + 2 * len(CLASSES.ids[1])
+    some = [examples()[0], examples()[1], examples()[3]]
+    alone = [mean_loss(model, [each], batch_size=1) * len(each.label_ids) for each in some]
+    assert mean_loss(model, some, batch_size=2) == pytest.approx(sum(alone) / number, abs=1e-6)
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash(folder: Path) -> None:
+    (folder / "half").write_text("written")
+    raise CrashError
+
+
+def test_a_crash_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(CrashError):
+        write_folder(tmp_path / "new", crash)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_leaves_the_old_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "old", lambda folder: (folder / "whole").write_text("yes") and None)
+    with pytest.raises(CrashError):
+        write_folder(tmp_path / "old", crash)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/whole"]
+
+
+def test_a_crash_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "file", "new \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_crash_in_a_checkpoint_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any) -> None:
+        raise CrashError
+
+    run = make_run(tmp_path)
+    monkeypatch.setattr(TrainerState, "save", save)  # the last of its files
+    config = run.model.active_peft_config
+    assert isinstance(config, PromptTuningConfig)
+    state = TrainerState(global_step=1, epoch=1.0, max_steps=1, num_train_epochs=1)
+    optimizer = torch.optim.AdamW([run.model.prompt])
+    with pytest.raises(CrashError):
+        write_checkpoint(tmp_path, config=config, prompt=run.model.prompt, optimizer=optimizer, state=state, task=TASK)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- whole runs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("train")
+    make_base(place / "base")
+    write_rows(place / "train.csv", rows(8))
+    write_rows(place / "test.csv", rows(4, 8))
+    return place
+
+
+def options_for(place: Path, **changes: Any) -> TrainOptions:
+    values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 1}
+    return TrainOptions(**{**values, "output_dir": place / "run", "num_virtual_tokens": P, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_mistake_does_not_cost_the_older_run(place: Path) -> None:
+    """``overwrite_output_dir`` removes it only when everything else has been found good."""
+    result = train(options_for(place))
+    assert result is not None
+    before = contents(place / "run")
+    (place / "run" / "mine.txt").write_text("keep")
+    for wrong in ({"label_column": "lable"}, {"model_name_or_path": str(place / "none")}, {"max_length": 1}):
+        with pytest.raises(SoftPromptError):
+            train(options_for(place, overwrite_output_dir=True, **wrong))
+    assert contents(place / "run") == {**before, "mine.txt": b"keep"}
+    train(options_for(place, overwrite_output_dir=True, num_train_epochs=2, save_strategy="no"))
+    assert (place / "run" / "mine.txt").read_text() == "keep"
+    assert not checkpoints(place / "run")
+
+
+def test_a_finished_run_goes_on_with_more_epochs(place: Path) -> None:
+    folder = place / "longer"
+    straight = train(options_for(place, output_dir=place / "straight", num_train_epochs=3, **CONSTANT))
+    train(options_for(place, output_dir=folder, num_train_epochs=1, **CONSTANT))
+    result = train(options_for(place, output_dir=folder, num_train_epochs=3, resume_from_checkpoint="last", **CONSTANT))
+    assert result is not None
+    assert straight is not None
+    assert [record.epoch for record in result.state.history] == [1, 2, 3]
+    weights = "adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (place / "straight" / weights).read_bytes()
+
+
+CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}
