@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,3 +116,36 @@ def softprompt(
     )
     assert not check or done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n--- stderr\n{done.stderr}"
     return done
+
+
+def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.CompletedProcess[str]:
+    """What ``softprompt`` does, forked from a process that has imported torch already: in half a second, not in five.
+
+    Args:
+        file_size: most bytes that a file may have.
+    """
+    _FORKS.set_forkserver_preload(["softprompt.train.job", "softprompt.predict", "softprompt.saving"])
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name, "out"), Path(name, "err")
+        process = _FORKS.Process(target=_main, args=(list(map(str, args)), cwd, file_size, out, err))
+        process.start()
+        process.join(120)
+        return subprocess.CompletedProcess(args, process.exitcode or 0, out.read_text(), err.read_text())
+
+
+def _main(args: list[str], cwd: Path, file_size: int | None, out: Path, err: Path) -> None:
+    import torch
+
+    from softprompt.cli import main
+
+    os.chdir(cwd)
+    os.environ.update(environment())
+    torch.set_num_threads(1)
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    main(args)
+
+
+_FORKS = multiprocessing.get_context("forkserver")

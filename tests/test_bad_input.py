@@ -1,13 +1,13 @@
 """Bad input to the installed command line: one line that says what is wrong and what to do, and exit status 2.
 
 All commands run first, two at a time, each in a process of its own; the tests then look at what came of them.
+Those that need torch are forked from a process that has imported it: the same entry point, seconds sooner.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cli_tools import CONTEXT, make_base, rows, softprompt, write_rows
+from cli_tools import CONTEXT, forked, make_base, rows, softprompt, write_rows
 from hub_server import HubServer
 
 CLOSED = "http://127.0.0.1:9"  # the port "discard", where nothing listens
@@ -52,7 +52,7 @@ def case(command: str, *says: str, extra: tuple[str, ...] = (), **more: object) 
 ONLINE = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "{hub}"}
 OFFLINE = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": CLOSED}
 
-CASES: dict[str, Case] = {
+QUICK: dict[str, Case] = {
     # -- options
     "no_source": case("train --output_dir new", "train_file", "dataset_name"),
     "no_output_dir": case("train --train_file train.csv", "output_dir", "required"),
@@ -86,7 +86,6 @@ CASES: dict[str, Case] = {
     "label_column_unknown": train("--label_column lable", "label_column", "did you mean 'label'"),
     "label_missing": train("--train_file unlabelled.csv", "unlabelled.csv, row 3", "'label'", "every row needs"),
     "label_unseen": train("--test_file unseen.csv", "unseen.csv, row 2", "'perhaps'", "'yes' and 'no'"),
-    "label_of_no_tokens": train("--train_file tokenless.csv", "'~~'", "no tokens", "another word"),
     "one_label": train("--train_file same.csv", "'yes'", "at least two"),
     "template_unknown_field": train("", "{tweet}", "no column 'tweet'", extra=("--template", "{text} {tweet}")),
     "template_attribute": train("", "no attribute", extra=("--template", "{text} {text.__class__}")),
@@ -95,6 +94,28 @@ CASES: dict[str, Case] = {
     "template_open_brace": train("", "single '{'", extra=("--template", "{text} {")),
     "template_with_the_label": train("", "give the answer away", extra=("--template", "{text} {label}")),
     "template_without_text": train("", "never reads", "{text}", extra=("--template", "{id} Label : ")),
+    # -- adapters
+    "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),
+    "adapter_task_broken": case(f"{PREDICT} taskless", "taskless", "task.json", "damaged"),
+    "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
+    # -- rows to label
+    "evaluate_nothing": case("evaluate --adapter adapter", "test_file"),
+    "evaluate_unseen_label": case("evaluate --adapter adapter --test_file unseen.csv", "row 2", "'perhaps'"),
+    "evaluate_into_a_file": case(f"{EVALUATE} adapter --output_dir train.csv", "train.csv", "file"),
+    "column_overwritten": case(f"{TO_FILE} answered.csv", "answered.csv", "'predicted_label'", "rename"),
+    "text_column_missing": case(f"{TO_FILE} textless.csv", "textless.csv", "'text'", "'id' and 'tekst'"),
+    "output_of_unknown_kind": case(
+        "predict --adapter adapter --input_file test.csv --output_file out.xls", "out.xls", ".csv"
+    ),
+    "output_is_the_input": case(
+        "predict --adapter adapter --input_file test.csv --output_file test.csv", "another file"
+    ),
+}
+"""Answered before torch is imported."""
+
+SLOW: dict[str, Case] = {
+    # -- data
+    "label_of_no_tokens": train("--train_file tokenless.csv", "'~~'", "no tokens", "another word"),
     "max_length_too_small": train("--max_length 3", "train.csv, row 1", "max_length is 3", "shorten"),
     # -- the prompt and the base model
     "init_text_empty": train("", "prompt_tuning_init_text", "no tokens", extra=("--prompt_tuning_init_text", "~")),
@@ -118,11 +139,10 @@ CASES: dict[str, Case] = {
     "disk_full": train("--output_dir full --save_strategy no", "larger than is allowed", "make room", file_size=1500),
     # -- numbers
     "loss_not_finite": train(
-        "--output_dir nan --learning_rate 1e36 --num_train_epochs 3", "loss is nan", "Lower learning_rate", "1e+36"
+        "--output_dir nan --learning_rate 1e36 --num_train_epochs 3", "not finite", "Lower learning_rate", "1e+36"
     ),
     "learning_rate_overflows": train("--output_dir inf --learning_rate 1e38", "Lower learning_rate", "1e+38"),
     # -- adapters
-    "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),
     "adapter_without_network": case(f"{PREDICT} no/such", "no/such", "Hub", env=OFFLINE),
     "adapter_without_weights": case(f"{PREDICT} bare", "bare", "adapter_model.safetensors", "no weights"),
     "adapter_with_nan": case(f"{PREDICT} adapter_nan", "adapter_nan", "NaN", "train it again"),
@@ -133,23 +153,13 @@ CASES: dict[str, Case] = {
     "adapter_of_other_type": case(f"{PREDICT} lora", "'LORA'", "PROMPT_TUNING"),
     "adapter_of_other_task": case(f"{PREDICT} seq2seq", "seq2seq", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
     "adapter_config_broken": case(f"{PREDICT} garbled", "garbled", "not valid JSON"),
-    "adapter_task_broken": case(f"{PREDICT} taskless", "taskless", "task.json", "damaged"),
-    "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
     "push_what_is_none": case("push base me/prompt", "adapter_config.json", "base"),
     # -- rows to label
-    "evaluate_nothing": case("evaluate --adapter adapter", "test_file"),
-    "evaluate_unseen_label": case("evaluate --adapter adapter --test_file unseen.csv", "row 2", "'perhaps'"),
-    "evaluate_into_a_file": case(f"{EVALUATE} adapter --output_dir train.csv", "train.csv", "file"),
-    "column_overwritten": case(f"{TO_FILE} answered.csv", "answered.csv", "'predicted_label'", "rename"),
-    "text_column_missing": case(f"{TO_FILE} textless.csv", "textless.csv", "'text'", "'id' and 'tekst'"),
     "text_missing_in_a_row": case(f"{TO_FILE} gap.jsonl", "gap.jsonl, line 2", "'text'"),
-    "output_of_unknown_kind": case(
-        "predict --adapter adapter --input_file test.csv --output_file out.xls", "out.xls", ".csv"
-    ),
-    "output_is_the_input": case(
-        "predict --adapter adapter --input_file test.csv --output_file test.csv", "another file"
-    ),
 }
+"""Answered once it is."""
+
+CASES = {**QUICK, **SLOW}
 DEBUG = ("file_missing", "unknown_option")
 
 
@@ -227,19 +237,19 @@ class Done:
 def done(place: Path) -> Iterator[dict[str, Done]]:
     """What came of each case, and of those of ``DEBUG`` with ``--debug``."""
     with HubServer() as hub, ThreadPoolExecutor(2) as pool:
-        jobs = {name: pool.submit(run, case, place, hub.endpoint) for name, case in CASES.items()}
+        jobs = {name: pool.submit(run, case, place, hub.endpoint) for name, case in reversed(CASES.items())}
         jobs |= {f"{name} --debug": pool.submit(run, CASES[name], place, hub.endpoint, "--debug") for name in DEBUG}
         yield {name: job.result() for name, job in jobs.items()}
 
 
 def run(case: Case, place: Path, hub: str, *more: str) -> Done:
-    def limit() -> None:
-        if case.file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_size, case.file_size))
-
-    env = {name: value.format(hub=hub) for name, value in case.env.items()}
     started = time.perf_counter()
-    process = softprompt(*case.command.split(), *case.extra, *more, cwd=place, env=env, preexec_fn=limit)
+    args = (*case.command.split(), *case.extra, *more)
+    if case in SLOW.values() and not case.env:  # the Hub's client reads the environment when it is imported
+        process = forked(*args, cwd=place, file_size=case.file_size)
+    else:
+        env = {name: value.format(hub=hub) for name, value in case.env.items()}
+        process = softprompt(*args, cwd=place, env=env)
     return Done(process, time.perf_counter() - started)
 
 
@@ -264,8 +274,7 @@ def test_debug_shows_where(name: str, done: dict[str, Done]) -> None:
 
 @pytest.mark.parametrize("name", ["base_unknown_to_hub", "base_without_network", "adapter_without_network"])
 def test_the_hub_does_not_keep_one_waiting(name: str, done: dict[str, Done]) -> None:
-    imports = done["device_unknown"].seconds
-    assert done[name].seconds < imports + 8
+    assert done[name].seconds < 20, "its client tries again for half a minute unless it is told not to"
 
 
 def test_nothing_is_left_behind(place: Path, done: dict[str, Done]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli_tools import SOFTPROMPT, environment, make_base, read_csv, rows, softprompt, write_rows
+from cli_tools import SOFTPROMPT, environment, forked, make_base, read_csv, rows, softprompt, write_rows
 from hub_server import HubServer, run_with_hub
 from softprompt.cli import COMMANDS
 
@@ -86,6 +86,9 @@ AFTER = {
     "resumed": ("interrupted", f"{LONG} cut --resume_from_checkpoint last"),
 }
 
+REAL = ("train", "evaluate", "texts", "csv", "inspect", "resumed")
+"""Run as installed, from nothing; the others are forked from a process that has imported torch."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -117,7 +120,11 @@ def done(place: Path) -> Iterator[dict[str, CompletedProcess[str]]]:
 def run(name: str, command: str, place: Path) -> CompletedProcess[str]:
     if name == "interrupted":
         return interrupt(command, place)
-    return softprompt(*command.split(), cwd=place, check=True)
+    if name in REAL:
+        return softprompt(*command.split(), cwd=place, check=True)
+    process = forked(*command.split(), cwd=place)
+    assert process.returncode == 0, f"{process.stdout}\n--- stderr\n{process.stderr}"
+    return process
 
 
 def run_after(name: str, first: dict[str, Future[Any]], place: Path) -> CompletedProcess[str]:
@@ -252,7 +259,6 @@ def test_a_dry_run_shows_tokens_and_writes_nothing(place: Path, done: dict[str, 
     assert out.count("tokens of input and 2 of label (*)") == 3
     supervised = re.findall(r"^ +\d+ \* +\d+  '(.+)'$", out, re.M)
     assert supervised == ["yes", "</s>", "no", "</s>", "yes", "</s>"]
-    assert "'<s>'" in out
 
 
 def test_going_on_after_an_interrupt_is_exact(place: Path, done: dict[str, CompletedProcess[str]]) -> None:

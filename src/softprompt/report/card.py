@@ -200,7 +200,7 @@ def _usage(config: Mapping[str, Any], task: Task | None, repo_id: str | None) ->
         f"output = model.generate(**inputs, max_new_tokens=20{end})",
         'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
     ]
-    shell = ["pip install softprompt", f'softprompt predict {adapter} --text "..."']
+    shell = ["pip install softprompt", f'softprompt predict --adapter {adapter} --text "..."']
     return "\n\n".join([
         "## Use",
         "On the command line:", _fenced("bash", shell),
