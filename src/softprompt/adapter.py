@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
+from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType, UnknownPeftTypeError
 from .errors import AdapterError, AdapterMismatchError
 from .files import atomic_path
 from .hubfiles import FileAbsentError, find_file
@@ -83,7 +83,10 @@ def read_config(model_id: str | os.PathLike[str], **hub: Any) -> PromptTuningCon
     Raises:
         AdapterError: it is of another type or task.
     """
-    config = PeftConfig.from_pretrained(model_id, **hub)
+    try:
+        config = PeftConfig.from_pretrained(model_id, **hub)
+    except UnknownPeftTypeError as error:
+        raise AdapterError(f"{model_id}: {error}") from None
     check_supported(config, str(model_id))
     assert isinstance(config, PromptTuningConfig)
     return config

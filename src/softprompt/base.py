@@ -313,6 +313,7 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 def _converted(gguf: Path) -> Path:
     """The cached folder with what ``gguf`` holds; converts it if no process has done so before."""
     with plain_errors(str(gguf)):
+        _check_magic(gguf)
         digest = _sha256(gguf)
     folder = cache_dir() / "gguf" / f"{gguf.stem}-{digest[:16]}-v{_CACHE_FORMAT}"
     if any(folder.glob("*.safetensors")):  # then it is whole: write_folder moves it there in one step
@@ -342,9 +343,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         BaseModelError: the file is damaged, no GGUF, or of a kind that transformers or we do not take.
     """
     where, name = gguf.parent, gguf.name
-    with gguf.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise BaseModelError(f"{gguf} is not a GGUF file; a base model is a folder, a .gguf file or a Hub id")
+    _check_magic(gguf)
     # Newer versions leave the blocks packed where they find a kernel for them, unless told to unpack.
     config_class = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
@@ -365,6 +364,12 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_magic(gguf: Path) -> None:
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BaseModelError(f"{gguf} is not a GGUF file; a base model is a folder, a .gguf file or a Hub id")
 
 
 def _gguf_facts(gguf: Path) -> tuple[torch.dtype, bool]:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from . import metrics as measures
+from .encode import Encoder
 from .engine.loss import token_losses
 from .engine.tree import Plan, plan_rows
 from .model import PeftModelForCausalLM
 from .record import Metrics
 from .score import score_labels
+from .task import Task
 from .types import IGNORE_INDEX, Example
 
 Progress = Callable[[int], None]
@@ -28,6 +30,13 @@ class Classes:
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+
+
+def classes_of(task: Task, encoder: Encoder) -> Classes | None:
+    """The classes of a task in tokens; ``None`` for a generation task."""
+    if not task.is_classification:
+        return None
+    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels))
 
 
 def label_log_probs(

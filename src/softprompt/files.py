@@ -56,9 +56,11 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> 
     try:
         fill(temporary)
         os.chmod(temporary, 0o777 & ~_umask())
+        old = temporary.with_suffix(".old")
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, old)  # set aside, not deleted, until the new one stands in its place
         os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

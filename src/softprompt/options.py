@@ -195,7 +195,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def nearest(name: str, known: Any) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .encode import Encoder
-from .evaluate import Classes, generate_texts, label_log_probs
+from .evaluate import classes_of, generate_texts, label_log_probs
 from .loading import Prompted
 from .task import Task
 from .types import Row
@@ -57,12 +57,12 @@ def _choose(
     prompted: Prompted, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
 ) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
-    names = encoder.task.labels
-    classes = Classes(names, tuple(encoder.label_ids(name) for name in names))
+    classes = classes_of(encoder.task, encoder)
+    assert classes is not None
     scores = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
     confidence, best = scores.softmax(1).max(1)
     return [
-        Answer(names[index], probability, example.num_cut > 0)
+        Answer(classes.names[index], probability, example.num_cut > 0)
         for index, probability, example in zip(best.tolist(), confidence.tolist(), examples, strict=True)
     ]
 

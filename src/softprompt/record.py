@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STATE_NAME = "trainer_state.json"
 METRICS_NAME = "metrics.json"
+TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own
 LOG_NAME = "log.jsonl"
 OPTIONS_NAME = "train_config.yaml"
 LOSS_PICTURE = "training_loss.png"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -21,8 +23,15 @@ def main() -> None:
     side = make_side(given["side"], base, _prompt(base, options), options.max_length or 0)
     for batch in batches_of(options, tokenizer, base):
         side.step(batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak if sys.platform == "darwin" else peak * 1024)  # Linux counts in KiB
+    print(_peak())
+
+
+def _peak() -> int:
+    """Peak resident memory of this process in bytes."""
+    if platform.system() == "Linux":  # getrusage starts from the parent's peak there
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 if __name__ == "__main__":

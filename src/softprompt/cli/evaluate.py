@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,12 @@ from .show import console, metrics_table
 from .watch import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..loading import Prompted
     from ..record import Metrics
     from ..task import Task
+    from ..types import Row
 
 DATA = ("dataset_name", "dataset_config_name", "test_split", "test_file", "text_column", "label_column", "template")
 
@@ -27,7 +32,8 @@ def command(
     output_dir: Annotated[
         Path | None, typer.Option("--output_dir", help="Folder for metrics.json [default: the adapter's].")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 16,
+    generate: Annotated[bool, typer.Option("--generate", help="Also write freely: share of exact matches.")] = False,
     **given: Any,
 ) -> None:
     """Score an adapter on labelled rows."""
@@ -50,9 +56,11 @@ def command(
     check_labels(rows, task)
     prompted = load(adapter, given)
 
-    from ..evaluate import evaluate
-    from ..train.job import classes_of
+    from ..encode import default_end_token_id
+    from ..evaluate import classes_of, evaluate
 
+    if known is None:  # an adapter of PEFT's: labels end as softprompt would end them
+        task = replace(task, end_token_id=default_end_token_id(prompted.tokenizer))
     encoder = prompted.encoder(task)
     examples = encoder.encode_all(rows)
     if cut := sum(1 for example in examples if example.num_cut):
@@ -66,14 +74,27 @@ def command(
             batch_size=batch_size,
             progress=lambda done: progress.update(bar, advance=done),
         )
+    if generate:
+        metrics = replace(metrics, exact_match=_exact_match(prompted, task, rows, batch_size))
     console.print(metrics_table(metrics))
     _save(metrics, output_dir or Path(adapter))
 
 
+def _exact_match(prompted: Prompted, task: Task, rows: Sequence[Row], batch_size: int) -> float:
+    """Share of rows for which the model, writing freely, writes just the label."""
+    from .. import metrics as measures
+    from ..predict import predict
+
+    with progress_bar() as progress:
+        bar, written = progress.add_task("writing", total=len(rows)), []
+        for _, answer in predict(prompted, task, rows, generate=True, batch_size=batch_size):
+            written.append(answer.text)
+            progress.update(bar, advance=1)
+    return measures.exact_match([task.label_of(row.fields, row.where) for row in rows], written)
+
+
 def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
     """The adapter's task with what the options change; made from the rows when the adapter has none."""
-    from dataclasses import replace
-
     from ..data import Splits, make_task
     from ..template import resolve_template
 
@@ -88,6 +109,13 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
 
 
 def _save(metrics: Metrics, folder: Path) -> None:
-    if folder.is_dir() or not (folder.parts and len(folder.parts) == 2 and not folder.parent.exists()):
-        metrics.save(folder)
-        console.print(f"\nmetrics     {folder / 'metrics.json'}", soft_wrap=True)
+    """Write ``metrics.json``; training's own figures, which may stand there, are kept under another name."""
+    from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME
+
+    if not folder.is_dir() and folder.parent != Path() and not folder.parent.is_dir():
+        return  # an adapter of the Hub, and no output_dir
+    own, kept = folder / METRICS_NAME, folder / TRAIN_METRICS_NAME
+    if (folder / STATE_NAME).is_file() and own.is_file() and not kept.exists():
+        own.rename(kept)
+    metrics.save(folder)
+    console.print(f"\nmetrics     {own}", soft_wrap=True)

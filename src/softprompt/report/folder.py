@@ -11,7 +11,7 @@ import yaml
 
 from ..config import CONFIG_NAME
 from ..files import read_json, write_text
-from ..record import METRICS_NAME, OPTIONS_NAME, STATE_NAME
+from ..record import METRICS_NAME, OPTIONS_NAME, STATE_NAME, TRAIN_METRICS_NAME
 from ..task import Task
 from ..version import __version__
 from .card import model_card
@@ -31,7 +31,7 @@ def write_card(folder: Path, repo_id: str | None = None) -> None:
         config=read_json(folder / CONFIG_NAME),
         task=Task.load(folder),
         options=_maybe(folder / OPTIONS_NAME, lambda p: yaml.safe_load(p.read_text(encoding="utf-8"))),
-        metrics=_maybe(folder / METRICS_NAME, read_json),
+        metrics=_maybe(folder / TRAIN_METRICS_NAME, read_json) or _maybe(folder / METRICS_NAME, read_json),
         state=_maybe(folder / STATE_NAME, lambda p: read_json(p, max_bytes=64 << 20)),
         files=sorted(entry.name for entry in folder.iterdir()),
         repo_id=repo_id,

@@ -11,7 +11,15 @@ from ..checkpoint import checkpoints
 from ..config import CONFIG_NAME
 from ..errors import ConfigError
 from ..options import TrainOptions
-from ..record import CONFUSION_PICTURE, LOG_NAME, LOSS_PICTURE, METRICS_NAME, OPTIONS_NAME, STATE_NAME
+from ..record import (
+    CONFUSION_PICTURE,
+    LOG_NAME,
+    LOSS_PICTURE,
+    METRICS_NAME,
+    OPTIONS_NAME,
+    STATE_NAME,
+    TRAIN_METRICS_NAME,
+)
 from ..task import TASK_NAME
 
 RUN_FILES = (
@@ -22,6 +30,7 @@ RUN_FILES = (
     OPTIONS_NAME,
     STATE_NAME,
     METRICS_NAME,
+    TRAIN_METRICS_NAME,
     LOG_NAME,
     LOSS_PICTURE,
     CONFUSION_PICTURE,

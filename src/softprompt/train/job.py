@@ -17,10 +17,10 @@ from ..config import PromptTuningConfig, PromptTuningInit, TaskType
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..errors import MissingExtraError
-from ..evaluate import Classes, evaluate
+from ..evaluate import Classes, classes_of, evaluate
 from ..files import write_text
 from ..model import PeftModelForCausalLM
-from ..options import TrainOptions
+from ..options import EMBEDDED_MODEL, TrainOptions
 from ..record import CONFUSION_PICTURE, LOSS_PICTURE, OPTIONS_NAME, Metrics, TrainerState
 from ..report.folder import write_card
 from ..report.plots import plot_confusion_matrix, plot_loss
@@ -106,13 +106,6 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
-def classes_of(task: Task, encoder: Encoder) -> Classes | None:
-    """The classes of a task in tokens; ``None`` for a generation task."""
-    if not task.is_classification:
-        return None
-    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels))
-
-
 def _say_what_was_read(parts: dict[str, list[Example]], task: Task, listener: Listener) -> None:
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items() if rows)
     kind = f"{len(task.labels)} classes: {', '.join(task.labels[:6])}" if task.labels else "free text"
@@ -136,7 +129,11 @@ def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCa
         revision=options.revision,
     )
     model = get_peft_model(base.model, config, tokenizer=base.tokenizer)
-    config.base_model_name_or_path = base.name
+    folder = Path(base.name)
+    # A folder is named so that it is found from anywhere; anything else is a Hub id or the embedded model.
+    config.base_model_name_or_path = (
+        str(folder.resolve()) if folder.exists() and base.name != EMBEDDED_MODEL else base.name
+    )
     return model
 
 
