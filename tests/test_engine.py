@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import tiny
+from softprompt import ConfigError, score
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.head import logits_of, variant
 from softprompt.engine.loss import hidden_states, token_losses
@@ -225,3 +227,60 @@ def test_variant_leaves_the_base_alone():
     assert view.model is model.model
     assert (dict(model.__dict__), dict(model._modules)) == before
     assert not hasattr(model, "extra")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_mixtures_of_experts(family):
+    """Heads that ask their backbone for more than hidden states get ``None`` for it."""
+    settings = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4}
+    settings |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "pad_token_id": 0}
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval().requires_grad_(False)
+    prompt = torch.randn(5, 32, requires_grad=True)
+    rows = [torch.randint(5, 97, (n,)) for n in (4, 7)]
+    plan = plan_rows(5, [4, 7], torch.cat(rows), torch.cat(rows))
+    ours = token_losses(base, plan, prompt)
+    (gradient,) = torch.autograd.grad(ours.sum(), prompt)
+    plain = []
+    for row in rows:
+        embeds = torch.cat([prompt, base.get_input_embeddings()(row)])[None]
+        logits = base(inputs_embeds=embeds).logits[0, 4:-1]
+        plain.append(torch.nn.functional.cross_entropy(logits, row, reduction="none"))
+    assert torch.allclose(ours, torch.cat(plain), atol=2e-5)
+    (expected,) = torch.autograd.grad(torch.cat(plain).sum(), prompt)
+    assert torch.allclose(gradient, expected, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_rotary_scaling_that_depends_on_length_is_bounded():
+    """Beyond the length up to which it does not scale, rows of a batch would change each other: refused."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        rope_parameters=rope,
+    )
+    base = AutoModelForCausalLM.from_config(config).eval()
+    prompt = torch.randn(5, 32)
+    fits, too_long = torch.randint(5, 97, (11,)), torch.randint(5, 97, (12,))
+    assert token_losses(base, plan_rows(5, [11], fits, fits), prompt).isfinite().all()
+    with pytest.raises(ConfigError, match=r"17 tokens, virtual ones included, .* at most 16"):
+        token_losses(base, plan_rows(5, [12], too_long, too_long), prompt)
+
+
+def test_many_classes_are_scored_a_few_texts_at_a_time(monkeypatch):
+    base = tiny.base("llama", torch.float32)
+    prompt = torch.randn(5, 32)
+    texts = [row.tolist() for row in tiny.ids(7, 3, 5, 1)]
+    labels = [[number, 2] for number in range(5, 45)]
+    whole = score_labels(base, prompt, texts, labels)
+    calls = []
+    real = score._scores
+    monkeypatch.setattr(score, "KEYS_PER_CALL", 2 * 40 * 12)
+    monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
+    assert torch.allclose(score_labels(base, prompt, texts, labels), whole, atol=1e-5)
+    assert calls == [2, 2]

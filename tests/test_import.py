@@ -33,6 +33,7 @@ LAYERS = {
     "record.py": 1,
     "task.py": 1,
     "hubfiles.py": 1,
+    "families.py": 2,
     "libraries.py": 2,
     "device.py": 2,
     "prompt.py": 2,
@@ -48,6 +49,7 @@ LAYERS = {
     "report": 4,
     "forward.py": 5,
     "model.py": 5,
+    "peft_model.py": 5,
     "generate.py": 5,
     "score.py": 5,
     "evaluate.py": 6,
@@ -71,10 +73,12 @@ SAME = {
     ("forward.py", "generate.py"),
     ("model.py", "forward.py"),
     ("model.py", "generate.py"),
+    ("model.py", "peft_model.py"),
+    ("peft_model.py", "model.py"),  # for type checkers: from_pretrained gives its subclass
     ("saving.py", "state.py"),
 }
 #: Methods of ``PeftModel`` that only hand on to a function of a higher layer, when they are called.
-DELEGATES = {("model.py", "saving.py"), ("model.py", "state.py")}
+DELEGATES = {("peft_model.py", "saving.py"), ("peft_model.py", "state.py")}
 #: The branches *learn* and *speak* meet only in the command line; cards and plots are made from records.
 APART = [
     ("serve", {"data", "evaluate.py", "train"}),

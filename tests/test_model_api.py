@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import warnings
 from unittest import mock
 
@@ -13,6 +14,7 @@ import softprompt
 import tiny
 from softprompt import (
     AdapterError,
+    BaseModelError,
     ConfigError,
     PeftModel,
     PeftModelForCausalLM,
@@ -25,7 +27,6 @@ from softprompt import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
-from softprompt import model as model_module
 
 P = 5
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -713,9 +714,9 @@ def test_isinstance_for_trainer(monkeypatch):
     model = make()
     fake = mock.Mock()
     fake.PeftModel = type("PeftModel", (), {})
-    monkeypatch.setitem(model_module.sys.modules, "peft", fake)
+    monkeypatch.setitem(sys.modules, "peft", fake)
     assert isinstance(model, fake.PeftModel)
-    monkeypatch.delitem(model_module.sys.modules, "peft")
+    monkeypatch.delitem(sys.modules, "peft")
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model, PeftModelForCausalLM)
     assert type(model) is PeftModelForCausalLM
@@ -739,3 +740,51 @@ def test_public_names_exist():
     assert sorted(softprompt.__all__) == dir(softprompt)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = softprompt.no_such_name
+
+
+@pytest.mark.parametrize("family", ["bert", "mamba", "lfm2"])
+def test_kinds_of_models_that_a_prompt_does_not_fit_are_refused(family):
+    kinds = {"bert": transformers.BertLMHeadModel, "mamba": transformers.MambaForCausalLM}
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    kind = kinds.get(family, transformers.AutoModelForCausalLM)
+    settings = transformers.AutoConfig.for_model(family, **sizes, intermediate_size=48, num_key_value_heads=2)
+    model = kind(settings) if family in kinds else kind.from_config(settings)
+    with pytest.raises(BaseModelError, match=family):
+        get_peft_model(model, config())
+
+
+def test_generation_config_is_the_bases():
+    model = make("llama")
+    model.generation_config = transformers.GenerationConfig(max_new_tokens=3, eos_token_id=None, pad_token_id=0)
+    assert model.base_model.generation_config.max_new_tokens == 3
+    assert model.generate(torch.tensor([[5, 6, 7]])).shape == (1, 6)
+
+
+def test_wrapping_a_wrapped_model_replaces_the_prompt():
+    first = make("llama")
+    with pytest.warns(UserWarning, match="has a soft prompt already"):
+        second = get_peft_model(first, config(num_virtual_tokens=3))
+    assert second.base_model is first.base_model
+    assert second(torch.tensor([[5, 6]])).logits.shape[1] == 5
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "/tmp/x", "a\\b", "a.b", ""])
+def test_names_that_lead_out_of_the_folder(name):
+    with pytest.raises(ConfigError, match="cannot name an adapter"):
+        make("llama").add_adapter(name, config())
+
+
+def test_the_class_can_be_exchanged():
+    """FSDP2 assigns ``__class__``."""
+    model = make("llama")
+    kind = type("Sharded", (type(model),), {})
+    model.__class__ = kind
+    assert type(model) is kind
+
+
+def test_a_frozen_prompt_loaded_again_for_training_takes_gradients(tmp_path):
+    make("llama").save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny.fresh("llama"), tmp_path)
+    assert not model.prompt.requires_grad
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert model.prompt.requires_grad

@@ -33,6 +33,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .device import choose_device, choose_dtype
 from .errors import BaseModelError, ConfigError, MissingExtraError
+from .families import context_length as context_length
+from .families import recurrent, refuse
 from .files import write_folder
 from .libraries import essence, plain_errors, quiet, say
 from .options import EMBEDDED_MODEL, ModelOptions
@@ -45,10 +47,6 @@ _CACHE_FORMAT = 1  # raise it when convert_gguf writes something else: older con
 _SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # all but weights: a few MB
 _WEIGHT_FILES = ["*.safetensors"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]  # the same weights again, for other programs
-
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_RECURRENT = {"lfm2", "lfm2_moe", "lfm3", "minimax"}  # others say so themselves, in their class or layer_types
-_BIDIRECTIONAL = {"bert-generation", "xlnet"}  # beside those that have a masked-LM head
 
 
 @dataclass(frozen=True)
@@ -109,34 +107,6 @@ def load_config(options: ModelOptions) -> transformers.PretrainedConfig:
     """Load the config alone, of a kind of model that is not refused; raises what :func:`load_base` raises."""
     with quiet():
         return _config(_locate(options), options)
-
-
-def context_length(config: transformers.PretrainedConfig) -> int | None:
-    """The most positions the model has, or ``None`` where there is no such limit (ALiBi)."""
-    text = config.get_text_config()
-    # Mpt has ALiBi as well, but makes its biases for max_seq_len positions and no more.
-    if text.model_type == "bloom" or (text.model_type == "falcon" and text.alibi):
-        return None
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
-    lengths = (getattr(text, name, None) for name in names)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
-
-
-def base_facts(model: transformers.PreTrainedModel) -> dict[str, int | None]:
-    """Width of the input embeddings, layers and attention heads of a base model.
-
-    The width is asked of the embeddings: in OPT-350m it is not the hidden size.
-    """
-    config = model.config.get_text_config()
-
-    def first(*names: str) -> int | None:
-        return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
-
-    return {
-        "token_dim": next(model.get_input_embeddings().parameters()).shape[1],
-        "num_layers": first("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
-        "num_attention_heads": first("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    }
 
 
 def cache_dir() -> Path:
@@ -237,32 +207,8 @@ def _config(source: _Source, options: ModelOptions) -> transformers.PretrainedCo
         raise BaseModelError(f"{source.name} has no config.json, so it is not a model of transformers")
     with plain_errors(f"the config of {source.name}"):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=options.trust_remote_code)
-        _refuse(config, source.name)
+        refuse(config, source.name)
     return config
-
-
-def _refuse(config: transformers.PretrainedConfig, name: str) -> None:
-    """Raise BaseModelError for a kind of model on which a soft prompt would be wrong, maybe silently."""
-    kind = config.model_type
-    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    wanted = "softprompt takes causal language models"
-    if config.is_encoder_decoder:
-        raise BaseModelError(f"{name} is an encoder-decoder model ({kind}); {wanted}")
-    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING or kind in _BIDIRECTIONAL
-    if masked and not getattr(config, "is_decoder", False):
-        raise BaseModelError(f"{name} reads in both directions ({kind}); {wanted}")
-    if model_class is None and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
-        raise BaseModelError(f"{name} is not a causal language model ({kind}); {wanted}")
-    trained_as = (config.architectures or [""])[0]
-    if "For" in trained_as and not trained_as.endswith(("ForCausalLM", "ForConditionalGeneration")):
-        raise BaseModelError(f"{name} is a {trained_as}; {wanted}")
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if kind in _RECURRENT or not layers <= _ATTENTION_LAYERS or getattr(model_class, "_is_stateful", False):
-        raise _recurrent(name, kind)
-
-
-def _recurrent(name: str, kind: str) -> BaseModelError:
-    return BaseModelError(f"{name} ({kind}) is recurrent or hybrid; softprompt takes models with attention alone")
 
 
 def _tokenizer(source: _Source, options: ModelOptions) -> transformers.PreTrainedTokenizerBase:
@@ -293,7 +239,7 @@ def _model(source: _Source, options: ModelOptions, **kwargs: Any) -> transformer
         )
     _check_complete(info, source.name)
     if getattr(type(model), "_is_stateful", False):  # a class from the model's own repository
-        raise _recurrent(source.name, model.config.model_type)
+        raise recurrent(source.name, model.config.model_type)
     return model
 
 
@@ -350,7 +296,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     silence = contextlib.redirect_stderr(io.StringIO())  # a bar that transformers' own switch does not reach
     with plain_errors(name), silence:
         dtype, splits_digits = _gguf_facts(gguf)
-        _refuse(AutoConfig.from_pretrained(where, gguf_file=name), name)
+        refuse(AutoConfig.from_pretrained(where, gguf_file=name), name)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         model, info = AutoModelForCausalLM.from_pretrained(
             where, gguf_file=name, dtype=dtype, output_loading_info=True, **unpack

@@ -78,7 +78,7 @@ def _spread(base: PreTrainedModel, hidden: Tensor, real: Tensor, length: int) ->
     """A way to compute the logits ``[B, P + T, V]`` of flat hidden states; zeros at padding."""
 
     def compute() -> Tensor:
-        flat = logits_of(base, hidden)  # [P + tokens, V]
+        flat = logits_of(base, hidden).to(real.device)  # [P + tokens, V]
         logits = flat.new_zeros(len(real), length + real.shape[1], flat.shape[-1])
         logits[:, :length] = flat[:length]
         logits[:, length:][real] = flat[length:]

@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from .engine.head import variant
 from .errors import ConfigError
+from .families import check_depth
 
 UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens")
 
@@ -95,6 +96,7 @@ def prompted_call(
     filled = 0 if past_key_values is None else int(past_key_values.get_seq_length())
     if filled:
         return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None
+    check_depth(base.config, len(prompt) + new.shape[1])
     layout = lay_out(real_tokens(new, attention_mask), len(prompt))
     embeds = inputs_embeds if inputs_embeds is not None else base.get_input_embeddings()(input_ids)
     together = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], dim=1)
@@ -121,6 +123,7 @@ def _continue(
     """Further tokens behind what the cache holds."""
     rows, width = new.shape[:2]
     total = filled + width
+    check_depth(base.config, total)
     seen = torch.full((rows, 1), total - len(prompt), device=new.device)
     if attention_mask is not None:
         if width > 1 and not attention_mask[:, -width:].bool().all():

@@ -41,7 +41,5 @@ class PromptEmbedding(nn.Module):
 
     @property
     def matrix(self) -> nn.Parameter:
-        """The prompt itself, ``[P, D]``."""
-        weight = self.embedding.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        """The prompt itself, ``[P, D]`` (a plain tensor in the replicas of ``nn.DataParallel``)."""
+        return self.embedding.weight  # type: ignore[return-value]

@@ -13,17 +13,33 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from . import adapter as files
-from .base import base_facts, load_base
+from .base import load_base
 from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
 from .errors import AdapterError, AdapterMismatchError, BaseModelError, ConfigError
-from .files import write_text
+from .families import base_facts
+from .files import inside, write_text
 from .model import PeftModel, PeftModelForCausalLM
-from .options import EMBEDDED_MODEL, ModelOptions
+from .options import EMBEDDED_MODEL, ModelOptions, build_options
+from .record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME
 from .report.folder import CARD_NAME, write_card
 from .report.update import update_card
 from .state import set_peft_model_state_dict
+from .task import TASK_NAME
 
 TRAINER_WEIGHTS_NAME = "model.safetensors"
+SHARED = [
+    files.WEIGHTS_NAME,
+    files.START_NAME,
+    CONFIG_NAME,
+    TASK_NAME,
+    CARD_NAME,
+    METRICS_NAME,
+    TRAIN_METRICS_NAME,
+    STATE_NAME,
+    LOSS_PICTURE,
+    CONFUSION_PICTURE,
+]
+"""What ``push`` uploads of a folder: no checkpoints, no options with the paths of this machine, no data."""
 
 
 def save_adapters(
@@ -50,7 +66,7 @@ def save_adapters(
     if not is_main_process:
         return
     for name in names:
-        target = folder if name == "default" else folder / name
+        target = folder if name == "default" else inside(folder, name)
         target.mkdir(parents=True, exist_ok=True)
         config = model.peft_config[name]
         assert isinstance(config, PromptTuningConfig)
@@ -91,7 +107,10 @@ def load_into(
     if adapter_name in model.peft_config:
         prompt = files.read_prompt(files.find_weights(model_id, **hub))
         result = set_peft_model_state_dict(model, {files.PROMPT_KEY: prompt}, adapter_name)
-        if not is_trainable:
+        if is_trainable:
+            model.peft_config[adapter_name].inference_mode = False
+            model.set_adapter(model.active_adapter)
+        else:
             model.eval()
         return result
     config, prompt = _read(model.base_model, model_id, None, **hub)
@@ -174,7 +193,7 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
     files.read_prompt(files.find_weights(folder))
     write_card(folder, repo_id)
     commit = {"commit_message": commit_message, "revision": revision, "create_pr": False}
-    info = push_folder(folder, repo_id, private=private, token=None, ignore_patterns=["checkpoint-*", ".*"], **commit)
+    info = push_folder(folder, repo_id, private=private, token=None, allow_patterns=SHARED, **commit)
     return str(info.repo_url)
 
 
@@ -202,11 +221,13 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
 
 def _keep_card(api: Any, repo_id: str, folder: Path, revision: str | None) -> None:
     """Put our fresh card into the README that the repository has."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     card = folder / CARD_NAME
     try:
         there = Path(api.hf_hub_download(repo_id, card.name, revision=revision)).read_text(encoding="utf-8")
+    except LocalEntryNotFoundError:
+        raise  # not reached: then nobody knows what is there
     except EntryNotFoundError:
         return
     write_text(card, update_card(there, card.read_text(encoding="utf-8")))
@@ -247,8 +268,11 @@ class AutoPeftModelForCausalLM:
                 "use PeftModel.from_pretrained(model, ...)"
             )
         name = found.base_model_name_or_path
-        if name == EMBEDDED_MODEL:
-            base = load_base(ModelOptions(model_name_or_path=name)).model
+        if name == EMBEDDED_MODEL or name.endswith(".gguf"):
+            known = {
+                k: str(v).removeprefix("torch.") for k, v in kwargs.items() if k in ("dtype", "attn_implementation")
+            }
+            base = load_base(build_options(ModelOptions, {"model_name_or_path": name, "device": "cpu", **known})).model
         else:
             try:
                 base = AutoModelForCausalLM.from_pretrained(name, revision=found.revision, **kwargs)

@@ -11,6 +11,10 @@ from transformers import PreTrainedModel
 from .engine.loss import token_losses
 from .engine.tree import plan_choices
 
+KEYS_PER_CALL = 1 << 14
+"""Most keys that the label branches of one call attend to. Each branch has a copy of its text's keys and values (46 kB
+a key in SmolLM2-135M, float32), so many classes mean few texts at a time."""
+
 
 @torch.no_grad()
 def score_labels(
@@ -26,6 +30,15 @@ def score_labels(
     Returns:
         ``[B, C]`` float32: the sum of the log-probabilities of the label's tokens.
     """
+    longest = len(prompt) + max((len(text) for text in texts), default=0)
+    at_once = max(1, KEYS_PER_CALL // (longest * len(labels)))
+    parts = [_scores(base, prompt, texts[i : i + at_once], labels) for i in range(0, len(texts), at_once)]
+    return torch.cat(parts) if parts else torch.empty(0, len(labels), device=prompt.device)
+
+
+def _scores(
+    base: PreTrainedModel, prompt: Tensor, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+) -> Tensor:
     plan = plan_choices(len(prompt), texts, labels, prompt.device)
     totals = torch.zeros(plan.num_groups, device=prompt.device)
     totals.index_add_(0, plan.groups, -token_losses(base, plan, prompt))

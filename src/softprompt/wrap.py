@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .config import PeftConfig
 from .errors import ConfigError
-from .model import PeftModelForCausalLM
+from .model import PeftModel, PeftModelForCausalLM
 
 
 def get_peft_model(
@@ -29,6 +29,11 @@ def get_peft_model(
     """
     if kwargs.get("mixed"):
         raise ConfigError("mixed=True is not for prompt tuning; leave it out")
+    if issubclass(type(model), PeftModel):
+        warnings.warn(
+            "The model has a soft prompt already; a new one replaces it. Use add_adapter to keep both.", stacklevel=2
+        )
+        model = model.get_base_model()
     name = getattr(model, "name_or_path", None) or None
     if peft_config.base_model_name_or_path not in (None, name):
         warnings.warn(

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ..base import context_length, load_base
+from ..base import load_base
 from ..data import load_splits, make_task
 from ..encode import Encoder, default_end_token_id
 from ..errors import TrainingError
+from ..families import context_length
 from ..initialize import sample_vocab
 from ..options import DataOptions, ModelOptions
 from ..types import Example

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
 def variant(
@@ -48,5 +49,14 @@ class _Given(nn.Module):
         """OPT's head model calls the decoder inside its backbone."""
         return self
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> _Answer:
+        return _Answer(last_hidden_state=self.hidden)
+
+
+@dataclass
+class _Answer(BaseModelOutputWithPast):
+    """Hidden states, and ``None`` for whatever else a family's head asks of its backbone (router logits, ...)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ..families import check_depth
 from .head import logits_of
 from .run import run
 from .tree import Plan
@@ -35,6 +36,7 @@ def hidden_states(base: PreTrainedModel, plan: Plan, prompt: Tensor, embeds: Ten
 
     ``embeds`` ``[T - P, D]`` stand in for the embeddings of ``plan.input_ids`` when given.
     """
+    check_depth(base.config, plan.tree.depth)
     if embeds is None:
         embeds = base.get_input_embeddings()(plan.input_ids)
     return run(base.base_model, plan.tree, (prompt.to(embeds.dtype), embeds))
@@ -51,4 +53,5 @@ def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
 
 
 def _cross_entropy(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits_of(base, hidden).float(), targets, reduction="none")
+    logits = logits_of(base, hidden).float()
+    return F.cross_entropy(logits, targets.to(logits.device), reduction="none").to(targets.device)

@@ -74,7 +74,8 @@ def _run_batch(
     )
     if any(node in tree.inner for node in nodes):
         memory.keep(prefix, flat, real)
-    return flat[real], output.last_hidden_state[real]
+    # A base that is spread over devices answers on the last one.
+    return flat[real], output.last_hidden_state.to(device)[real]
 
 
 class _Memory:

@@ -65,6 +65,11 @@ class Tree:
             depths.append(0 if parent == ROOT else depths[parent] + self.lengths[parent])
         return depths
 
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest path: the longest row with all that is above it."""
+        return max((above + own for above, own in zip(self.depths, self.lengths, strict=True)), default=0)
+
     @cached_property
     def levels(self) -> list[list[int]]:
         """Nodes by number of ancestors; empty nodes have nothing to compute and are left out."""
