@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -19,8 +20,12 @@ from softprompt import (
     PeftModel,
     PeftModelForCausalLM,
     PromptTuningConfig,
+    SoftPromptError,
     get_peft_model,
 )
+from softprompt.loading import fetch_adapter
+from softprompt.record import Metrics
+from softprompt.task import Task
 
 P = 5
 WEIGHTS = "adapter_model.safetensors"
@@ -409,3 +414,103 @@ def test_auto_class(tmp_path):
 def test_auto_class_needs_to_know_the_base(folder):
     with pytest.raises(AdapterMismatchError, match="does not say what base model"):
         AutoPeftModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_a_float8_prompt_is_read(name, folder):
+    save_file({"prompt_embeddings": torch.ones(P, tiny.WIDTH).to(getattr(torch, name))}, folder / WEIGHTS)
+    assert torch.equal(load(folder).prompt.float(), torch.ones(P, tiny.WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("base_model_name_or_path", 5),
+        ("base_model_name_or_path", ["a"]),
+        ("revision", {"a": 1}),
+        ("peft_type", ["PROMPT_TUNING"]),
+        ("tokenizer_name_or_path", True),
+        ("token_dim", "32"),
+        ("num_layers", 2.5),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(name, value, folder):
+    edit(folder, **{name: value})
+    with pytest.raises(ConfigError, match=f"{CONFIG}: {name} must be a (text|whole number) or null"):
+        load(folder)
+
+
+def test_a_huge_number_is_one_clear_error(folder):
+    (folder / CONFIG).write_text('{"num_virtual_tokens": ' + "1" * 5000 + "}")
+    with pytest.raises(SoftPromptError, match="is not valid JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"labels": "ab"}, {"text_columns": "ab"}, {"labels": [1]}, {"labels": {"a": 1}}, {"text_columns": []},
+     {"label_column": None}, {"max_length": True}],
+)  # fmt: skip
+def test_a_task_of_the_wrong_kind_is_refused(changes, tmp_path):
+    values = {"text_columns": ["text"], "label_column": "label", "template": "{text}", "labels": ["a", "b"]}
+    (tmp_path / "task.json").write_text(json.dumps(values))
+    assert Task.read(tmp_path / "task.json").labels == ("a", "b")
+    (tmp_path / "task.json").write_text(json.dumps(values | changes))
+    with pytest.raises(AdapterError, match="damaged"):
+        Task.read(tmp_path / "task.json")
+
+
+def hub_error(kind, status):
+    reply = mock.Mock(status_code=status, headers={})
+    return kind(f"{status} for this\n\nreply", response=reply)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(lambda: hub_error(errors.GatedRepoError, 403), "gated; ask for access at .*a/b and log in"),
+     (lambda: hub_error(errors.HfHubHTTPError, 503), "cannot be had from the Hub: 503 for this reply"),
+     (lambda: hub_error(errors.RepositoryNotFoundError, 404), "neither a folder here nor")],
+    ids=["gated", "5xx", "unknown"],
+)  # fmt: skip
+def test_what_the_hub_does_not_give_is_told_in_a_line(error, says, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=error()))
+    with pytest.raises(AdapterError, match=says) as caught:
+        fetch_adapter("a/b")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_cannot_be_one_is_told_in_a_line():
+    with pytest.raises(AdapterError, match="a b/c is no folder here, and cannot be had from the Hub") as caught:
+        fetch_adapter("a b/c")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics.json", '{"baselines": 0.5}'), ("trainer_state.json", "[]"), ("task.json", "{}"),
+     ("train_config.yaml", "- a list"), ("train_metrics.json", "{")],
+)  # fmt: skip
+def test_foreign_files_do_not_cost_the_adapter(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.warns(UserWarning, match=f"the card leaves out {name}: "):
+        make().save_pretrained(tmp_path)
+    assert {"README.md", CONFIG, WEIGHTS} <= set(os.listdir(tmp_path))
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_readme_that_cannot_be_written_does_not_cost_the_adapter(tmp_path):
+    (tmp_path / "README.md").mkdir()
+    with pytest.warns(UserWarning, match="README.md was not written"):
+        make().save_pretrained(tmp_path)
+    assert {CONFIG, WEIGHTS} <= set(os.listdir(tmp_path))
+
+
+def test_the_matrix_of_many_labels_is_on_the_card(tmp_path):
+    """600 labels make a metrics.json of more than a mebibyte."""
+    count = 600
+    matrix = tuple(tuple(1000 * (i == j) for j in range(count)) for i in range(count))
+    labels = tuple(f"label {i}" for i in range(count))
+    Metrics(num_examples=count, accuracy=0.75, labels=labels, confusion_matrix=matrix).save(tmp_path)
+    assert (tmp_path / "metrics.json").stat().st_size > 1 << 20
+    make().save_pretrained(tmp_path)
+    assert "**0.750**" in (tmp_path / "README.md").read_text()

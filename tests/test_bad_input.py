@@ -66,6 +66,7 @@ QUICK: dict[str, Case] = {
     "steps_without_number": train("--save_strategy steps", "save_strategy=steps needs save_steps"),
     "accuracy_of_free_text": train("--task generation --metric_for_best_model accuracy", "needs classes", "eval_loss"),
     "two_sources": train("--dataset_name complaints", "dataset_name and train_file exclude each other"),
+    "bench_of_nothing": case("bench trian", "'trian'", "did you mean 'train'"),
     "missing_adapter_option": case("predict --text good", "--adapter"),
     "nothing_to_predict": case("predict --adapter adapter", "--text", "--input_file"),
     "text_and_file": case(f"{TO_FILE} test.csv --text good", "--text", "--input_file"),
@@ -135,6 +136,11 @@ SLOW: dict[str, Case] = {
     "resume_without_checkpoint": train(
         "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "leave the option out"
     ),
+    "resume_elsewhere": train(
+        "--resume_from_checkpoint half/checkpoint-1", "half/checkpoint-1 does not lie in output_dir new", "copy it"
+    ),
+    "resume_other_seed": train("--output_dir half --resume_from_checkpoint last --seed 1", "checkpoint-1", "same rows"),
+    "output_has_a_file": train("--output_dir mine", "output_dir mine has a metrics.json", "--overwrite_output_dir"),
     "resume_other_shape": train("--output_dir half --resume_from_checkpoint last --num_virtual_tokens 5", "[4, 16]"),
     "disk_full": train("--output_dir full --save_strategy no", "larger than is allowed", "make room", file_size=1500),
     # -- numbers
@@ -144,12 +150,18 @@ SLOW: dict[str, Case] = {
     "learning_rate_overflows": train("--output_dir inf --learning_rate 1e38", "Lower learning_rate", "1e+38"),
     # -- adapters
     "adapter_without_network": case(f"{PREDICT} no/such", "no/such", "Hub", env=OFFLINE),
+    "adapter_of_no_name": case(PREDICT, "a b/c", "no folder", "Hub", extra=("a b/c",)),
+    "adapter_base_is_a_number": case(f"{PREDICT} numbered", "base_model_name_or_path", "must be a text", "not 5"),
+    "nearest_beyond_the_vocabulary": case("inspect adapter --nearest 40", "nearest=40", "26 entries"),
+    "answer_too_long": case(f"{PREDICT} adapter --generate --max_new_tokens {CONTEXT}", "does not fit", "at most"),
     "adapter_without_weights": case(f"{PREDICT} bare", "bare", "adapter_model.safetensors", "no weights"),
     "adapter_with_nan": case(f"{PREDICT} adapter_nan", "adapter_nan", "NaN", "train it again"),
     "adapter_pickled": case(f"{PREDICT} pickled", "pickled", "pickle", "safe_serialization=True"),
     "adapter_truncated": case(f"{PREDICT} truncated", "truncated", "not a valid safetensors file"),
     "adapter_of_other_width": case(f"{PREDICT} wide", "wide", "width 32", "16"),
-    "adapter_of_other_base": case(f"{PREDICT} adapter --model_name_or_path wide_base", "was trained on", "base, not on wide_base"),
+    "adapter_of_other_base": case(
+        f"{PREDICT} adapter --model_name_or_path wide_base", "was trained on", "base, not on wide_base"
+    ),
     "adapter_of_other_type": case(f"{PREDICT} lora", "'LORA'", "PROMPT_TUNING"),
     "adapter_of_other_task": case(f"{PREDICT} seq2seq", "seq2seq", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
     "adapter_config_broken": case(f"{PREDICT} garbled", "garbled", "not valid JSON"),
@@ -206,7 +218,19 @@ def spoil_adapters(place: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    names = ("bare", "adapter_nan", "pickled", "truncated", "wide", "lora", "seq2seq", "garbled", "taskless", "peft")
+    names = (
+        "bare",
+        "adapter_nan",
+        "pickled",
+        "truncated",
+        "wide",
+        "lora",
+        "seq2seq",
+        "garbled",
+        "taskless",
+        "peft",
+        "numbered",
+    )
     for name in names:
         shutil.copytree(place / "adapter", place / name)
     weights, config = "adapter_model.safetensors", "adapter_config.json"
@@ -221,6 +245,9 @@ def spoil_adapters(place: Path) -> None:
     (place / "lora" / config).write_text(json.dumps(values | {"peft_type": "LORA"}))
     (place / "seq2seq" / config).write_text(json.dumps(values | {"task_type": "SEQ_2_SEQ_LM"}))
     (place / "garbled" / config).write_text("{")
+    (place / "numbered" / config).write_text(json.dumps(values | {"base_model_name_or_path": 5}))
+    (place / "mine").mkdir()
+    (place / "mine" / "metrics.json").write_text("{}")
     (place / "taskless" / "task.json").write_text("{}")
     (place / "peft" / "task.json").unlink()
     (place / "half").mkdir()

@@ -23,7 +23,9 @@ import yaml
 
 from cli_tools import SOFTPROMPT, environment, forked, make_base, read_csv, rows, softprompt, write_rows
 from hub_server import HubServer, run_with_hub
-from softprompt.cli import COMMANDS
+from softprompt.cli import COMMANDS, build_app, main
+from softprompt.data import Splits
+from softprompt.types import Row
 
 OPTIONS = Path(__file__).with_name("cli_options.txt")
 WEIGHTS = "adapter_model.safetensors"
@@ -83,6 +85,7 @@ AFTER = {
     "free_evaluate": ("free", "evaluate --adapter free --test_file free.jsonl --output_dir free-scores"),
     "free_predict": ("free", "predict --adapter free --input_file free.jsonl --output_file free-answers.jsonl"),
     "columns_predict": ("columns", "predict --adapter columns --input_file two.csv --output_file two.tsv"),
+    "long_text": ("free", "predict --adapter free --max_new_tokens 30 --input_file long.jsonl --output_file long.csv"),
     "resumed": ("interrupted", f"{LONG} cut --resume_from_checkpoint last"),
 }
 
@@ -103,6 +106,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     free = [{"text": row["text"], "answer": f"{row['text']} thanks {i}"} for i, row in enumerate(rows(6))]
     write_rows(place / "free.jsonl", free)
     write_rows(place / "odd.jsonl", [{"text": "good", "n": [1, {"a": None}]}, {"more": 1.5, "text": "awful ü\n?"}])
+    write_rows(place / "long.jsonl", [{"text": "good " * 99}])
     two = [{"title": row["text"], "n": i, "body": "help " * i, "label": row["label"]} for i, row in enumerate(rows(8))]
     write_rows(place / "two.csv", two)
     return place
@@ -284,6 +288,54 @@ def test_evaluation_in_a_new_process_gives_the_same(place: Path, done: dict[str,
     assert {path.name for path in (place / "scores").iterdir()} == {"metrics.json"}
 
 
+def test_rows_that_only_validate_are_called_so(
+    place: Path, done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a folder that was asked for is made."""
+    labelled = [Row(dict(row), "row") for row in rows(8, 24)]
+    monkeypatch.setattr("softprompt.data.load_splits", lambda *_, **__: Splits([], labelled, []))
+    monkeypatch.chdir(place)
+    folder = place / "not" / "there"
+    command = ["evaluate", "--adapter", "run", "--dataset_name", "some", "--output_dir", str(folder)]
+    build_app("evaluate")(command, standalone_mode=False)
+    assert (read(folder / "metrics.json")["split"], read(folder / "metrics.json")["num_examples"]) == ("validation", 8)
+
+
+def test_an_adapter_of_the_hub_leaves_no_folder(
+    place: Path, done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softprompt import loading
+
+    real = {"load_prompted": loading.load_prompted, "read_task": loading.read_task}
+    for name, function in real.items():
+        monkeypatch.setattr(loading, name, lambda adapter, *a, _real=function, **k: _real(str(place / "run"), *a, **k))
+    monkeypatch.setattr(loading, "fetch_adapter", lambda adapter: None)
+    monkeypatch.chdir(tmp_path)
+    base = ["--model_name_or_path", str(place / "base"), "--test_file", str(place / "test.csv")]
+    for adapter, more in (("prompt", []), ("me/prompt", []), ("me/prompt", ["--output_dir", "a/b"])):
+        build_app("evaluate")(["evaluate", "--adapter", adapter, *base, *more], standalone_mode=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["a/b/metrics.json"]
+
+
+def test_an_interrupt_before_a_checkpoint_promises_none(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softprompt.train.loop._backward", stop)
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as left:
+        main(["train", "config.yaml", "--output_dir", str(place / "stopped"), "--num_train_epochs", "1"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "softprompt: interrupted\n"
+
+
+def test_there_is_room_for_the_answer_to_a_long_text(place: Path, done: dict[str, CompletedProcess[str]]) -> None:
+    assert "1 of 1 texts were cut" in done["long_text"].stderr
+    assert len(read_csv(place / "long.csv")) == 1
+
+
 def test_evaluation_says_what_was_cut(done: dict[str, CompletedProcess[str]]) -> None:
     assert re.search(r"^cut to fit max_length: \d+ of 20 rows$", done["evaluate_shorter"].stdout, re.M)
     assert "cut to fit" not in done["evaluate"].stdout
@@ -395,7 +447,8 @@ def test_push_and_back(place: Path, done: dict[str, CompletedProcess[str]], tmp_
         pushed = run_with_hub(hub, [str(SOFTPROMPT), "push", str(place / "run"), "me/prompt"], tmp_path, env=env)
         assert pushed.stdout.splitlines()[-1].endswith("/me/prompt")
         files = hub.files("me/prompt")
-        assert FILES <= files.keys() <= FILES | {".gitattributes", "prompt.png"}
+        shared = FILES - {"train_config.yaml", "log.jsonl"}  # those tell of the machine
+        assert shared <= files.keys() <= shared | {".gitattributes", "prompt.png"}
         assert files[WEIGHTS] == (place / "run" / WEIGHTS).read_bytes()
         command = ["predict", "--adapter", "me/prompt", "--text", "good", "--text", "awful"]
         base = ["--model_name_or_path", str(place / "base")]

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+import tiny
+from softprompt.config import PromptTuningConfig
 from softprompt.encode import Encoder, default_end_token_id, show_example
 from softprompt.errors import ConfigError, DataError
+from softprompt.loading import Prompted
+from softprompt.model import PeftModelForCausalLM
+from softprompt.predict import predict
 from softprompt.task import Task
 from softprompt.types import Example, Row
 
@@ -309,3 +314,48 @@ def test_show_example():
         "     2 *        2  'bad'",
         "     3 *        3  '</s>'",
     ]
+
+
+@pytest.mark.parametrize("labels", [("complaint", "complaint too"), ("no", "yes", "no complaint")])
+def test_a_label_that_starts_another_needs_an_end_token(labels):
+    message = refused(encoder, bpe("bos"), labels=labels, end_token_id=None)
+    for words in (f"{labels[-1]!r} starts with all of {labels[0]!r}", "rename one", "end token"):
+        assert words in message
+    encoder(bpe("bos"), labels=labels)
+
+
+def test_there_is_room_for_what_is_written():
+    tokenizer, long = bpe("bos"), row("the parcel is late " * 20)
+    task = make_task(labels=(), max_length=30)
+    for max_length, most in ((None, 64 - 8 - 20), (30, 30), (50, 36)):
+        task = make_task(labels=(), max_length=max_length)
+        built = Encoder(tokenizer, task, num_virtual_tokens=8, context_length=64, room_for_answer=20)
+        example = built.encode(long, with_label=False)
+        assert most - 2 <= len(example.input_ids) <= most
+        assert example.num_cut
+    assert (
+        not Encoder(tokenizer, task, num_virtual_tokens=8, context_length=None, room_for_answer=999)
+        .encode(row("late"), with_label=False)
+        .num_cut
+    )
+
+
+def test_an_answer_that_cannot_fit_is_refused():
+    task = make_task(labels=())
+    message = refused(
+        Encoder, bpe("bos"), task, num_virtual_tokens=8, context_length=64, room_for_answer=60, error=ConfigError
+    )
+    assert message.startswith("max_new_tokens=60 does not fit: the model's context has 56 positions")
+
+
+def test_learned_positions_are_not_written_beyond():
+    """Without room the last positions do not exist: an IndexError in the middle of a file."""
+    config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)
+    model = PeftModelForCausalLM(tiny.fresh("gpt2"), config)
+    task = make_task(template="{text}", labels=(), end_token_id=None)
+    prompted = Prompted(model, tiny.tokenizer(), config, task)
+    rows = [row("w5 " * length) for length in (2, 200)]
+    answers = [answer for _, answer in predict(prompted, task, rows, max_new_tokens=40)]
+    assert [answer.cut for answer in answers] == [False, True]
+    with pytest.raises(ConfigError, match="max_new_tokens=64 does not fit"):
+        list(predict(prompted, task, rows, max_new_tokens=64))

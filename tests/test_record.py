@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import AdapterError, SoftPromptError
-from softprompt.record import EpochRecord, LogWriter, Metrics, TrainerState
+from softprompt.record import EpochRecord, LogWriter, Metrics, PartialEpoch, TrainerState
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | numbers
@@ -41,6 +41,8 @@ states = st.builds(
     finished=st.booleans(),
     seconds=numbers,
     num_train_examples=st.none() | counts,
+    fingerprint=st.none() | words,
+    partial_epoch=st.none() | st.builds(PartialEpoch, loss_sum=numbers, num_tokens=counts, seconds=numbers),
 )
 metrics = st.builds(
     Metrics,

@@ -13,14 +13,15 @@ import pytest
 import torch
 import transformers
 
+import softprompt.evaluate
 import softprompt.train.loop as loop
 import tiny
 from cli_tools import make_base, rows, write_rows
-from softprompt.adapter import read_prompt
+from softprompt.adapter import START_NAME, read_prompt, write_prompt
 from softprompt.checkpoint import checkpoints, write_checkpoint
 from softprompt.config import PromptTuningConfig
-from softprompt.errors import AdapterError, SoftPromptError, TrainingError
-from softprompt.evaluate import Classes, evaluate, label_log_probs, mean_loss
+from softprompt.errors import AdapterError, ConfigError, SoftPromptError, TrainingError
+from softprompt.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
 from softprompt.files import write_folder, write_text
 from softprompt.model import PeftModelForCausalLM
 from softprompt.options import OptimizerOptions, TrainOptions
@@ -29,7 +30,8 @@ from softprompt.score import score_labels
 from softprompt.task import Task
 from softprompt.train.job import train
 from softprompt.train.listener import Listener
-from softprompt.train.loop import Run, batches_of_step, fit
+from softprompt.train.loop import fit
+from softprompt.train.run import Run, batches_of_step
 from softprompt.train.schedule import learning_rate
 from softprompt.types import Example
 
@@ -252,9 +254,9 @@ def test_the_best_checkpoint_is_spared(tmp_path: Path, limit: int | None, kept: 
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The log without what a clock or a cut epoch decides."""
+    """The log without what a clock decides."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "train_loss")} for line in lines]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("stop_after", [4, 7, 12])
@@ -276,8 +278,39 @@ def test_resuming_is_exact(tmp_path: Path, stop_after: int) -> None:
     assert again.model.prompt.equal(whole.model.prompt)
     assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
     assert (state.best_step, state.best_metric) == (expected.best_step, expected.best_metric)
+    assert state.partial_epoch is None
     last = (f"checkpoint-{expected.global_step}", "optimizer.safetensors")
     assert tmp_path.joinpath("cut", *last).read_bytes() == tmp_path.joinpath("whole", *last).read_bytes()
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Same shape, other rows or options: it would go on without a word, to other numbers."""
+    fit(make_run(tmp_path))
+    last = checkpoints(tmp_path)[-1]
+    same: dict[str, Any] = {"num_train_epochs": 3, "eval_strategy": "no", "learning_rate": 0.1, "logging_steps": 2}
+    assert fit(replace(make_run(tmp_path, **same), resume_from=last)).global_step == 15
+    others = [make_run(tmp_path, seed=1), make_run(tmp_path, gradient_accumulation_steps=2)]
+    others += [replace(make_run(tmp_path), examples=rows) for rows in (examples(seed=4), examples(9))]
+    other_base = make_run(tmp_path)
+    other_base.config.base_model_name_or_path = "another/one"
+    for other in (*others, other_base):
+        before = other.model.prompt.detach().clone()
+        with pytest.raises(ConfigError, match="other training rows or options; resume with the same rows"):
+            fit(replace(other, resume_from=last))
+        assert other.model.prompt.equal(before)
+
+
+def test_a_checkpoint_of_an_older_release_is_taken(tmp_path: Path) -> None:
+    fit(make_run(tmp_path, num_train_epochs=1))
+    path = checkpoints(tmp_path)[-1] / "trainer_state.json"
+    values = json.loads(path.read_text())
+    for name in ("fingerprint", "partial_epoch", "num_train_examples"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    state = fit(replace(make_run(tmp_path), resume_from=path.parent))
+    assert state.global_step == 10
+    assert state.fingerprint == make_run(tmp_path).fingerprint
+    assert state.num_train_examples == 10
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
@@ -393,6 +426,32 @@ def test_the_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
     assert mean_loss(model, some, batch_size=2) == pytest.approx(sum(alone) / number, abs=1e-6)
 
 
+def test_the_loss_is_summed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has no float64."""
+
+    class OnMps:
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(3)
+
+        def __len__(self) -> int:
+            return 3
+
+    monkeypatch.setattr("softprompt.evaluate.token_losses", lambda *_: OnMps())
+    assert mean_loss(make_run(tmp_path).model, examples(2), batch_size=2) == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_without_finite_scores_counts_as_wrong(bad: float) -> None:
+    scores = torch.tensor([[-1.0, -2.0], [-2.0, -1.0], [bad, bad], [-1.0, bad]])
+    found = classification_metrics(scores, examples(4), CLASSES, seconds=1.0, split="validation")
+    assert found.accuracy == 0.5
+    assert found.confusion_matrix == ((1, 1), (1, 1))
+    assert found.eval_loss is not None
+    assert math.isnan(found.eval_loss)
+    assert found.expected_calibration_error is None
+    assert (found.to_dict()["eval_loss"], found.to_dict()["perplexity"]) == (None, None)
+
+
 # --- files ------------------------------------------------------------------------------------------
 
 
@@ -490,3 +549,120 @@ def test_a_finished_run_goes_on_with_more_epochs(place: Path) -> None:
 
 
 CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float16 does it: NaN for some rows. It is said once, and every epoch has its checkpoint."""
+    real = softprompt.evaluate.score_labels
+
+    def overflowing(*args: Any) -> torch.Tensor:
+        return real(*args).index_fill(0, torch.tensor([0]), math.nan)
+
+    monkeypatch.setattr("softprompt.evaluate.score_labels", overflowing)
+    listener, folder = Notes(), place / "overflow"
+    more = {"validation_file": place / "test.csv", "num_train_epochs": 2}
+    result = train(options_for(place, output_dir=folder, **more), listener)
+    assert result is not None
+    assert [record.epoch for record in result.state.history] == [1, 2]
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
+    assert sum("not finite" in note for note in listener.notes) == 1
+    written = TrainerState.load(folder)
+    assert [record.eval_loss for record in written.history] == [None, None]
+    assert all(record.accuracy is not None for record in written.history)
+
+
+def test_only_a_checkpoint_of_the_output_folder_is_resumed(place: Path) -> None:
+    train(options_for(place, output_dir=place / "one"))
+    before = contents(place / "one")
+    (place / "two").mkdir()
+    elsewhere = str(checkpoints(place / "one")[-1])
+    for folder in (place / "two", place / "three"):
+        with pytest.raises(ConfigError, match=r"does not lie in output_dir.*copy it there, or give"):
+            train(options_for(place, output_dir=folder, resume_from_checkpoint=elsewhere))
+    assert contents(place / "one") == before
+    assert not list((place / "two").iterdir())
+    assert train(options_for(place, output_dir=place / "one", num_train_epochs=2, resume_from_checkpoint=elsewhere))
+
+
+def test_a_refused_resume_writes_nothing_and_a_good_one_keeps_the_start(place: Path) -> None:
+    folder = place / "resumed"
+    train(options_for(place, output_dir=folder))
+    before = contents(folder)
+    for wrong in ({"seed": 1}, {"template": "{text} : "}, {"num_virtual_tokens": 4}, {"max_train_samples": 7}):
+        with pytest.raises(ConfigError, match="resume with the same"):
+            train(options_for(place, output_dir=folder, resume_from_checkpoint="last", **wrong))
+    assert contents(folder) == before
+    write_prompt(folder, torch.zeros(P, 16), name=START_NAME)
+    train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_train_epochs=2))
+    assert not read_prompt(folder / START_NAME).any()
+    assert "num_train_epochs: 2" in (folder / "train_config.yaml").read_text()
+
+
+def test_figures_of_an_older_prompt_go_when_training_ends_again(place: Path) -> None:
+    folder = place / "figures"
+    train(options_for(place, output_dir=folder, test_file=place / "test.csv"))
+    (folder / "train_metrics.json").write_text((folder / "metrics.json").read_text())
+    more = {"resume_from_checkpoint": "last", "num_train_epochs": 2}
+    train(options_for(place, output_dir=folder, test_file=place / "test.csv", **more))
+    assert not (folder / "train_metrics.json").exists()
+    assert (folder / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "log.jsonl", "task.json", "train_config.yaml"])
+def test_files_that_are_not_of_a_run_are_not_overwritten(place: Path, name: str) -> None:
+    folder = place / f"foreign-{name}"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"has a {name}, which the run would overwrite.*--overwrite_output_dir"):
+        train(options_for(place, output_dir=folder))
+    assert contents(folder) == {name: b"mine"}
+
+
+def test_overwriting_deletes_nothing_where_no_run_is(place: Path) -> None:
+    folder = place / "none"
+    folder.mkdir()
+    (folder / "confusion_matrix.png").write_bytes(b"mine")
+    train(options_for(place, output_dir=folder, overwrite_output_dir=True))
+    assert (folder / "confusion_matrix.png").read_bytes() == b"mine"
+
+
+def test_a_run_that_never_came_to_a_checkpoint_is_in_nobodys_way(place: Path) -> None:
+    class Stop(Listener):
+        def step(self, step: int, loss: float) -> None:
+            raise KeyboardInterrupt
+
+    folder = place / "false-start"
+    with pytest.raises(KeyboardInterrupt):
+        train(options_for(place, output_dir=folder), Stop())
+    assert (folder / "log.jsonl").is_file()
+    assert train(options_for(place, output_dir=folder))
+
+
+def test_the_weights_come_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / "last"
+    there: list[set[str]] = []
+
+    def writing(target: Path, prompt: torch.Tensor, **name: str) -> None:
+        there.append({path.name for path in target.iterdir()})
+        write_prompt(target, prompt, **name)
+
+    monkeypatch.setattr("softprompt.train.job.write_prompt", writing)
+    train(options_for(place, output_dir=folder, test_file=place / "test.csv", save_strategy="no"))
+    assert there[-1] == {path.name for path in folder.iterdir()} - {"adapter_model.safetensors"}
+    assert {"adapter_config.json", "README.md", "metrics.json", "trainer_state.json", "task.json"} <= there[-1]
+
+
+def test_a_card_that_cannot_be_made_does_not_cost_the_run(place: Path) -> None:
+    folder = place / "cardless"
+    (folder / "README.md").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"README.md was not written"):
+        assert train(options_for(place, output_dir=folder))
+    assert (folder / "adapter_model.safetensors").is_file()

@@ -53,7 +53,7 @@ def read_prompt(path: Path) -> Tensor:
         raise AdapterError(f"{path} is not a valid safetensors file ({error})") from None
     if prompt.ndim != 2 or not prompt.is_floating_point():
         raise AdapterError(f"{path}: {PROMPT_KEY} must be a matrix of floats, not {list(prompt.shape)} {prompt.dtype}")
-    if not torch.isfinite(prompt).all():
+    if not torch.isfinite(prompt.float()).all():  # float8 has no isfinite of its own
         raise AdapterError(f"{path}: {PROMPT_KEY} has NaN or infinite numbers; the adapter is unusable, train it again")
     return prompt
 
@@ -86,7 +86,7 @@ def read_config(model_id: str | os.PathLike[str], **hub: Any) -> PromptTuningCon
     try:
         config = PeftConfig.from_pretrained(model_id, **hub)
     except UnknownPeftTypeError as error:
-        raise AdapterError(f"{model_id}: {error}") from None
+        raise UnknownPeftTypeError(f"{model_id}: {error}") from None
     check_supported(config, str(model_id))
     assert isinstance(config, PromptTuningConfig)
     return config

@@ -46,12 +46,12 @@ def write_checkpoint(
     return folder
 
 
-def read_checkpoint(folder: Path, prompt: Tensor, optimizer: torch.optim.Optimizer) -> TrainerState:
-    """Put a checkpoint's numbers into the prompt ``[P, D]`` and the optimiser.
+def check_checkpoint(folder: Path, prompt: Tensor, fingerprint: str) -> tuple[Tensor, TrainerState]:
+    """Read the prompt and the state of a checkpoint that this run, of this fingerprint, can go on from.
 
     Raises:
         AdapterError: a file of the checkpoint is missing or damaged.
-        ConfigError: it belongs to a prompt of another shape.
+        ConfigError: it belongs to a prompt of another shape, or to a run of other rows or options.
     """
     for name in (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME):
         if not (folder / name).is_file():
@@ -62,6 +62,19 @@ def read_checkpoint(folder: Path, prompt: Tensor, optimizer: torch.optim.Optimiz
             f"{folder} holds a prompt of {list(saved.shape)}, this run's is {list(prompt.shape)}; "
             "resume with the same num_virtual_tokens and base model"
         )
+    state = TrainerState.load(folder)
+    if state.fingerprint not in (None, fingerprint):
+        raise ConfigError(
+            f"{folder} is of a run with other training rows or options; resume with the same rows, template, "
+            "max_length, seed, batch size, num_virtual_tokens, start and base model, or start anew in another "
+            "output_dir"
+        )
+    return saved, state
+
+
+def read_checkpoint(folder: Path, prompt: Tensor, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainerState:
+    """Put a checkpoint's numbers into the prompt ``[P, D]`` and the optimiser; raises what the check raises."""
+    saved, state = check_checkpoint(folder, prompt, fingerprint)
     try:
         moments = load_file(folder / OPTIMIZER_NAME)
     except SafetensorError as error:
@@ -71,7 +84,7 @@ def read_checkpoint(folder: Path, prompt: Tensor, optimizer: torch.optim.Optimiz
     optimizer.state[prompt].update({name: value.to(prompt.device) for name, value in moments.items()})
     if "step" in moments:
         optimizer.state[prompt]["step"] = moments["step"].cpu()  # AdamW keeps its count there
-    return TrainerState.load(folder)
+    return state
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

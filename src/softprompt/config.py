@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import AdapterError, ConfigError
 from .version import __version__
 
 CONFIG_NAME = "adapter_config.json"
@@ -123,6 +123,7 @@ class PeftConfigMixin:
 
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
+        _check_kinds(values, path)
         own = {f.name for f in dataclasses.fields(cls)}
         return cls._from_values({**{k: v for k, v in kwargs.items() if k in own}, **values})
 
@@ -234,6 +235,18 @@ class PromptTuningConfig(PromptLearningConfig):
             raise ConfigError("tokenizer_kwargs only valid when using prompt_tuning_init='TEXT'.")
 
 
+_TEXTS = (
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+)
+_NUMBERS = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
+
 PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {PeftType.PROMPT_TUNING.value: PromptTuningConfig}
 
 
@@ -249,6 +262,19 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
+def _check_kinds(values: dict[str, Any], path: Path) -> None:
+    """Refuse a file whose names and numbers are something else, before anything stumbles over them.
+
+    Raises:
+        ConfigError: a field is of the wrong kind.
+    """
+    for names, kind, what in ((_TEXTS, str, "a text"), (_NUMBERS, int, "a whole number")):
+        for name in names:
+            value = values.get(name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
+
+
 def _class_of(peft_type: str | PeftType) -> type[PeftConfig]:
     name = str(getattr(peft_type, "value", peft_type))
     if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
@@ -258,7 +284,7 @@ def _class_of(peft_type: str | PeftType) -> type[PeftConfig]:
     return PEFT_TYPE_TO_CONFIG_MAPPING[name]
 
 
-class UnknownPeftTypeError(ConfigError, KeyError):
+class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):
     """An adapter type that is not ours (a ``KeyError`` too, as in PEFT)."""
 
     def __str__(self) -> str:  # KeyError would print the repr

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError
@@ -48,10 +48,12 @@ class Encoder:
         task: template, labels, ``max_length`` and end token.
         num_virtual_tokens: P, the positions of the context that the prompt takes.
         context_length: most positions of the model; ``None`` where it has no bound.
+        room_for_answer: tokens that the context must leave behind a row without a label, for what the model
+            writes there. ``max_length`` says nothing about those: it bounds what training saw.
 
     Raises:
-        ConfigError: the prompt fills the model's whole context.
-        DataError: the template is malformed, a class becomes no tokens, or two become the same ones.
+        ConfigError: the prompt, or the room for the answer, fills the model's whole context.
+        DataError: the template is malformed, a class becomes no tokens, or those that another one starts with.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Encoder:
         *,
         num_virtual_tokens: int,
         context_length: int | None,
+        room_for_answer: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
@@ -72,6 +75,9 @@ class Encoder:
             self._class_ids[label] = self._new_label_ids(label, "the task")
         _check_distinct(self._class_ids)
         self._room_for_label = max(map(len, self._class_ids.values()), default=0)
+        self._answered_limit: int | None = None
+        if room_for_answer and context_length is not None:
+            self._answered_limit = self._room_before(room_for_answer, context_length - num_virtual_tokens)
 
     def render(self, fields: Mapping[str, Any], where: str) -> str:
         """The whole input text of a row, before any cut.
@@ -120,10 +126,23 @@ class Encoder:
             label = self.task.label_of(row.fields, row.where)
             label_ids = self._class_ids.get(label) or self._new_label_ids(label, row.where)
             room_for_label = len(label_ids)
-        if self._limit is None or len(input_ids) + room_for_label <= self._limit:
+        limit = self._limit
+        if not with_label and limit is not None and self._answered_limit is not None:
+            limit = min(limit, self._answered_limit + room_for_label)
+        if limit is None or len(input_ids) + room_for_label <= limit:
             return Example(input_ids, label_ids, label)
-        fitting = self._cut(row, self._limit, room_for_label)
+        fitting = self._cut(row, limit, room_for_label)
         return Example(fitting, label_ids, label, num_cut=len(input_ids) - len(fitting))
+
+    def _room_before(self, room_for_answer: int, left: int) -> int:
+        """Most tokens of a text behind which an answer fits; ``left`` is the context without virtual tokens."""
+        template = len(self._input_ids([self._skeleton()])[0])
+        if template + room_for_answer > left:
+            raise ConfigError(
+                f"max_new_tokens={room_for_answer} does not fit: the model's context has {left} positions beside the "
+                f"virtual tokens, of which the template takes {template}; ask for at most {max(0, left - template)}"
+            )
+        return left - room_for_answer
 
     def _cut(self, row: Row, limit: int, room_for_label: int) -> tuple[int, ...]:
         """The tokens of the row with as much of its text as fits.
@@ -239,6 +258,10 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
 
 
 def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse labels that are the same in tokens, or of which one is the start of another.
+
+    A start is never less probable than the whole, so the shorter label would win by its length alone.
+    """
     seen: dict[tuple[int, ...], str] = {}
     for label, ids in class_ids.items():
         if ids in seen:
@@ -247,6 +270,12 @@ def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:
                 "them apart; rename one"
             )
         seen[ids] = label
+    for shorter, longer in pairwise(sorted(seen)):  # sorted, whatever starts with a label stands right behind it
+        if longer[: len(shorter)] == shorter:
+            raise DataError(
+                f"in tokens the label {seen[longer]!r} starts with all of {seen[shorter]!r}, which would always win; "
+                "rename one, or take a tokenizer with an end token"
+            )
 
 
 def _head(text: str, length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -84,13 +85,22 @@ def evaluate(
 def classification_metrics(
     scores: Tensor, examples: Sequence[Example], classes: Classes, *, seconds: float, split: str
 ) -> Metrics:
-    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text."""
+    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text.
+
+    A row with scores that are not finite (float16 overflows) has no guess. It counts as wrong, as if the label
+    after the right one had been guessed; the loss is then NaN, and there is no calibration error.
+    """
     gold = [classes.names.index(str(example.label)) for example in examples]
-    predicted = scores.argmax(1)
-    matrix = measures.confusion_matrix(gold, predicted.tolist(), len(classes.names))
-    confidence = scores.softmax(1).amax(1)
-    right = [guess == answer for guess, answer in zip(predicted.tolist(), gold, strict=True)]
-    loss = -float(scores[range(len(gold)), gold].double().sum()) / sum(len(classes.ids[answer]) for answer in gold)
+    finite = scores.isfinite().all(1).tolist()
+    guesses = zip(scores.argmax(1).tolist(), gold, finite, strict=True)
+    predicted = [guess if known else (answer + 1) % len(classes.names) for guess, answer, known in guesses]
+    matrix = measures.confusion_matrix(gold, predicted, len(classes.names))
+    loss, calibration = math.nan, None
+    if all(finite):
+        total = -float(scores[range(len(gold)), gold].double().sum())
+        loss = total / sum(len(classes.ids[answer]) for answer in gold)
+        right = [guess == answer for guess, answer in zip(predicted, gold, strict=True)]
+        calibration = measures.expected_calibration_error(scores.softmax(1).amax(1).tolist(), right)
     return Metrics(
         num_examples=len(gold),
         accuracy=measures.accuracy(matrix),
@@ -101,7 +111,7 @@ def classification_metrics(
         confusion_matrix=tuple(map(tuple, matrix)),
         labels=classes.names,
         per_class=tuple(asdict(each) for each in measures.per_class(matrix, classes.names)),
-        expected_calibration_error=measures.expected_calibration_error(confidence.tolist(), right),
+        expected_calibration_error=calibration,
         split=split,
     )
 
@@ -115,7 +125,8 @@ def mean_loss(
     for rows in batches_by_length(examples, batch_size):
         plan = plan_examples([examples[row] for row in rows], len(model.prompt), model.prompt.device)
         losses = token_losses(model.base_model, plan, model.prompt)
-        total, count = total + float(losses.double().sum()), count + len(losses)
+        # On the CPU: MPS has no float64.
+        total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:
             progress(len(rows))
     return total / max(count, 1)

@@ -79,7 +79,7 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 1 << 20) -> dict
         value = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SoftPromptError(f"{source} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of 5,000 digits
         raise SoftPromptError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise SoftPromptError(f"{source} must hold a JSON object, not {type(value).__name__}")

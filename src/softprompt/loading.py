@@ -26,15 +26,21 @@ class Prompted:
     config: PromptTuningConfig
     task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
 
-    def encoder(self, task: Task) -> Encoder:
-        """An encoder of rows for this model."""
-        from .base import context_length
+    @property
+    def context_length(self) -> int | None:
+        """The most positions of the base model; ``None`` where there is no bound."""
+        from .families import context_length
 
+        return context_length(self.model.base_model.config)
+
+    def encoder(self, task: Task, *, room_for_answer: int = 0) -> Encoder:
+        """An encoder of rows for this model; see ``Encoder``."""
         return Encoder(
             self.tokenizer,
             task,
             num_virtual_tokens=len(self.model.prompt),
-            context_length=context_length(self.model.base_model.config),
+            context_length=self.context_length,
+            room_for_answer=room_for_answer,
         )
 
 
@@ -88,15 +94,19 @@ def fetch_adapter(adapter: str) -> None:
     file would try again and again for half a minute.
 
     Raises:
-        AdapterError: the Hub does not know it, or cannot be reached and the cache has nothing of it.
+        AdapterError: the Hub does not know it or does not give it, or cannot be reached and the cache has nothing
+            of it.
     """
     if Path(adapter).exists() or adapter.startswith((".", "~", "/")) or adapter.count("/") != 1:
         return
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    address = f"{constants.ENDPOINT}/{adapter}"
     try:
         huggingface_hub.snapshot_download(adapter, allow_patterns=[CONFIG_NAME, TASK_NAME, "*.safetensors"])
+    except errors.GatedRepoError:
+        raise AdapterError(f"{adapter} is gated; ask for access at {address} and log in (hf auth login)") from None
     except errors.RepositoryNotFoundError:
         raise AdapterError(
             f"{adapter} is neither a folder here nor an adapter on the Hub (if it is private: hf auth login)"
@@ -105,6 +115,9 @@ def fetch_adapter(adapter: str) -> None:
         raise AdapterError(
             f"{adapter} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
         ) from None
+    except Exception as error:  # a name that cannot be one, a reply of 5xx, what its HTTP library raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise AdapterError(f"{adapter} is no folder here, and cannot be had from the Hub: {reason}") from error
 
 
 def read_task(adapter: str) -> Task | None:

@@ -12,6 +12,8 @@ from .loading import Prompted
 from .task import Task
 from .types import Row
 
+MAX_NEW_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -34,28 +36,39 @@ def predict(
     rows: Iterable[Row],
     *,
     generate: bool = False,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 16,
 ) -> Iterator[tuple[Row, Answer]]:
     """Answer rows in order, a few batches at a time, so that a file of any length streams through.
 
     Args:
         generate: write freely (greedy) even if the task has labels.
-        max_new_tokens: most tokens to write.
+        max_new_tokens: most tokens to write; texts are cut so that there is room for them in the model's
+            context. ``None`` for ``MAX_NEW_TOKENS``, or for a quarter of a context that is short.
 
     Raises:
+        ConfigError: the model's context has no room for ``max_new_tokens``.
         DataError: a row lacks a column that the template reads.
     """
-    encoder = prompted.encoder(task)
-    answer = _write if generate or not task.is_classification else _choose
+    writes = generate or not task.is_classification
+    most = max_new_tokens or _default_length(prompted)
+    encoder = prompted.encoder(task, room_for_answer=most if writes else 0)
     remaining = iter(rows)
     while chunk := list(islice(remaining, 4 * batch_size)):
-        yield from zip(chunk, answer(prompted, encoder, chunk, max_new_tokens, batch_size), strict=True)
+        answers = (
+            _write(prompted, encoder, chunk, most, batch_size)
+            if writes
+            else _choose(prompted, encoder, chunk, batch_size)
+        )
+        yield from zip(chunk, answers, strict=True)
 
 
-def _choose(
-    prompted: Prompted, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
-) -> list[Answer]:
+def _default_length(prompted: Prompted) -> int:
+    context = prompted.context_length
+    return MAX_NEW_TOKENS if context is None else min(MAX_NEW_TOKENS, max(1, context // 4))
+
+
+def _choose(prompted: Prompted, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
     classes = classes_of(encoder.task, encoder)
     assert classes is not None

@@ -56,6 +56,26 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartialEpoch:
+    """What the epoch in progress has summed up: a checkpoint in the middle of it takes this along."""
+
+    loss_sum: float = 0.0  # nats
+    num_tokens: int = 0  # supervised
+    seconds: float = 0.0
+
+    def plus(self, loss: float, num_tokens: int, seconds: float) -> PartialEpoch:
+        """With one more step, of a mean ``loss`` over ``num_tokens``, ``seconds`` after the epoch began."""
+        return PartialEpoch(
+            loss_sum=self.loss_sum + loss * num_tokens, num_tokens=self.num_tokens + num_tokens, seconds=seconds
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per supervised token."""
+        return self.loss_sum / self.num_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerState:
     """How far a run is, and how it went so far: ``trainer_state.json``."""
 
@@ -71,6 +91,8 @@ class TrainerState:
     finished: bool = False
     seconds: float = 0.0  # of training, over all resumed parts
     num_train_examples: int | None = None
+    fingerprint: str | None = None  # of rows and options; None in files of older releases
+    partial_epoch: PartialEpoch | None = None  # None where an epoch ends
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they stand in the file (``None`` for a number that is not finite)."""
@@ -134,14 +156,14 @@ class Metrics:
         _write(Path(folder, METRICS_NAME), self.to_dict())
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Metrics:
-        """Read ``metrics.json`` of ``folder``; unknown keys are passed over.
+    def load(cls, folder: str | os.PathLike[str], name: str = METRICS_NAME) -> Metrics:
+        """Read ``metrics.json``, or ``name``, of ``folder``; unknown keys are passed over.
 
         Raises:
             SoftPromptError: the file is missing or is not JSON.
             AdapterError: a field is missing or holds something else.
         """
-        return _read(cls, Path(folder, METRICS_NAME))
+        return _read(cls, Path(folder, name))
 
 
 class LogWriter:

@@ -76,24 +76,25 @@ class Task:
             AdapterError: the file is damaged.
         """
         values = read_json(path)
-        lists = ("text_columns", "labels")
-        texts = [values.get("label_column"), values.get("template"), *(t for k in lists for t in _list(values.get(k)))]
+        columns, labels = values.get("text_columns"), values.get("labels") or []
         numbers = [values.get(name) for name in ("max_length", "end_token_id")]
         if not (
-            values.get("text_columns")
-            and all(isinstance(text, str) for text in texts)
-            and all(number is None or (isinstance(number, int) and number >= 0) for number in numbers)
+            columns
+            and _is_texts(columns)
+            and _is_texts(labels)
+            and _is_texts([values.get("label_column"), values.get("template")])
+            and all(number is None or (type(number) is int and number >= 0) for number in numbers)
         ):
             raise AdapterError(f"{path} is damaged: it must hold the fields {', '.join(f.name for f in fields(cls))}")
         return cls(
-            text_columns=tuple(values["text_columns"]),
+            text_columns=tuple(columns),
             label_column=values["label_column"],
             template=values["template"],
-            labels=tuple(values.get("labels") or ()),
+            labels=tuple(labels),
             max_length=numbers[0],
             end_token_id=numbers[1],
         )
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value is not None else []
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

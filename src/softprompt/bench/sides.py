@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -90,7 +91,9 @@ def _wrap(name: str, base: Any, num_virtual_tokens: int) -> Any:
     except ImportError:
         raise MissingExtraError("peft", "bench", "comparing with PEFT") from None
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
-    return peft.get_peft_model(base, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a name that transformers is about to drop
+        return peft.get_peft_model(base, config)
 
 
 def left_padded(batch: Sequence[Example], max_length: int | None, device: torch.device) -> dict[str, Tensor]:

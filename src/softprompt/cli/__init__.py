@@ -30,6 +30,10 @@ COMMANDS = {
 _INTERRUPTED = 130
 
 
+class ResumableInterrupt(Exception):
+    """Ctrl-C in a training run that has written a checkpoint."""
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -47,12 +51,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = build_app(wanted)(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
+    except ResumableInterrupt:
+        _leave("interrupted; go on with --resume_from_checkpoint last", _INTERRUPTED)
     except Exception as error:
         if debug:
             raise
         _leave(*explain(error))
     if status == _INTERRUPTED:  # typer returns it, or raises Abort, depending on its version
-        _leave(f"interrupted{'; go on with --resume_from_checkpoint last' if wanted == 'train' else ''}", status)
+        _leave("interrupted", status)
     sys.exit(status or 0)
 
 
@@ -106,7 +112,8 @@ def _disk_is_full(error: Exception) -> str | None:
         errno.EFBIG: "the file would be larger than is allowed here",
     }.get(number or 0)
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-    return what and f"{what}{where}; make room and run it again (train goes on with --resume_from_checkpoint last)"
+    advice = "make room and run it again (train goes on from a checkpoint with --resume_from_checkpoint last)"
+    return what and f"{what}{where}; {advice}"
 
 
 def _leave(message: str, status: int) -> NoReturn:

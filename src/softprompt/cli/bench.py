@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ..options import build_options
+from ..errors import ConfigError
+from ..options import build_options, nearest
 from .show import console
+
+SUBJECTS = ("train",)
 
 
 def command(
-    what: Annotated[Literal["train"], typer.Argument(help="What to measure.")],
+    what: Annotated[str, typer.Argument(help=f"What to measure: {', '.join(SUBJECTS)}.")],
     model: Annotated[str | None, typer.Option(help="Base model, as in train.")] = None,
     shape: Annotated[str | None, typer.Option(help="Random weights of a known shape: bloomz-560m.")] = None,
     num_virtual_tokens: Annotated[int, typer.Option("--num_virtual_tokens", min=1)] = 8,
@@ -28,6 +31,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure speed and memory against PEFT, in turn, on the same rows."""
+    if what not in SUBJECTS:
+        raise ConfigError(f"cannot measure {what!r}{nearest(what, SUBJECTS)} (there is {', '.join(SUBJECTS)})")
+
     from ..bench.train import BenchOptions, bench_train
 
     source = {"train_file": train_file} if train_file else {"dataset_name": "complaints"}

@@ -51,7 +51,7 @@ def command(
     from ..data import check_labels, load_splits
 
     splits = load_splits(options, need_train=False)
-    rows = splits.test or splits.validation
+    split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)
     task = task_for(known, options, rows)
     check_labels(rows, task)
     prompted = load(adapter, given)
@@ -72,12 +72,14 @@ def command(
             examples,
             classes_of(task, encoder),
             batch_size=batch_size,
+            split=split,
             progress=lambda done: progress.update(bar, advance=done),
         )
     if generate:
         metrics = replace(metrics, exact_match=_exact_match(prompted, task, rows, batch_size))
     console.print(metrics_table(metrics))
-    _save(metrics, output_dir or Path(adapter))
+    if output_dir is not None or Path(adapter).is_dir():  # else it is one of the Hub: no place to write to
+        _save(metrics, output_dir or Path(adapter))
 
 
 def _exact_match(prompted: Prompted, task: Task, rows: Sequence[Row], batch_size: int) -> float:
@@ -112,8 +114,6 @@ def _save(metrics: Metrics, folder: Path) -> None:
     """Write ``metrics.json``; training's own figures, which may stand there, are kept under another name."""
     from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME
 
-    if not folder.is_dir() and folder.parent != Path() and not folder.parent.is_dir():
-        return  # an adapter of the Hub, and no output_dir
     own, kept = folder / METRICS_NAME, folder / TRAIN_METRICS_NAME
     if (folder / STATE_NAME).is_file() and own.is_file() and not kept.exists():
         own.rename(kept)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import MissingExtraError
+from ..errors import ConfigError, MissingExtraError
 from ..options import ModelOptions
 from .common import load
 from .options import takes
@@ -33,9 +33,13 @@ def command(
     """Show what the virtual tokens have become."""
     prompted = load(adapter, given)
 
+    from ..initialize import vocabulary_size
     from ..inspection import inspect_prompt
     from ..loading import read_start
 
+    size = vocabulary_size(prompted.model.word_embeddings)
+    if nearest > size:
+        raise ConfigError(f"nearest={nearest}, but the vocabulary has {size} entries; ask for at most that many")
     report = inspect_prompt(prompted.model.prompt, read_start(adapter), prompted.model.word_embeddings, nearest=nearest)
     console.print(_table(report, prompted.tokenizer))
     console.print(f"\nmedian norm of the vocabulary: {report.vocabulary_norm:.3f}")

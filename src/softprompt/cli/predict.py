@@ -35,7 +35,10 @@ def command(
     ] = None,
     output_file: Annotated[Path | None, typer.Option("--output_file", help="Where the labelled rows go.")] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Write freely instead of choosing a label.")] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Most tokens to write.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max_new_tokens", min=1, help="Most tokens to write [default: 64 if there is room]."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 16,
     **given: Any,
 ) -> None:

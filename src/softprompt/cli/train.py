@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..options import TrainOptions, build_options, read_yaml
+from . import ResumableInterrupt
 from .options import takes
 
 
@@ -31,7 +32,16 @@ def command(
 
         from ..train.job import train
 
-        result = train(options, watcher, rows)
+        try:
+            result = train(options, watcher, rows)
+        except KeyboardInterrupt:
+            if not watcher.begun:  # what lies in output_dir is not of this run
+                raise
+            from ..checkpoint import checkpoints
+
+            if not checkpoints(options.output_dir):
+                raise
+            raise ResumableInterrupt from None
     if result is None:
         return
     if result.metrics is not None:

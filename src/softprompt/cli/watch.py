@@ -24,6 +24,7 @@ class Watcher(Listener):
         self._progress = progress_bar()
         self._classification = False
         self._steps: Any = None
+        self.begun = False
 
     def __enter__(self) -> Watcher:
         return self
@@ -38,6 +39,7 @@ class Watcher(Listener):
     def begin(self, state: TrainerState, classification: bool) -> None:
         """Start the bar and print the head of the table."""
         self._status.stop()
+        self.begun = True
         self._classification = classification
         scores = f"{'accuracy':>10}{'macro-F1':>10}" if classification else ""
         star = "  * best so far" if state.metric_for_best_model else ""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import CONFIG_NAME
+from ..errors import SoftPromptError
 from ..files import read_json, write_text
-from ..record import METRICS_NAME, OPTIONS_NAME, STATE_NAME, TRAIN_METRICS_NAME
-from ..task import Task
+from ..options import read_yaml
+from ..record import METRICS_NAME, OPTIONS_NAME, STATE_NAME, TRAIN_METRICS_NAME, Metrics, TrainerState
+from ..task import TASK_NAME, Task
 from ..version import __version__
 from .card import model_card
 from .update import update_card
@@ -23,16 +24,24 @@ CARD_NAME = "README.md"
 def write_card(folder: Path, repo_id: str | None = None) -> None:
     """Write or renew ``README.md`` of an adapter folder; what a person wrote in it stays.
 
-    Raises:
-        SoftPromptError: a record of the folder is damaged.
+    The files beside the adapter may be anybody's: one that cannot be read is left out, and a card that cannot
+    be made is not written. Either is a warning, never an error, since the adapter itself is sound.
     """
+    try:
+        _write(folder, repo_id)
+    except Exception as error:  # whatever a foreign file or README leads to
+        warnings.warn(f"{folder / CARD_NAME} was not written: {_reason(error)}", stacklevel=2)
+
+
+def _write(folder: Path, repo_id: str | None) -> None:
     path = folder / CARD_NAME
+    metrics = TRAIN_METRICS_NAME if (folder / TRAIN_METRICS_NAME).is_file() else METRICS_NAME
     card = model_card(
         config=read_json(folder / CONFIG_NAME),
-        task=Task.load(folder),
-        options=_maybe(folder / OPTIONS_NAME, lambda p: yaml.safe_load(p.read_text(encoding="utf-8"))),
-        metrics=_maybe(folder / TRAIN_METRICS_NAME, read_json) or _maybe(folder / METRICS_NAME, read_json),
-        state=_maybe(folder / STATE_NAME, lambda p: read_json(p, max_bytes=64 << 20)),
+        task=_maybe(folder / TASK_NAME, Task.read),
+        options=_maybe(folder / OPTIONS_NAME, read_yaml),
+        metrics=_maybe(folder / metrics, lambda path: Metrics.load(path.parent, path.name).to_dict()),
+        state=_maybe(folder / STATE_NAME, lambda path: TrainerState.load(path.parent).to_dict()),
         files=sorted(entry.name for entry in folder.iterdir()),
         repo_id=repo_id,
         versions=library_versions(),
@@ -52,4 +61,15 @@ def library_versions() -> dict[str, str]:
 
 
 def _maybe(path: Path, read: Callable[[Path], Any]) -> Any:
-    return read(path) if path.is_file() else None
+    """What a file of the folder says; ``None`` when it is not there or, with a warning, not ours or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except (SoftPromptError, OSError) as error:
+        warnings.warn(f"the card leaves out {path.name}: {_reason(error)}", stacklevel=4)
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

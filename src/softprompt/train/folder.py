@@ -36,6 +36,9 @@ RUN_FILES = (
     CONFUSION_PICTURE,
 )
 
+_FALSE_START = {START_NAME, OPTIONS_NAME, LOG_NAME}
+"""All that a run has written before its first checkpoint: nothing that anybody would miss."""
+
 
 def check_output_dir(options: TrainOptions) -> Path | None:
     """Check what is in the output folder, and whether one can be there; nothing is removed yet.
@@ -44,7 +47,8 @@ def check_output_dir(options: TrainOptions) -> Path | None:
         The checkpoint to resume from, if any.
 
     Raises:
-        ConfigError: it is a file, holds a run that nobody asked to replace, or has no checkpoint to resume.
+        ConfigError: it is a file, holds a run or files that nobody asked to replace, or has no checkpoint to
+            resume.
     """
     folder = options.output_dir
     if folder.exists() and not folder.is_dir():
@@ -84,6 +88,12 @@ def _check_unused(folder: Path) -> None:
             f"output_dir {folder} holds an unfinished run; go on with --resume_from_checkpoint last, "
             "or give --overwrite_output_dir"
         )
+    there = [name for name in RUN_FILES if (folder / name).exists()]
+    if there and not (START_NAME in there and _FALSE_START.issuperset(there)):
+        raise ConfigError(
+            f"output_dir {folder} has a {there[0]}, which the run would overwrite; choose another folder, "
+            "or give --overwrite_output_dir"
+        )
 
 
 def _checkpoint(options: TrainOptions) -> Path:
@@ -91,6 +101,11 @@ def _checkpoint(options: TrainOptions) -> Path:
     if asked.lower() not in ("true", "last"):
         if not Path(asked).is_dir():
             raise ConfigError(f"resume_from_checkpoint: there is no folder {asked}; 'last' takes the newest one")
+        if Path(asked).resolve().parent != options.output_dir.resolve():
+            raise ConfigError(
+                f"resume_from_checkpoint {asked} does not lie in output_dir {options.output_dir}, where the run's "
+                "best prompt and log are; copy it there, or give the output_dir that it is in"
+            )
         return Path(asked)
     found = checkpoints(options.output_dir)
     if not found:
@@ -102,7 +117,13 @@ def _checkpoint(options: TrainOptions) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Remove an older run's files. What else lies there is not ours, and stays."""
+    """Remove an older run's files. What else lies there is not ours, and stays.
+
+    The names alone do not make a file ours: anybody may have a ``metrics.json``.
+    """
+    marks = (WEIGHTS_NAME, STATE_NAME, OPTIONS_NAME)
+    if not checkpoints(folder) and not any((folder / name).is_file() for name in marks):
+        return
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     for checkpoint in checkpoints(folder):

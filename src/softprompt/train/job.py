@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +12,26 @@ import torch
 import yaml
 
 from .. import metrics as measures
-from ..adapter import START_NAME, write_prompt
-from ..base import Base, context_length, load_base, load_config, load_tokenizer
+from ..adapter import START_NAME, read_prompt, write_prompt
+from ..base import Base, load_base, load_config, load_tokenizer
 from ..config import PromptTuningConfig, PromptTuningInit, TaskType
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..errors import MissingExtraError
 from ..evaluate import Classes, classes_of, evaluate
+from ..families import context_length
 from ..files import write_text
 from ..model import PeftModelForCausalLM
 from ..options import EMBEDDED_MODEL, TrainOptions
-from ..record import CONFUSION_PICTURE, LOSS_PICTURE, OPTIONS_NAME, Metrics, TrainerState
+from ..record import (
+    CONFUSION_PICTURE,
+    LOSS_PICTURE,
+    METRICS_NAME,
+    OPTIONS_NAME,
+    TRAIN_METRICS_NAME,
+    Metrics,
+    TrainerState,
+)
 from ..report.folder import write_card
 from ..report.plots import plot_confusion_matrix, plot_loss
 from ..task import Task
@@ -29,8 +39,10 @@ from ..types import Example
 from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
-from .loop import Run, fit
+from .loop import fit
+from .resume import check_resumable
 from .rows import TaskRows, read_task_rows
+from .run import Run
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
@@ -80,9 +92,6 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         return None
     base = load_base(options)
     model = start_model(options, base, prepared.task)
-    start = model.prompt.detach().clone()
-    make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
-    _write_start(options, start)
     run = Run(
         model=model,
         options=options,
@@ -92,6 +101,9 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         listener=listener,
         resume_from=resume_from,
     )
+    check_resumable(run)
+    make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
+    start = _write_start(options, model.prompt.detach().clone())
     state = fit(run)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared.task, state, metrics, listener)
@@ -151,13 +163,22 @@ def _validator(
 ) -> Callable[[], Metrics] | None:
     if not prepared.validation or options.eval_strategy == "no":
         return None
+    told = False
 
     def validate() -> Metrics:
+        nonlocal told
         size = options.per_device_eval_batch_size
         with listener.rows("validating", len(prepared.validation)) as progress:
-            return evaluate(
+            metrics = evaluate(
                 model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
             )
+        if not told and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
+            told = True
+            listener.note(
+                "validation: scores that are not finite count as wrong; training goes on. If the base is in float16, "
+                "try --dtype bfloat16 or float32"
+            )
+        return metrics
 
     return validate
 
@@ -194,11 +215,19 @@ def _majority(train: Sequence[Example], test: Sequence[Example], names: Sequence
     return {"accuracy": measures.accuracy(matrix), "macro_f1": measures.macro_f1(matrix), "eval_loss": None}
 
 
-def _write_start(options: TrainOptions, start: torch.Tensor) -> None:
-    """The resolved options and the prompt's start: what ``inspect`` measures the way from."""
+def _write_start(options: TrainOptions, start: torch.Tensor) -> torch.Tensor:
+    """Write the resolved options and the prompt's start, which ``inspect`` measures the way from.
+
+    Returns:
+        The start; that of the first run when a run is resumed.
+    """
     values = options.model_dump(mode="json", exclude={"dry_run", "overwrite_output_dir", "resume_from_checkpoint"})
     write_text(options.output_dir / OPTIONS_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    kept = options.output_dir / START_NAME
+    if options.resume_from_checkpoint and kept.is_file():
+        return read_prompt(kept).to(start)
     write_prompt(options.output_dir, start, name=START_NAME)
+    return start
 
 
 def _finish(
@@ -209,9 +238,12 @@ def _finish(
     metrics: Metrics | None,
     listener: Listener,
 ) -> Result:
-    """Write the finished folder; the weights come last but one, so a folder that has them is complete."""
+    """Write the finished folder; the weights come last, so a folder that has them is complete."""
     folder = options.output_dir
     state = replace(state, finished=True)
+    if options.resume_from_checkpoint:  # figures and pictures of the prompt as it was, evaluate's among them
+        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE):
+            (folder / name).unlink(missing_ok=True)
     if metrics is not None:
         metrics.save(folder)
     try:
@@ -222,6 +254,9 @@ def _finish(
         listener.note(f"no pictures: {missing}")
     task.save(folder)
     state.save(folder)
-    model.save_pretrained(folder)
+    config = model.active_peft_config
+    assert isinstance(config, PromptTuningConfig)
+    replace(config, inference_mode=True).save_pretrained(folder)
     write_card(folder)
+    write_prompt(folder, model.prompt)
     return Result(folder, state, metrics)

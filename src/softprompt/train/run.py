@@ -1,0 +1,96 @@
+"""What one training run works on, and which rows each of its steps takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..config import PromptTuningConfig
+from ..model import PeftModelForCausalLM
+from ..options import TrainOptions
+from ..record import Metrics
+from ..task import Task
+from ..types import Example
+from .listener import Listener
+
+
+@dataclass
+class Run:
+    """Everything the loop works on."""
+
+    model: PeftModelForCausalLM
+    options: TrainOptions
+    task: Task
+    examples: Sequence[Example]
+    validate: Callable[[], Metrics] | None
+    listener: Listener
+    resume_from: Path | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the rows."""
+        return math.ceil(len(self.examples) / self.rows_per_step)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimiser step."""
+        return self.options.per_device_train_batch_size * self.options.gradient_accumulation_steps
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps_per_epoch * self.options.num_train_epochs
+
+    @property
+    def metric(self) -> str | None:
+        """What decides which prompt is best; ``None`` when nothing is validated."""
+        if self.validate is None:
+            return None
+        return self.options.metric_for_best_model or ("macro_f1" if self.task.is_classification else "eval_loss")
+
+    @property
+    def config(self) -> PromptTuningConfig:
+        """The config of the prompt that is trained."""
+        config = self.model.active_peft_config
+        assert isinstance(config, PromptTuningConfig)
+        return config
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what a resumed run must have in common with its first part.
+
+        The encoded rows stand for files, columns, template, labels, tokenizer and ``max_length`` alike. How
+        long, how fast and how often to look may change, so epochs, learning rate and the rest are left out.
+        """
+        facts = (
+            self.options.seed,
+            self.rows_per_step,
+            len(self.model.prompt),
+            self.config.base_model_name_or_path,
+            self.config.prompt_tuning_init,
+            self.config.prompt_tuning_init_text,
+        )
+        found = hashlib.sha256(json.dumps(facts).encode())
+        for example in self.examples:
+            lengths = (len(example.input_ids), len(example.label_ids))
+            found.update(array("q", (*lengths, *example.input_ids, *example.label_ids)).tobytes())
+        return found.hexdigest()
+
+
+def batches_of_step(run: Run, step: int) -> list[list[Example]]:
+    """The batches of one optimiser step; rows come in a new order each epoch."""
+    epoch, index = divmod(step, run.steps_per_epoch)
+    order = torch.randperm(
+        len(run.examples), generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch)
+    )
+    rows = order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
+    size = run.options.per_device_train_batch_size
+    return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
