@@ -139,8 +139,10 @@ def run_after(name: str, first: dict[str, Future[Any]], place: Path) -> Complete
 
 def interrupt(command: str, place: Path) -> CompletedProcess[str]:
     """Run a command and press Ctrl-C as soon as there is a checkpoint."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([SOFTPROMPT, *command.split()], cwd=place, env=environment(), **pipes)
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A test run started in the background has Ctrl-C switched off, and hands that on.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([SOFTPROMPT, *command.split()], cwd=place, env=environment(), **options)
     until = time.monotonic() + 100
     while not checkpoints(place / "cut") and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
