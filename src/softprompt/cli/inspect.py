@@ -53,7 +53,7 @@ def _table(report: PromptReport, tokenizer: Any) -> Table:
         table.add_column(name, justify="right")
     table.add_column("nearest by cosine", overflow="fold")
     table.add_column("nearest by distance", overflow="fold")
-    for i, token in enumerate(report.tokens):
+    for i, token in enumerate(report.tokens, 1):
         pairs = (token.by_cosine, token.by_distance)
         cells = [Text(", ".join(f"{tokenizer.decode([k])!r} {v:.2f}" for k, v in pair)) for pair in pairs]
         table.add_row(str(i), number(token.norm, 3), number(token.start_distance, 3), *cells)
