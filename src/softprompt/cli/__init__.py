@@ -40,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make a step ten times slower as soon as another program runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     if arguments in ([], [wanted]) and wanted != "train":
