@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .sides import make_side
-from .train import BenchOptions, _load, _prompt, batches_of
+from .train import BenchOptions, batches_of, load_models, start_prompt
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     given = json.load(sys.stdin)
     options = BenchOptions(**given["options"])
     torch.set_num_threads(options.num_threads)
-    base, tokenizer = _load(options)
-    side = make_side(given["side"], base, _prompt(base, options), options.max_length or 0)
+    base, tokenizer = load_models(options)
+    side = make_side(given["side"], base, start_prompt(base, options), options.max_length or 0)
     for batch in batches_of(options, tokenizer, base):
         side.step(batch)
     print(_peak())

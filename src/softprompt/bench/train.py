@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ..base import load_base
+from ..base import load_base, load_tokenizer
 from ..data import load_splits, make_task
 from ..encode import Encoder, default_end_token_id
 from ..errors import TrainingError
@@ -46,9 +46,9 @@ def bench_train(options: BenchOptions, progress: Callable[[str], None]) -> dict[
         loss and gradient of ours are from those of the rows computed alone.
     """
     torch.set_num_threads(options.num_threads)
-    base, tokenizer = _load(options)
+    base, tokenizer = load_models(options)
     batches = batches_of(options, tokenizer, base)
-    prompt = _prompt(base, options)
+    prompt = start_prompt(base, options)
     progress(
         f"{sum(map(len, batches))} rows in batches of {options.per_device_train_batch_size}, {options.rounds} rounds"
     )
@@ -82,12 +82,16 @@ def bench_train(options: BenchOptions, progress: Callable[[str], None]) -> dict[
     return result
 
 
-def _load(options: BenchOptions) -> tuple[Any, Any]:
+def load_models(options: BenchOptions) -> tuple[Any, Any]:
+    """Base model and tokenizer; with ``shape``, the tokenizer of ``model`` alone is loaded."""
+    if options.shape:
+        return random_base(options.shape), load_tokenizer(options)
     loaded = load_base(options)
-    return (random_base(options.shape) if options.shape else loaded.model), loaded.tokenizer
+    return loaded.model, loaded.tokenizer
 
 
-def _prompt(base: Any, options: BenchOptions) -> torch.Tensor:
+def start_prompt(base: Any, options: BenchOptions) -> torch.Tensor:
+    """The prompt ``[P, D]`` that every side starts from."""
     torch.manual_seed(0)
     return sample_vocab(options.num_virtual_tokens, base.get_input_embeddings())
 
