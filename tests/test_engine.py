@@ -9,10 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 import tiny
 from softprompt import ConfigError, score
 from softprompt.engine import loss as engine_loss
-from softprompt.engine.head import logits_of, variant
+from softprompt.engine import run as running
+from softprompt.engine.head import logits_of
 from softprompt.engine.loss import hidden_states, token_losses
-from softprompt.engine.run import run
-from softprompt.engine.tree import ROOT, Tree, plan_choices, plan_rows
+from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.engine.run import run, ways
+from softprompt.engine.tree import ROOT, Tree
+from softprompt.engine.view import variant
 from softprompt.score import score_labels
 
 CPU = torch.device("cpu")
@@ -81,19 +84,36 @@ def check_scores(model, tolerance):
     assert_near(got, expected.to(got.dtype), tolerance)
 
 
+def draw_parents(data, count):
+    """A forest in preorder: each node hangs on the last branch, or starts a new root."""
+    branch, parents = [], []
+    for node in range(count):
+        del branch[data.draw(st.integers(0, len(branch))) :]
+        parents.append(branch[-1] if branch else ROOT)
+        branch.append(node)
+    return tuple(parents)
+
+
+@pytest.fixture(params=["packed", "levels"])
+def way(request, family, monkeypatch):
+    if request.param not in ways(tiny.base(family).base_model):
+        pytest.skip(f"{family} runs level by level only")
+    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+
+
 @families
-def test_loss_and_gradient_float64(family):
+def test_loss_and_gradient_float64(family, way):
     with tiny.float64():
         check_rows(tiny.base(family, torch.float64), 1e-9)
 
 
 @families
-def test_loss_and_gradient_float32(family):
+def test_loss_and_gradient_float32(family, way):
     check_rows(tiny.base(family), 2e-5)
 
 
 @families
-def test_scores_float64(family):
+def test_scores_float64(family, way):
     with tiny.float64():
         check_scores(tiny.base(family, torch.float64), 1e-9)
 
@@ -119,13 +139,12 @@ def test_any_forest_is_each_path_alone(family, lengths, data):
     """Hidden states of a random forest, and the gradient through it, are those of each root-to-node path."""
     if not sum(lengths):
         return
-    parents = tuple(data.draw(st.integers(ROOT, node - 1)) for node in range(len(lengths)))
-    tree = Tree(parents, tuple(lengths))
+    tree = Tree(draw_parents(data, len(lengths)), tuple(lengths))
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         embeds = tiny.prompt_for(model, tree.num_tokens)
         direction = tiny.prompt_for(model, tree.num_tokens, seed=9).detach()
-        got = run(model.base_model, tree, (embeds[: lengths[0]], embeds[lengths[0] :]))
+        got = run(model.base_model, tree, embeds)
         (ours,) = torch.autograd.grad((got * direction).sum(), embeds)
         expected = torch.zeros_like(got)
         for node in range(len(lengths)):
@@ -160,8 +179,9 @@ def test_choices_over_random_texts(family, data):
         assert_near(ours, reference, 1e-9)
 
 
-def test_prompt_runs_once_whatever_the_batch():
-    model = tiny.base("llama")
+@pytest.mark.parametrize("family", ["llama"])
+def test_prompt_runs_once_whatever_the_batch(family, way):
+    model = tiny.base(family)
     rows = tiny.ids(6, 6, 6, 6)
     widths = []
     hook = model.base_model.register_forward_pre_hook(
@@ -171,7 +191,7 @@ def test_prompt_runs_once_whatever_the_batch():
         token_losses(model, plan_of(5, rows, rows), tiny.prompt_for(model))
     finally:
         hook.remove()
-    assert widths == [(1, 5), (4, 6)]
+    assert widths == ([(1, 29)] if running.ways(model.base_model) == ("packed",) else [(1, 5), (4, 6)])
 
 
 def test_text_takes_no_gradient():

@@ -14,7 +14,8 @@ from torch import Tensor
 from . import metrics as measures
 from .encode import Encoder
 from .engine.loss import token_losses
-from .engine.tree import Plan, plan_rows
+from .engine.plans import plan_rows
+from .engine.tree import Plan
 from .model import PeftModelForCausalLM
 from .record import Metrics
 from .score import score_labels

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from .engine.head import logits_of
 from .engine.loss import hidden_states, losses_of
-from .engine.tree import plan_rows
+from .engine.plans import plan_rows
+from .engine.tree import Plan
 from .errors import ConfigError
 from .generate import prompted_call, real_tokens
 from .output import LazyLogits, PromptedCausalLMOutput
@@ -63,25 +64,25 @@ def forward_rows(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Prompte
     """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read."""
     real = batch.real
     flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
-    ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.zeros_like(flat[:, 0]).long(), flat)
+    ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.arange(len(flat), device=flat.device), flat)
     labels = None if batch.labels is None else batch.labels[real]
     plan = plan_rows(len(prompt), real.sum(1).tolist(), ids, labels)
     hidden = hidden_states(base, plan, prompt, embeds)
-    logits = LazyLogits(_spread(base, hidden, real, len(prompt)))
+    logits = LazyLogits(_spread(base, hidden, plan, real, len(prompt)))
     if labels is None:
         return PromptedCausalLMOutput(logits=logits)
     count = len(plan.targets) if batch.num_items is None else batch.num_items
     return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=logits)
 
 
-def _spread(base: PreTrainedModel, hidden: Tensor, real: Tensor, length: int) -> Callable[[], Tensor]:
+def _spread(base: PreTrainedModel, hidden: Tensor, plan: Plan, real: Tensor, length: int) -> Callable[[], Tensor]:
     """A way to compute the logits ``[B, P + T, V]`` of flat hidden states; zeros at padding."""
 
     def compute() -> Tensor:
         flat = logits_of(base, hidden).to(real.device)  # [P + tokens, V]
         logits = flat.new_zeros(len(real), length + real.shape[1], flat.shape[-1])
         logits[:, :length] = flat[:length]
-        logits[:, length:][real] = flat[length:]
+        logits[:, length:][real] = flat[plan.places]
         return logits
 
     return compute

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from .engine.head import variant
+from .engine.view import variant
 from .errors import ConfigError
 from .families import check_depth
 

@@ -1,8 +1,7 @@
-"""The base's own head over hidden states of our choice, and a base with parts exchanged, untouched itself."""
+"""The base's own head over hidden states of our choice."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-
-def variant(
-    base: PreTrainedModel, *, modules: dict[str, nn.Module] | None = None, **attributes: Any
-) -> PreTrainedModel:
-    """A shallow copy of ``base``: same weights, with some children or attributes exchanged.
-
-    The base itself is not patched, so nothing needs restoring, and other threads notice nothing.
-    """
-    view = copy.copy(base)
-    view.__dict__["_modules"] = {**base._modules, **(modules or {})}
-    view.__dict__.update(attributes)
-    return view
+from .kernels import faster
+from .view import variant, view
 
 
 def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -31,9 +20,9 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
     families scale, cap or project logits there, so applying the output matrix by hand would be wrong
     (Gemma 2, Cohere, Granite).
     """
-    given = _Given(hidden[None])
-    view = variant(base, modules={base.base_model_prefix: given})
-    logits: Tensor = type(base).forward(view, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
+    above = {name: view(child, faster) for name, child in base.named_children() if child is not base.base_model}
+    copied = variant(base, modules={**above, base.base_model_prefix: _Given(hidden[None])})
+    logits: Tensor = type(base).forward(copied, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
     return logits[0]
 
 

@@ -1,55 +1,132 @@
-"""From hidden states to losses, at supervised positions only."""
+"""From a plan to losses: embeddings, hidden states, and logits at supervised positions only."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from ..families import check_depth
 from .head import logits_of
+from .known import Known
 from .run import run
-from .tree import Plan
+from .tree import ROOT, Plan
 
-LOGITS_PER_CHUNK = 1 << 25
-"""Most logits alive at once (128 MiB in float32); more supervised positions are taken in chunks."""
+LOGITS_PER_CHUNK = 1 << 22
+"""Most logits alive at once (16 MiB in float32, a few such tensors); supervised positions are taken in chunks."""
+
+Prompts = Tensor | Known | Sequence[Known]
+"""A prompt ``[P, D]`` (several: one after the other), or what is known of it (of each): keys and values."""
 
 
-def token_losses(base: PreTrainedModel, plan: Plan, prompt: Tensor) -> Tensor:
+def token_losses(
+    base: PreTrainedModel, plan: Plan, prompt: Prompts, known: Mapping[int, Known] | None = None
+) -> Tensor:
     """Negative log-likelihood of each supervised token of a plan.
 
     Args:
         base: the frozen causal language model.
-        plan: tokens under one prompt.
-        prompt: ``[P, D]`` virtual tokens; the gradient arrives here.
+        plan: tokens under one prompt or several, or texts with a prompt behind them.
+        prompt: ``[P, D]`` virtual tokens, where the gradient arrives; or the compiled prompt.
+        known: other nodes of the plan that have been computed already.
 
     Returns:
         ``[S]`` in float32, in nats.
     """
-    return losses_of(base, hidden_states(base, plan, prompt), plan)
+    return losses_of(base, hidden_states(base, plan, prompt, known=known), plan)
 
 
-def hidden_states(base: PreTrainedModel, plan: Plan, prompt: Tensor, embeds: Tensor | None = None) -> Tensor:
-    """Last hidden states ``[T, D']`` of a plan, virtual tokens first.
+def hidden_states(
+    base: PreTrainedModel,
+    plan: Plan,
+    prompt: Prompts,
+    embeds: Tensor | None = None,
+    known: Mapping[int, Known] | None = None,
+) -> Tensor:
+    """Last hidden states ``[T, D']`` of a plan in flat order.
 
-    ``embeds`` ``[T - P, D]`` stand in for the embeddings of ``plan.input_ids`` when given.
+    ``embeds`` ``[t, D]`` stand in for the embeddings of the caller's tokens (at ``plan.places``) when given.
     """
     check_depth(base.config, plan.tree.depth)
-    if embeds is None:
-        embeds = base.get_input_embeddings()(plan.input_ids)
-    return run(base.base_model, plan.tree, (prompt.to(embeds.dtype), embeds))
+    known = _compiled(plan, prompt) | dict(known or {})
+    inputs = _embed(base, plan, _to_compute(plan, known), prompt, embeds)
+    return run(base.base_model, plan.tree, inputs, known)
+
+
+def _compiled(plan: Plan, prompt: Prompts) -> dict[int, Known]:
+    if isinstance(prompt, Tensor):
+        return {}
+    roots = [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
+    return dict(zip(roots, [prompt] if isinstance(prompt, Known) else prompt, strict=True))
+
+
+def _to_compute(plan: Plan, known: Mapping[int, Known]) -> Tensor:
+    """Flat positions of the tokens that are not known."""
+    flat = torch.arange(len(plan.tokens), device=plan.tokens.device)
+    if not known:
+        return flat
+    kept = torch.ones_like(flat, dtype=torch.bool)
+    for node in known:
+        span = plan.tree.span(node)
+        kept[span.start : span.stop] = False
+    return flat[kept]
+
+
+def _embed(base: PreTrainedModel, plan: Plan, flat: Tensor, prompt: Prompts, given: Tensor | None) -> Tensor:
+    """Input embeddings ``[t, D]`` of the tokens at flat positions ``flat``."""
+    tokens = plan.tokens[flat]
+    if given is None:
+        embeds: Tensor = base.get_input_embeddings()(tokens.clamp_min(0))
+    else:
+        embeds = torch.zeros(len(plan.tokens), given.shape[-1], dtype=given.dtype, device=given.device)
+        embeds = embeds.index_put((plan.places,), given)[flat]
+    virtual = (tokens < 0).nonzero()[:, 0]
+    if isinstance(prompt, Tensor) and len(virtual):
+        embeds = embeds.index_put((virtual,), prompt[-1 - tokens[virtual]].to(embeds.dtype))
+    return embeds
 
 
 def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
     """Negative log-likelihood ``[S]`` of the supervised tokens, given all hidden states ``[T, D']``."""
     picked = hidden[plan.predictors]
-    chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
-    if len(picked) <= chunk:
-        return _cross_entropy(base, picked, plan.targets)
-    pairs = zip(torch.split(picked, chunk), torch.split(plan.targets, chunk), strict=True)
-    return torch.cat([checkpoint(_cross_entropy, base, h, t, use_reentrant=False) for h, t in pairs])
+    result: Tensor = _CrossEntropy.apply(picked, base, plan.targets)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy behind the base's head, a few positions at a time.
+
+    Each chunk's gradient is taken at once, with respect to its hidden states, so its logits can go: memory
+    holds one chunk of logits, however many positions and words there are, and no product is made twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, base: PreTrainedModel, targets: Tensor) -> Tensor:
+        chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            with torch.set_grad_enabled(gradient is not None):
+                states = hidden[part].detach().requires_grad_(gradient is not None)
+                found = _cross_entropy(base, states, targets[part])
+                losses[part] = found.detach()
+                if gradient is not None:
+                    gradient[part] = torch.autograd.grad(found.sum(), states)[0]
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype)[:, None], None, None
 
 
 def _cross_entropy(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:

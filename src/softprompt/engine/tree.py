@@ -7,27 +7,23 @@ A batch is a list of *nodes*, each a run of tokens with a parent; a token attend
                        ├─ row 2                              │          └─ " no complaint"
                        └─ row 3                              └─ text 2 ─┬─ ...
 
-All tokens lie in one flat order, node after node, parents before children. A token's position is its
+All tokens lie in one flat order, node after node, each followed by all below it. A token's position is its
 depth in the tree, so what a row computes never depends on its batch mates or on a collator's padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
-
-from ..types import IGNORE_INDEX
 
 ROOT = -1
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes of a token forest, parents before children.
+    """Nodes of a token forest in preorder: a node, then all below it, so that a subtree is one stretch.
 
     Attributes:
         parents: parent of each node, ``ROOT`` for none.
@@ -42,6 +38,13 @@ class Tree:
             raise ValueError(f"{len(self.parents)} parents but {len(self.lengths)} lengths")
         if any(not ROOT <= parent < node for node, parent in enumerate(self.parents)):
             raise ValueError("a parent must come before its children")
+        branch = [ROOT]
+        for node, parent in enumerate(self.parents):
+            while branch[-1] != parent:
+                branch.pop()
+                if not branch:
+                    raise ValueError(f"node {node} does not follow its parent {parent} or a node below that")
+            branch.append(node)
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +91,15 @@ class Tree:
         """Nodes that some other node attends to."""
         return {parent for parent in self.parents if parent != ROOT}
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """Flat index behind each node's subtree: token ``j`` of node ``n`` is read by ``j <= i < ends[n]``."""
+        ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+        for node in reversed(range(len(ends))):
+            if (parent := self.parents[node]) != ROOT:
+                ends[parent] = max(ends[parent], ends[node])
+        return ends
+
     def span(self, node: int) -> range:
         """Flat indices of a node's tokens."""
         return range(self.starts[node], self.starts[node] + self.lengths[node])
@@ -113,84 +125,33 @@ class Tree:
 
 @dataclass(frozen=True)
 class Plan:
-    """A tree under one prompt, with the tokens it reads and the ones it is asked to predict.
-
-    Node 0 is the prompt: the flat positions ``0 .. P-1`` are virtual, the others hold ``input_ids``.
+    """A tree, the tokens it reads and the ones it is asked to predict.
 
     Attributes:
         tree: the nodes.
-        input_ids: ``[T - P]`` ids behind the prompt, in flat order.
+        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt.
         predictors: ``[S]`` flat position whose hidden state predicts each supervised token.
         targets: ``[S]`` id of each supervised token.
         groups: ``[S]`` what each supervised token counts for: its row, or its (row, label) pair.
         num_groups: number of those.
+        places: flat position of each token that the caller gave, in the caller's order.
     """
 
     tree: Tree
-    input_ids: Tensor
+    tokens: Tensor
     predictors: Tensor
     targets: Tensor
     groups: Tensor
     num_groups: int
+    places: Tensor
 
     @property
-    def num_virtual_tokens(self) -> int:
-        """P."""
-        return self.tree.lengths[0]
+    def num_virtual(self) -> int:
+        """Rows of the prompt (or prompts) that the plan reads."""
+        return max(0, -int(self.tokens.min())) if len(self.tokens) else 0
 
 
-def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
-    """Rows under one prompt: ``prompt -> row 1 | row 2 | ...``.
+def __getattr__(name: str) -> object:  # TEMPORARY
+    from . import plans
 
-    A label stands at the position of its own token (``IGNORE_INDEX`` where there is no loss) and is
-    predicted one token earlier; a row's first token is predicted by the last virtual token::
-
-        flat      v0 v1 | a0 a1 a2 | b0 b1         labels    a0→-100  a1→-100  a2→a2 | b0→b0  b1→b1
-        predictor              a1→a2    v1→b0  b0→b1
-
-    Args:
-        lengths: tokens of each of the B rows.
-        input_ids: ``[T - P]`` ids of all rows, one after the other.
-        labels: ``[T - P]`` beside them, or ``None`` for no supervision.
-    """
-    tree = Tree((ROOT, *(0 for _ in lengths)), (num_virtual_tokens, *lengths))
-    device = input_ids.device
-    if labels is None:
-        nothing = torch.empty(0, dtype=torch.long, device=device)
-        return Plan(tree, input_ids, nothing, nothing, nothing, len(lengths))
-    counts = torch.tensor(lengths, dtype=torch.long, device=device)
-    flat = torch.arange(num_virtual_tokens, tree.num_tokens, device=device)
-    row = torch.repeat_interleave(counts)  # [T - P] row of each token
-    first = num_virtual_tokens + counts.cumsum(0) - counts  # [B] flat position of each row's first token
-    predictor = torch.where(flat == first[row], num_virtual_tokens - 1, flat - 1)
-    supervised = labels != IGNORE_INDEX
-    return Plan(tree, input_ids, predictor[supervised], labels[supervised], row[supervised], len(lengths))
-
-
-def plan_choices(
-    num_virtual_tokens: int,
-    texts: Sequence[Sequence[int]],
-    choices: Sequence[Sequence[int]],
-    device: torch.device,
-) -> Plan:
-    """Every choice behind every text: ``prompt -> text i -> choice j``; group ``i * len(choices) + j``.
-
-    The text is computed once, whatever the number of choices. A choice's last token is predicted but
-    never read (nothing comes after it), so it is not part of the tree.
-    """
-    parents, lengths, input_ids = [ROOT], [num_virtual_tokens], list[int]()
-    for text in texts:
-        node = len(parents)
-        parents += [0, *(node for _ in choices)]
-        lengths += [len(text), *(len(choice) - 1 for choice in choices)]
-        input_ids += [*text, *(token for choice in choices for token in choice[:-1])]
-    tree = Tree(tuple(parents), tuple(lengths))
-    predictors, targets, groups = list[int](), list[int](), list[int]()
-    for i in range(len(texts)):
-        for j, choice in enumerate(choices):
-            node = 1 + i * (len(choices) + 1) + 1 + j
-            predictors += [tree.before(node), *tree.span(node)]
-            targets += choice
-            groups += [i * len(choices) + j] * len(choice)
-    ids, before, after, group = (torch.tensor(x, device=device) for x in (input_ids, predictors, targets, groups))
-    return Plan(tree, ids.long(), before.long(), after.long(), group.long(), len(texts) * len(choices))
+    return getattr(plans, name)

@@ -1,0 +1,39 @@
+"""What is known of a node: computed once, read by many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """Keys, values and hidden states of a node's n tokens.
+
+    Attributes:
+        layers: keys and values of each layer, ``[1, key heads, n, d]``.
+        hidden: ``[n, D']`` last hidden states.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    hidden: Tensor
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.hidden)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, hidden states last."""
+        return [*(each for pair in self.layers for each in pair), self.hidden]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Known:
+        """The same with each tensor changed."""
+        return Known(tuple((change(k), change(v)) for k, v in self.layers), change(self.hidden))
+
+    def detach(self) -> Known:
+        """The same without history."""
+        return self.map(torch.Tensor.detach)

@@ -1,0 +1,179 @@
+"""Plans for what is trained, scored and read: rows, choices behind texts, several prompts side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..types import IGNORE_INDEX
+from .tree import ROOT, Plan, Tree
+
+MIN_SAVING = 24
+"""Tokens that sharing a prefix must save; one more node costs about so much in time."""
+
+
+def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
+    """Rows under one prompt; prefixes that rows share (a template's first words) are read once::
+
+        prompt -> row 1 | shared -> row 2 | row 3 | ...
+
+    A label stands at the position of its own token (``IGNORE_INDEX`` where there is no loss) and is
+    predicted one token earlier; a row's first token is predicted by the last virtual token.
+
+    Args:
+        lengths: tokens of each of the B rows.
+        input_ids: ``[t]`` ids of all rows, one after the other.
+        labels: ``[t]`` beside them, or ``None`` for no supervision.
+    """
+    rows = [row.tolist() for row in torch.split(input_ids, list(lengths))]
+    builder = _Builder(num_virtual_tokens)
+    builder.grow(rows, sorted(range(len(rows)), key=rows.__getitem__))
+    tree = Tree(tuple(builder.parents), tuple(builder.lengths))
+    device = input_ids.device
+    counts = torch.tensor(lengths, dtype=torch.long)
+    places = torch.cat([torch.empty(0, dtype=torch.long), *(builder.places(row, tree) for row in range(len(rows)))])
+    row = torch.repeat_interleave(counts)  # [t] row of each token
+    first = torch.zeros_like(places, dtype=torch.bool)
+    first[(counts.cumsum(0) - counts)[counts > 0]] = True
+    predictors = places.roll(1).masked_fill(first, num_virtual_tokens - 1)
+    tokens = torch.arange(-1, -1 - tree.num_tokens, -1)  # where no row writes, the prompt stands
+    tokens[places] = input_ids.cpu()
+    places, tokens = places.to(device), tokens.to(device)
+    if labels is None:
+        nothing = torch.empty(0, dtype=torch.long, device=device)
+        return Plan(tree, tokens, nothing, nothing, nothing, len(rows), places)
+    kept = labels != IGNORE_INDEX
+    return Plan(tree, tokens, predictors.to(device)[kept], labels[kept], row.to(device)[kept], len(rows), places)
+
+
+class _Builder:
+    """Grows a tree of shared prefixes from sorted rows."""
+
+    def __init__(self, num_virtual_tokens: int) -> None:
+        self.parents, self.lengths = [ROOT], [num_virtual_tokens]
+        self._nodes: dict[int, list[int]] = {}  # row -> nodes that hold its tokens, from the top
+
+    def grow(self, rows: Sequence[Sequence[int]], order: Sequence[int]) -> None:
+        """Add rows, given in sorted order, below the prompt."""
+        common = [_common(rows[a], rows[b]) for a, b in pairwise(order)]
+        # Stretches of the order that remain to be placed: [low, high), tokens above, the nodes above.
+        waiting: list[tuple[int, int, int, list[int]]] = [(0, len(order), 0, [0])]
+        while waiting:
+            low, high, above, path = waiting.pop()
+            if high - low == 1:
+                self._nodes[order[low]] = [*path[1:], self._node(path[-1], len(rows[order[low]]) - above)]
+                continue
+            if high == low:
+                continue
+            shared = min(common[low : high - 1])
+            if (high - low - 1) * (shared - above) >= MIN_SAVING:
+                path = [*path, self._node(path[-1], shared - above)]
+                above = shared
+            cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == shared), high]
+            waiting += [(a, b, above, path) for a, b in reversed(list(pairwise(cuts)))]
+
+    def _node(self, parent: int, length: int) -> int:
+        self.parents.append(parent)
+        self.lengths.append(length)
+        return len(self.parents) - 1
+
+    def places(self, row: int, tree: Tree) -> Tensor:
+        """Flat position of each token of a row."""
+        return torch.cat([torch.arange(tree.starts[n], tree.starts[n] + tree.lengths[n]) for n in self._nodes[row]])
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def plan_choices(
+    num_virtual_tokens: int,
+    texts: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Plan:
+    """Every choice behind every text: ``prompt -> text i -> choice j``; group ``i * len(choices) + j``.
+
+    The text is computed once, whatever the number of choices, and so is what choices share at their start.
+    A choice's last token is predicted but never read, so it is not part of the tree.
+    """
+    branches = _Branches(choices)
+    parents, lengths, tokens = [ROOT], [num_virtual_tokens], [*range(-1, -1 - num_virtual_tokens, -1)]
+    places, predictors = list[int](), list[int]()
+    for text in texts:
+        node, start = len(parents), len(tokens)
+        parents += [0, *(node + 1 + parent for parent in branches.parents)]
+        lengths += [len(text), *branches.lengths]
+        tokens += [*text, *branches.tokens]
+        places += range(start, start + len(text))
+        below = start + len(text)
+        last = below - 1 if text else num_virtual_tokens - 1
+        predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
+    groups = [i * len(choices) + j for i in range(len(texts)) for j, choice in enumerate(choices) for _ in choice]
+    targets = [token for choice in choices for token in choice] * len(texts)
+    tree = Tree(tuple(parents), tuple(lengths))
+    ids, before, after, group, place = (
+        torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, predictors, targets, groups, places)
+    )
+    return Plan(tree, ids, before, after, group, len(texts) * len(choices), place)
+
+
+class _Branches:
+    """What stands below each text: choices without their last token, as a tree of what they share.
+
+    Attributes:
+        parents: of each node; -1 for the text.
+        lengths, tokens: of the nodes, in preorder.
+        predictors: token (from the first behind the text) before each token of each choice; -1 for the text's last.
+    """
+
+    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+        self.parents, self.lengths, self.tokens = list[int](), list[int](), list[int]()
+        paths: dict[tuple[int, ...], tuple[int, int]] = {(): (ROOT, -1)}  # prefix -> (its node, its last token)
+        prefixes = sorted({tuple(choice[:n]) for choice in choices for n in range(1, len(choice))})
+        children = Counter(prefix[:-1] for prefix in prefixes)
+        for prefix in prefixes:
+            above, _ = paths[prefix[:-1]]
+            if above == ROOT or children[prefix[:-1]] > 1:
+                self.parents.append(above)
+                self.lengths.append(0)
+                above = len(self.parents) - 1
+            self.lengths[above] += 1
+            self.tokens.append(prefix[-1])
+            paths[prefix] = above, len(self.tokens) - 1
+        self.predictors = [paths[tuple(choice[:n])][1] for choice in choices for n in range(len(choice))]
+
+
+def join(plans: Sequence[Plan]) -> Plan:
+    """Plans side by side, each under its own prompt: a forest for one run, with the prompts one after the other."""
+    parents, lengths = list[int](), list[int]()
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "predictors", "groups", "places")}
+    flat = virtual = groups = 0
+    for plan in plans:
+        parents += [parent if parent == ROOT else parent + len(lengths) for parent in plan.tree.parents]
+        columns["tokens"].append(torch.where(plan.tokens < 0, plan.tokens - virtual, plan.tokens))
+        columns["predictors"].append(plan.predictors + flat)
+        columns["groups"].append(plan.groups + groups)
+        columns["places"].append(plan.places + flat)
+        lengths += plan.tree.lengths
+        flat, virtual, groups = flat + plan.tree.num_tokens, virtual + plan.num_virtual, groups + plan.num_groups
+    together = {name: torch.cat(parts) for name, parts in columns.items()}
+    tree = Tree(tuple(parents), tuple(lengths))
+    return Plan(tree, targets=torch.cat([plan.targets for plan in plans]), num_groups=groups, **together)
+
+
+def packs(lengths: Sequence[int], tokens_per_pack: int) -> Iterator[range]:
+    """Cut rows into stretches of at most so many tokens (at least one row each)."""
+    start = total = 0
+    for row, length in enumerate(lengths):
+        if row > start and total + length > tokens_per_pack:
+            yield range(start, row)
+            start, total = row, 0
+        total += length
+    if len(lengths) > start:
+        yield range(start, len(lengths))

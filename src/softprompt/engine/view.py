@@ -1,0 +1,54 @@
+"""A base model with parts exchanged, while the base itself stays untouched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def variant(
+    base: PreTrainedModel, *, modules: dict[str, nn.Module] | None = None, **attributes: Any
+) -> PreTrainedModel:
+    """A shallow copy of ``base``: same weights, with some children or attributes exchanged.
+
+    The base itself is not patched, so nothing needs restoring, and other threads notice nothing.
+    """
+    view = copy.copy(base)
+    view.__dict__["_modules"] = {**base._modules, **(modules or {})}
+    view.__dict__.update(attributes)
+    return view
+
+
+Exchange = Callable[[nn.Module], type[nn.Module]]
+"""The class that a module's view gets; the module's own class for no exchange."""
+
+
+def view(module: M, exchange: Exchange, shared: dict[str, Any] | None = None) -> M:
+    """A shallow copy of a module and of all below it, in which some modules behave as another class does.
+
+    A copy has the attributes of its original (weights, hooks, sizes) under the class that ``exchange``
+    names, so a class with another ``forward`` is all that it takes to compute something differently.
+    Leaves that are not exchanged are not copied.
+
+    Args:
+        shared: attributes to set on each copy that has an attribute of that name already.
+    """
+    return cast(M, _copy(module, exchange, shared or {}))
+
+
+def _copy(module: nn.Module, exchange: Exchange, shared: dict[str, Any]) -> nn.Module:
+    kind, children = exchange(module), module._modules
+    if kind is type(module) and not children:
+        return module
+    copied: nn.Module = kind.__new__(kind)
+    own = copied.__dict__
+    own.update(module.__dict__)
+    own["_modules"] = {name: child and _copy(child, exchange, shared) for name, child in children.items()}
+    own.update((name, value) for name, value in shared.items() if name in module.__dict__)
+    return copied
