@@ -32,49 +32,38 @@ OWN = -1
 
 
 class Keys(NamedTuple):
-    """A slice of keys that all queries of a block read.
-
-    Attributes:
-        source: ``OWN`` for tokens of this run, else the node whose keys are known.
-        start, stop: tokens of the run, or of the known node.
-        depth: position of the first of them.
-    """
+    """A slice of keys: tokens ``start .. stop - 1`` of ``source``, ``OWN`` for this run or else a known node."""
 
     source: int
     start: int
     stop: int
-    depth: int
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries ``start .. stop - 1`` of the run, what they all read, and, among themselves, who reads whom.
+    """Queries ``start .. stop - 1`` of the run, the keys they read and, among themselves, who reads whom.
 
     Attributes:
-        above: slices of keys that all of them read, in reading order.
+        reads: slices of keys in reading order; the last n are the queries' own tokens.
         ends: ``[n]`` where each query's subtree ends, for several nodes in one block; ``None`` for one node,
             in which every token reads those before it.
     """
 
     start: int
     stop: int
-    above: tuple[Keys, ...]
+    reads: tuple[Keys, ...]
     ends: Tensor | None
 
     def __len__(self) -> int:
+        """n."""
         return self.stop - self.start
 
-    @property
+    @cached_property
     def num_keys(self) -> int:
         """m."""
-        return sum(keys.stop - keys.start for keys in self.above) + len(self)
+        return sum(keys.stop - keys.start for keys in self.reads)
 
-    def key_positions(self, positions: Tensor) -> Tensor:
-        """Depth of each key ``[m]``, given those of the run's tokens."""
-        above = [torch.arange(k.depth, k.depth + k.stop - k.start, device=positions.device) for k in self.above]
-        return torch.cat([*above, positions[self.start : self.stop]])
-
-    def hidden_pairs(self, positions: Tensor, window: int | None) -> Tensor:
+    def hidden_pairs(self, positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
         """True where a query must not read a key: ``[n, n]`` among the block's own tokens, ``[n, m]`` with a window."""
         index = torch.arange(self.start, self.stop, device=positions.device)
         hidden = index[:, None] < index
@@ -83,7 +72,7 @@ class Block:
         if window is None:
             return hidden
         hidden = torch.cat([hidden.new_zeros(len(self), self.num_keys - len(self)), hidden], dim=1)
-        return hidden | (positions[self.start : self.stop, None] - self.key_positions(positions) >= window)
+        return hidden | (positions[self.start : self.stop, None] - key_positions >= window)
 
 
 @dataclass(frozen=True)
@@ -94,12 +83,18 @@ class Packing:
         tree: all nodes, with those that are known.
         known: nodes whose keys and values are given.
         device: of the run.
+        cache: masks, which all layers share.
     """
 
     tree: Tree
     known: frozenset[int]
     device: torch.device
-    _masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict, init=False)
+    cache: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    @property
+    def length(self) -> int:
+        """T, the tokens of the run."""
+        return self.tree.num_tokens - sum(self.tree.lengths[node] for node in self.known)
 
     @cached_property
     def starts(self) -> list[int]:
@@ -152,34 +147,56 @@ class Packing:
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
             ends = [self.starts[node] + self.tree.lengths[node] for node in group for _ in self.tree.span(node)]
-            yield Block(start, stop, above, torch.tensor(ends, device=self.device))
+            yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends, device=self.device))
             return
-        depth = self.tree.depths[group[0]]
         for first in range(start, stop, BLOCK):
-            before = (Keys(OWN, start, first, depth),) if first > start else ()
-            yield Block(first, min(first + BLOCK, stop), (*above, *before), None)
+            last = min(first + BLOCK, stop)
+            yield Block(first, last, _joined([*above, Keys(OWN, start, last)]), None)
 
-    def _above(self, node: int) -> tuple[Keys, ...]:
+    def _above(self, node: int) -> list[Keys]:
         found: list[Keys] = []
         while (node := self.tree.parents[node]) != ROOT:
-            length, depth = self.tree.lengths[node], self.tree.depths[node]
-            if not length:
-                continue
-            own = node not in self.known
-            start = self.starts[node] if own else 0
-            found.append(Keys(OWN if own else node, start, start + length, depth))
-        return tuple(reversed(found))
+            source, start = (node, 0) if node in self.known else (OWN, self.starts[node])
+            found.append(Keys(source, start, start + self.tree.lengths[node]))
+        return found[::-1]
+
+    def key_positions(self, block: Block) -> Tensor:
+        """Depth of each key of a block, ``[m]``."""
+        depths = self.tree.depths
+        return torch.cat(
+            [
+                self.positions[keys.start : keys.stop]
+                if keys.source == OWN
+                else torch.arange(keys.start, keys.stop, device=self.device) + depths[keys.source]
+                for keys in block.reads
+            ]
+        )
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What to add to the scores of block ``number``, for its last keys: ``[n, n]``, or ``[n, m]`` with a window."""
         if window is not None and window >= self.tree.depth:
             window = None
         key = (number, window, dtype)
-        if key not in self._masks:  # every layer asks for the same few
-            hidden = self.blocks[number].hidden_pairs(self.positions, window)
-            self._masks[key] = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
-            self._masks[key].masked_fill_(hidden, float("-inf"))
-        return self._masks[key]
+        if key not in self.cache:  # every layer asks for the same few
+            block = self.blocks[number]
+            hidden = block.hidden_pairs(self.positions, self.key_positions(block), window)
+            self.cache[key] = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(
+                hidden, float("-inf")
+            )
+        found: Tensor = self.cache[key]
+        return found
+
+
+def _joined(slices: Sequence[Keys]) -> tuple[Keys, ...]:
+    """The same keys in as few slices as can be."""
+    found: list[Keys] = []
+    for keys in slices:
+        if keys.start == keys.stop:
+            continue
+        if found and found[-1].source == keys.source and found[-1].stop == keys.start:
+            keys = Keys(keys.source, found.pop().start, keys.stop)
+        found.append(keys)
+    return tuple(found)
 
 
 class Rule(NamedTuple):
@@ -227,17 +244,16 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule, *known: Tensor
     ) -> Tensor:
         scores = _Scores(packing, rule, query, key, value, known)
-        out = query.new_empty(query.shape[2], scores.heads, scores.group, value.shape[-1])
+        out = scores.by_head(value.shape[-1])
         kept: list[Tensor] = []
-        keep = torch.is_grad_enabled() or any(ctx.needs_input_grad)
         for number, block in enumerate(packing.blocks):
             weights = scores.weights(number)[0]
-            scores.rows(out, block).copy_(_as_rows(torch.bmm(weights, scores.values(block)), scores.group))
-            if keep and scores.keeps(block):
+            torch.bmm(weights, scores.values(block), out=_rows(out, block))
+            if any(ctx.needs_input_grad) and scores.keeps(block):
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *known, *kept)
         ctx.given = packing, rule, len(known)
-        return out.view(1, query.shape[2], query.shape[1], value.shape[-1])
+        return _in_order(out).to(query.dtype)
 
     @staticmethod
     @once_differentiable
@@ -246,115 +262,117 @@ class _Attention(torch.autograd.Function):
         query, key, value, *others = ctx.saved_tensors
         known, kept = others[:count], iter(others[count:])
         scores = _Scores(packing, rule, query, key, value, known)
-        to_query = query.new_empty(query.shape[2], scores.heads, scores.group, query.shape[-1])
-        to_keys = _Gradients(scores, key, known[0::2])
-        to_values = _Gradients(scores, value, known[1::2])
-        grad = grad.view(grad.shape[1], scores.heads, scores.group, -1)
+        to_query = scores.by_head(query.shape[-1])
+        to_keys, to_values = _Gradients(packing, scores.key), _Gradients(packing, scores.value)
+        grad = scores.by_head(grad.shape[-1]).copy_(_by_group(grad.transpose(1, 2), scores.heads))
         for number, block in enumerate(packing.blocks):
-            squash = None
-            if scores.keeps(block):
-                weights = next(kept)
-            else:
-                weights, squash = scores.weights(number)
-            rows = _as_heads(scores.rows(grad, block)).to(weights.dtype)
-            keys, queries = scores.keys(block), scores.queries(block)
+            weights, squash = (next(kept), None) if scores.keeps(block) else scores.weights(number)
+            rows = _rows(grad, block)
             to_values.add(block, torch.bmm(weights.transpose(1, 2), rows))
             to_scores = torch.bmm(rows, scores.values(block).transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_scores, weights, -1, weights.dtype)
             if squash is not None:
                 to_scores.mul_(squash)
-            to_keys.add(block, torch.bmm(to_scores.transpose(1, 2), queries))
-            products = _as_rows(torch.bmm(to_scores, keys), scores.group)
-            torch.mul(products, rule.scale, out=scores.rows(to_query, block))
-        to_query = to_query.view(1, query.shape[2], query.shape[1], -1).transpose(1, 2)
-        pairs = zip(to_keys.known, to_values.known, strict=True)
-        return (to_query, to_keys.own, to_values.own, None, None, *(each for pair in pairs for each in pair))
+            torch.bmm(to_scores, scores.keys(block), out=_rows(to_query, block))
+            to_keys.add(block, torch.bmm(to_scores.transpose(1, 2), _rows(scores.query, block)))
+        return (
+            _in_order(to_query.mul_(rule.scale)).transpose(1, 2).to(query.dtype),
+            to_keys.own.to(key.dtype),
+            to_values.own.to(value.dtype),
+            None,
+            None,
+            *(each.to(key.dtype) for node in sorted(packing.known) for each in (to_keys.of[node], to_values.of[node])),
+        )
 
 
 class _Scores:
-    """Queries, keys and attention weights of each block; several heads that share a key head are one matrix."""
+    """Queries, keys, values and attention weights of each block.
+
+    Heads that share a key head are one matrix: its rows are the (token, head of the group) pairs.
+    """
 
     def __init__(
         self, packing: Packing, rule: Rule, query: Tensor, key: Tensor, value: Tensor, known: Sequence[Tensor]
     ) -> None:
         self.packing, self.rule = packing, rule
-        self.heads, self.group = key.shape[1], query.shape[1] // key.shape[1]
-        exact = torch.promote_types(query.dtype, torch.float32)  # scores in 16 bits would be too coarse
-        query, key, value = query.to(exact), key.to(exact), value.to(exact)
-        known = [each.to(exact) for each in known]
-        self.query = query[0].transpose(0, 1).unflatten(1, (self.heads, self.group))  # [T, heads, group, d]
-        names = sorted(packing.known)
-        self.key = {OWN: key[0]} | {node: known[2 * i][0] for i, node in enumerate(names)}
-        self.value = {OWN: value[0]} | {node: known[2 * i + 1][0] for i, node in enumerate(names)}
+        self.heads, self.group, self.length = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
+        self.exact = torch.promote_types(query.dtype, torch.float32)  # scores in 16 bits would be too coarse
+        self.device = query.device
+        self.query = self.by_head(query.shape[-1]).copy_(_by_group(query, self.heads)).mul_(rule.scale)
+        keys, values = ([each.to(self.exact)[0] for each in known[first::2]] for first in (0, 1))
+        self.key = {OWN: key.to(self.exact)[0]} | dict(zip(sorted(packing.known), keys, strict=True))
+        self.value = {OWN: value.to(self.exact)[0]} | dict(zip(sorted(packing.known), values, strict=True))
 
-    def rows(self, states: Tensor, block: Block) -> Tensor:
-        """The block's part ``[n, heads, group, d]`` of states that are in the run's order."""
-        return states[block.start : block.stop]
-
-    def queries(self, block: Block) -> Tensor:
-        """``[heads, group * n, d]``, scaled."""
-        return _as_heads(self.rows(self.query, block)) * self.rule.scale
+    def by_head(self, width: int) -> Tensor:
+        """Room for ``[heads, T, group, width]``."""
+        return torch.empty(self.heads, self.length, self.group, width, dtype=self.exact, device=self.device)
 
     def keys(self, block: Block) -> Tensor:
         """``[heads, m, d]``."""
-        return self._gather(self.key, block)
+        return _gather(self.key, block)
 
     def values(self, block: Block) -> Tensor:
         """``[heads, m, d]``."""
-        return self._gather(self.value, block)
-
-    def _gather(self, states: dict[int, Tensor], block: Block) -> Tensor:
-        own = states[OWN][:, block.start : block.stop]
-        if not block.above:
-            return own
-        return torch.cat([*(states[k.source][:, k.start : k.stop] for k in block.above), own], dim=1)
+        return _gather(self.value, block)
 
     def keeps(self, block: Block) -> bool:
         """Whether the weights are kept for the backward pass."""
         return self.rule.softcap is None and block.num_keys <= KEEP_KEYS
 
     def weights(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """Attention weights ``[heads, group * n, m]``, and the derivative of the soft-cap, if there is one."""
+        """Attention weights ``[heads, n * group, m]``, and the derivative of the soft-cap, if there is one."""
         block, squash = self.packing.blocks[number], None
-        scores = torch.bmm(self.queries(block), self.keys(block).transpose(1, 2))
+        scores = torch.bmm(_rows(self.query, block), self.keys(block).transpose(1, 2))
         if cap := self.rule.softcap:
             scores = scores.div_(cap).tanh_()
             squash = 1 - scores.square()
-            scores = scores.mul_(cap)
-        apart = scores.view(self.heads, self.group, len(block), block.num_keys)
+            scores.mul_(cap)
+        apart = scores.view(self.heads, len(block), self.group, block.num_keys)
         if self.rule.slopes is not None:
-            positions = block.key_positions(self.packing.positions).to(scores.dtype)
-            apart.add_(self.rule.slopes.view(self.heads, self.group, 1, 1) * positions)
+            positions = self.packing.key_positions(block).to(scores.dtype)
+            apart.add_(self.rule.slopes.to(scores.dtype).view(self.heads, 1, self.group, 1) * positions)
         mask = self.packing.mask(number, self.rule.window, scores.dtype)
-        apart[..., block.num_keys - mask.shape[1] :].add_(mask)
+        apart[..., block.num_keys - mask.shape[1] :].add_(mask[:, None])
         return torch.softmax(scores, dim=-1), squash
 
 
 class _Gradients:
     """Where the gradients of keys (or values) add up."""
 
-    def __init__(self, scores: _Scores, own: Tensor, known: Sequence[Tensor]) -> None:
-        self.own = torch.zeros_like(own, memory_format=torch.contiguous_format)
-        self.known = [torch.zeros_like(each) for each in known]
-        names = sorted(scores.packing.known)
-        self._of = {OWN: self.own[0]} | {node: each[0] for node, each in zip(names, self.known, strict=True)}
+    def __init__(self, packing: Packing, states: dict[int, Tensor]) -> None:
+        self.of = {
+            node: torch.zeros_like(each, memory_format=torch.contiguous_format)[None] for node, each in states.items()
+        }
+
+    @property
+    def own(self) -> Tensor:
+        """Of the run's own tokens, ``[1, heads, T, d]``."""
+        return self.of[OWN]
 
     def add(self, block: Block, found: Tensor) -> None:
         """Add a block's ``[heads, m, d]``."""
         place = 0
-        for keys in block.above:
+        for keys in block.reads:
             length = keys.stop - keys.start
-            self._of[keys.source][:, keys.start : keys.stop] += found[:, place : place + length]
+            self.of[keys.source][0, :, keys.start : keys.stop] += found[:, place : place + length]
             place += length
-        self._of[OWN][:, block.start : block.stop] += found[:, place:]
 
 
-def _as_heads(rows: Tensor) -> Tensor:
-    """``[n, heads, group, d]`` -> ``[heads, group * n, d]``."""
-    n, heads, group, d = rows.shape
-    return rows.permute(1, 2, 0, 3).reshape(heads, group * n, d)
+def _gather(states: dict[int, Tensor], block: Block) -> Tensor:
+    parts = [states[keys.source][:, keys.start : keys.stop] for keys in block.reads]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _as_rows(states: Tensor, group: int) -> Tensor:
-    """``[heads, group * n, d]`` -> ``[n, heads, group, d]``."""
-    return states.unflatten(1, (group, -1)).permute(2, 0, 1, 3)
+def _rows(states: Tensor, block: Block) -> Tensor:
+    """A block's part ``[heads, n * group, d]`` of ``[heads, T, group, d]``; no copy."""
+    return states[:, block.start : block.stop].flatten(1, 2)
+
+
+def _by_group(states: Tensor, heads: int) -> Tensor:
+    """``[1, heads * group, T, d]`` -> ``[heads, T, group, d]``; no copy."""
+    return states[0].view(heads, -1, *states.shape[2:]).transpose(1, 2)
+
+
+def _in_order(states: Tensor) -> Tensor:
+    """``[heads, T, group, d]`` -> ``[1, T, heads * group, d]``."""
+    return states.transpose(0, 1).flatten(1, 2)[None]

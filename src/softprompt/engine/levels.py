@@ -12,6 +12,7 @@ values, and then goes through the prompt once: that sum is the gradient of the p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .kernels import faster
 from .known import Known
+from .recompute import frugal
 from .tree import ROOT, Tree
 from .view import view
 
@@ -40,7 +42,8 @@ def run_levels(
         embeds: ``[T, D]`` in flat order.
         known: what has been computed already, by node.
     """
-    backbone = view(backbone, faster)
+    # Keys and values that others read must not be made twice.
+    copied = functools.cache(lambda wanted: view(backbone, faster if wanted else frugal))
     memory = _Memory(tree, known)
     starts, total = _starts(tree, known)
     parts: list[Tensor] = []
@@ -48,7 +51,7 @@ def run_levels(
     for level in tree.levels:
         for nodes in buckets([node for node in level if node not in known], tree.lengths):
             wanted = keep or any(node in tree.inner for node in nodes)
-            flat, hidden = _run_batch(backbone, tree, nodes, starts, embeds, memory, wanted)
+            flat, hidden = _run_batch(copied(wanted), tree, nodes, starts, embeds, memory, wanted)
             order.append(flat)
             parts.append(hidden)
     if not parts:

@@ -17,8 +17,10 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
 from .attention import Packing, Rule, attend
+from .flex import attend_flex
 from .kernels import faster
 from .known import Known
+from .recompute import frugal
 from .tree import Tree
 from .view import view
 
@@ -55,23 +57,27 @@ class _State:
     def __init__(self, packing: Packing, known: Mapping[int, Known], keep: bool) -> None:
         self.packing = packing
         self._known = {node: known[node] for node in packing.known}
-        self._keep = keep
+        self.keep = keep
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """``[1, T, heads, d]``."""
-        if self._keep:
+        if self.keep:
             self.kept.append((key, value))
         known = {node: found.layers[layer] for node, found in self._known.items()}
-        return attend(query, key, value, self.packing, rule, known)
+        by = attend_flex if query.is_cuda else attend
+        return by(query, key, value, self.packing, rule, known)
 
 
 def _view(backbone: nn.Module, state: _State) -> nn.Module:
-    config = copy.copy(backbone.config)
+    config: Any = copy.copy(backbone.config)
     config._attn_implementation_internal = NAME
 
+    # Keys and values that are handed out must not be made twice.
+    exchanged = faster if state.keep else frugal
+
     def exchange(module: nn.Module) -> type[nn.Module]:
-        return TreeBloomAttention if type(module) is BloomAttention else faster(module)
+        return TreeBloomAttention if type(module) is BloomAttention else exchanged(module)
 
     copied = view(backbone, exchange, {"config": config})
     for module in copied.modules():
@@ -81,7 +87,7 @@ def _view(backbone: nn.Module, state: _State) -> nn.Module:
 
 
 def _attend_registered(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,

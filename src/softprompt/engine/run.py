@@ -9,13 +9,14 @@ row sends back through the prompt's keys and values, and that sum is the gradien
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from . import flex
 from .known import Known
-from .levels import run_levels
+from .levels import Layers, run_levels
 from .packed import PACKED, run_packed
 from .tree import Tree
 
@@ -38,8 +39,7 @@ def run(
         ``[T, D']`` last hidden states in flat order, known ones included (D' may differ from D, as in OPT-350m).
     """
     known = known or {}
-    runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
-    hidden, _ = runs(backbone, tree, embeds, known)
+    hidden, _ = _run(backbone, tree, embeds, known, way)
     return _with_known(hidden, tree, known)
 
 
@@ -48,8 +48,7 @@ def compute(
 ) -> dict[int, Known]:
     """Keys, values and hidden states of each node that is not known; arguments as for ``run``."""
     known = known or {}
-    runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
-    hidden, layers = runs(backbone, tree, embeds, known, keep=True)
+    hidden, layers = _run(backbone, tree, embeds, known, way, keep=True)
     found, start = {}, 0
     for node, length in enumerate(tree.lengths):
         if node not in known:
@@ -59,11 +58,24 @@ def compute(
     return found
 
 
+def _run(
+    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known], way: Way | None, keep: bool = False
+) -> tuple[Tensor, Layers]:
+    """Hidden states ``[T', D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too."""
+    if known and not len(embeds):  # nothing is new: empty rows, labels of one token
+        nothing = next(iter(known.values())).map(lambda states: states[..., :0, :])
+        return nothing.hidden, list(nothing.layers)
+    runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
+    return runs(backbone, tree, embeds, known, keep=keep)
+
+
 def ways(backbone: nn.Module) -> tuple[Way, ...]:
     """The ways in which a base can run, the fastest first."""
+    config: Any = backbone.config
+    device = next(backbone.parameters()).device
     packs = (
-        backbone.config.model_type in PACKED
-        and next(backbone.parameters()).device.type == "cpu"
+        config.model_type in PACKED
+        and (device.type == "cpu" or flex.available(device))
         and not any("forward" in module.__dict__ for module in backbone.modules())
     )
     return ("packed", "levels") if packs else ("levels",)

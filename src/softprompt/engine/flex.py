@@ -1,0 +1,100 @@
+"""Attention in a packed tree on a GPU, by torch's flex_attention: the tree as a mask function.
+
+In preorder a subtree is one stretch, so who reads whom is two comparisons: query ``i`` reads key ``j`` iff
+``j <= i < end of the subtree of j's node``. Kernels skip blocks in which nothing is read; windows, ALiBi and
+soft-capping are a line each. Same meaning and arguments as ``attention.attend``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from .attention import Packing, Rule
+
+
+def available(device: torch.device) -> bool:
+    """Whether the compiled kernels can run there: CUDA from Ampere on, with Triton to compile them."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attend_flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    rule: Rule,
+    known: dict[int, tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Attention of all tokens of a run, ``[1, T, heads, d]``; arguments as for ``attention.attend``."""
+    names = sorted(known)
+    keys = torch.cat([*(known[node][0] for node in names), key], dim=2)
+    values = torch.cat([*(known[node][1] for node in names), value], dim=2)
+    run: Callable[..., Tensor] = _kernel() if query.is_cuda else flex_attention
+    out = run(
+        query,
+        keys,
+        values,
+        score_mod=_score(packing, rule),
+        block_mask=_mask(packing, rule.window),
+        scale=rule.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+@functools.cache
+def _kernel() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _mask(packing: Packing, window: int | None) -> BlockMask:
+    """The mask of a run, the same object for every layer with that window."""
+    cache = packing.cache
+    if ("mask", window) not in cache:
+        place, end, depth = _of_keys(packing)
+        own, positions = place[len(place) - packing.length :], packing.positions
+
+        def reads(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            visible = (place[k] <= own[q]) & (own[q] < end[k])
+            return visible if window is None else visible & (positions[q] - depth[k] < window)
+
+        cache["mask", window] = create_block_mask(reads, None, None, len(own), len(place), device=str(packing.device))
+    mask: BlockMask = cache["mask", window]
+    return mask
+
+
+def _score(packing: Packing, rule: Rule) -> Callable[..., Tensor] | None:
+    """What happens to a score before the softmax; ``None`` for nothing."""
+    cap, slopes = rule.softcap, rule.slopes
+    if slopes is not None:
+        depth, slope = _of_keys(packing)[2], slopes
+        return lambda score, b, h, q, k: score + slope[h] * depth[k]
+    if cap is not None:
+        return lambda score, b, h, q, k: torch.tanh(score / cap) * cap
+    return None
+
+
+def _of_keys(packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat place, end of subtree and depth of each key: those of known nodes first, then the run's own."""
+    cache = packing.cache
+    if "keys" not in cache:
+        tree = packing.tree
+        own = [node for node in range(len(tree.lengths)) if node not in packing.known]
+        nodes = [*sorted(packing.known), *own]
+        lengths = torch.tensor([tree.lengths[node] for node in nodes])
+        place = torch.cat([torch.arange(s.start, s.stop) for s in map(tree.span, nodes)])
+        offset = torch.tensor([tree.depths[node] - tree.starts[node] for node in nodes])
+        end = torch.tensor([tree.ends[node] for node in nodes])
+        columns = place, torch.repeat_interleave(end, lengths), place + torch.repeat_interleave(offset, lengths)
+        cache["keys"] = tuple(column.to(packing.device) for column in columns)
+    found: tuple[Tensor, Tensor, Tensor] = cache["keys"]
+    return found
