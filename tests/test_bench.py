@@ -1,6 +1,5 @@
-"""``softprompt bench train`` on a tiny model: the sides agree, and the numbers mean what they are called."""
+"""``softprompt bench`` on a tiny model: sides agree, and figures mean what they are called. No times are judged."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -9,28 +8,169 @@ import pytest
 import torch
 
 import cli_tools
-from softprompt import ConfigError
-from softprompt.base import load_base
+import tiny
+from softprompt import ConfigError, DataError, TrainingError
+from softprompt.bench import ours, reference, report, theirs
+from softprompt.bench.bound import Bound, linears
+from softprompt.bench.evaluate import compare_scores
+from softprompt.bench.measure import speeds, spread
+from softprompt.bench.models import twin
+from softprompt.bench.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, SUBJECTS, TITLES
+from softprompt.bench.options import BenchOptions
+from softprompt.bench.rows import left_padded, left_padded_texts
 from softprompt.bench.shapes import random_base
-from softprompt.bench.sides import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, SIDES, left_padded, make_side
-from softprompt.options import ModelOptions
+from softprompt.bench.subjects import make_subject
+from softprompt.bench.tables import GEMMA, SMOLLM2, as_markdown
+from softprompt.options import build_options
 from softprompt.types import Example
 
 pytest.importorskip("peft")
 
 BATCH = (Example((4, 5, 6), (7, 2)), Example((8,), (9, 10, 2)), Example((11, 12, 13, 14, 15), (2,)))
+EQUALLY_LONG = (Example((4, 5, 6), (7, 2)), Example((8, 9, 10), (11, 2)))
+SMALL = ("--model", "base", "--text_column", "tweet", "--max_length", "20", "--num_virtual_tokens", "4")
+FEW = ("--rounds", "2", "--per_device_train_batch_size", "4", "--num_threads", "1")
+SPEED_KEYS = {
+    "rows_per_second",
+    "spread",
+    "subject",
+    "model",
+    "num_virtual_tokens",
+    "rows_per_batch",
+    "rounds",
+    "dtype",
+}
+PEFT_KEYS = {
+    "peft_guide_rows_per_second",
+    "peft_best_rows_per_second",
+    "speedup_vs_peft_guide",
+    "speedup_vs_peft_best",
+}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     cli_tools.make_base(folder / "base")
-    with open(folder / "train.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["tweet", "label"], extrasaction="ignore")
-        writer.writeheader()
-        texts = [" ".join(cli_tools.WORDS[i : i + 3 + i % 4]) for i in range(12)]
-        writer.writerows({"tweet": text, "label": ("yes", "no")[i % 2]} for i, text in enumerate(texts))
+    texts = [" ".join(cli_tools.WORDS[i % 18 : i % 18 + 3 + i % 4]) for i in range(24)]
+    rows = [{"tweet": text, "label": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
+    cli_tools.write_rows(folder / "train.csv", rows)
+    cli_tools.write_rows(folder / "free.csv", [{"tweet": text, "label": f"a{i}"} for i, text in enumerate(texts)])
     return folder
+
+
+def bench(place, *arguments, train_file="train.csv", check=False):
+    """What ``softprompt bench`` prints; with ``check``, it must succeed."""
+    done = cli_tools.forked("bench", *arguments, *SMALL, *FEW, "--train_file", train_file, cwd=place)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def options(place, **changes):
+    given = {
+        "model_name_or_path": str(place / "base"),
+        "train_file": str(place / "train.csv"),
+        "text_column": ["tweet"],
+    }
+    given |= {"max_length": 20, "num_virtual_tokens": 4, "per_device_train_batch_size": 4, "num_threads": 1}
+    return build_options(BenchOptions, given | {"memory": False, "rounds": 2} | changes)
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+def test_train(place):
+    result = json.loads(bench(place, "train", "--json", check=True).stdout)
+    assert result.keys() >= SPEED_KEYS | PEFT_KEYS
+    assert result["subject"] == "train"
+    guide = result["peft_guide_rows_per_second"]
+    assert result["speedup_vs_peft_guide"] == pytest.approx(result["rows_per_second"] / guide)
+    assert result["drop_in_speedup_vs_peft_guide"] == pytest.approx(result["drop_in_rows_per_second"] / guide)
+    assert result["max_relative_gradient_difference"] < 1e-4
+    assert result["max_relative_loss_difference"] < 1e-5
+    assert result["memory_ratio"] == pytest.approx(result["peak_memory_bytes"] / result["peft_peak_memory_bytes"])
+    assert result["peak_memory_bytes"] != result["peft_peak_memory_bytes"], "each in a process of its own"
+    assert result["gemm_bound_fraction"] > 0
+    assert result["torch_gflops"] > 0
+    assert 0 < result["plan_seconds_fraction"] < 1
+    assert set(result["spread"]) == set(TITLES["train"])
+
+
+@pytest.mark.parametrize("subject", ["evaluate", "tasks"])
+def test_scoring(place, subject):
+    result = json.loads(bench(place, subject, "--json", "--no_memory", check=True).stdout)
+    assert result.keys() >= SPEED_KEYS | PEFT_KEYS
+    assert result["rows_per_batch"] == (4 if subject == "evaluate" else 64)
+    assert result["max_relative_label_probability_difference"] < 1e-4
+    assert result["max_relative_label_log_probability_difference"] < 1e-5
+    assert result["max_label_share_difference"] < 1e-4
+    assert result["predicted_labels_equal"] == result["rows_compared"] > 0
+    assert "peak_memory_bytes" not in result
+
+
+def test_generate(place):
+    result = json.loads(bench(place, "generate", "--json", "--no_memory", check=True).stdout)
+    assert result.keys() >= SPEED_KEYS | PEFT_KEYS
+    assert result["rows_equal_alone"] == result["rows_compared"] == 4
+    assert result["peft_guide_rows_equal_alone"] == 4, "row by row nothing is padded, and PEFT is exact"
+    assert result["new_tokens"] == 10
+
+
+def test_ours_alone(place):
+    given = ("--against", "none", "--text_tokens", "30", "--json")
+    result = json.loads(bench(place, "train", *given, check=True).stdout)
+    assert not [key for key in result if "peft" in key or "drop_in" in key]
+    assert result["text_tokens"] == 30
+    assert result["peak_memory_bytes"] > 0
+    assert 4 * 30 <= result["unique_tokens_per_step"] <= 4 + 4 * 32
+    assert result["max_relative_gradient_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_table_for_people(place, subject):
+    shown = bench(place, subject, "--no_memory", check=True).stdout
+    assert [line for line in TITLES[subject].values() if line not in shown] == []
+    assert "alone" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("trian",), "did you mean 'train'"),
+        (("train", "--against", "pefft"), "did you mean 'peft'"),
+        (("train", "--shape", "bloomz"), "there is bloomz-560m"),
+        (("train", "--per_device_train_batch_size", "25"), "24 rows do not fill a batch of 25"),
+        (("train", "--text_tokens", "61"), "context is 64 positions"),
+        (("generate", "--rounds", "0"), "rounds"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_mistakes(place, arguments, says):
+    given = ("bench", *arguments[:1], *SMALL, *FEW, "--train_file", "train.csv", *arguments[1:])
+    done = cli_tools.forked(*given, cwd=place)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("subject", ["evaluate", "tasks"])
+def test_free_targets_have_no_labels_to_score(place, subject):
+    done = bench(place, subject, "--no_memory", train_file="free.csv")
+    assert done.returncode == 2
+    assert "free targets" in done.stderr
+
+
+def test_peft_is_loaded_only_for_its_sides():
+    code = "import sys, softprompt.bench.subjects; sys.exit('peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_shape():
+    with pytest.raises(ConfigError, match="did you mean 'bloomz-560m'"):
+        random_base("bloomz-560")
+
+
+# --- the sides ------------------------------------------------------------------------------------------------
 
 
 def test_the_guides_batch():
@@ -41,47 +181,219 @@ def test_the_guides_batch():
     assert left_padded(BATCH, None, torch.device("cpu"))["input_ids"].shape == (3, 6)
 
 
-def test_sides_compute_the_same(place):
+def test_texts_to_continue():
+    batch = left_padded_texts(BATCH, torch.device("cpu"))
+    assert batch["input_ids"].tolist() == [[0, 0, 4, 5, 6], [0, 0, 0, 0, 8], [11, 12, 13, 14, 15]]
+    assert batch["attention_mask"].sum(1).tolist() == [3, 1, 5]
+
+
+def test_all_sides_train_the_same(place):
     """On rows of one length, where PEFT is exact too."""
-    batch = [Example((4, 5, 6), (7, 2)), Example((8, 9, 10), (11, 2))]
-    prompt = torch.randn(4, cli_tools.WIDTH)
-    found = {}
-    for name in SIDES:
-        base = load_base(ModelOptions(model_name_or_path=str(place / "base"))).model
-        loss, gradient = make_side(name, base, prompt, 5).step(batch)
-        found[name] = (loss, gradient.clone())
-    for name in (PEFT_GUIDE, PEFT_BEST, DROP_IN):
-        assert found[name][0] == pytest.approx(found[OURS][0], rel=1e-5)
-        assert torch.allclose(found[name][1], found[OURS][1], rtol=1e-4, atol=1e-7)
+    training = make_subject("train", options(place))
+    found = {name: training.make_side(name) for name in TITLES["train"]}
+    found = {name: side.run(side.prepare(EQUALLY_LONG)) for name, side in found.items()}
+    loss, gradient = reference.loss_and_gradient(training.alone, training.prompt, EQUALLY_LONG)
+    for name in (PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS):
+        tolerance = 1e-5 if name != PEFT_GUIDE else 1e-1  # it pads, and positions shift
+        assert found[name][0] == pytest.approx(loss, rel=tolerance)
+        if name != PEFT_GUIDE:
+            assert torch.allclose(found[name][1], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_the_command(place):
-    options = "--model base --train_file train.csv --text_column tweet --max_length 20 --num_virtual_tokens 4"
-    command = [
-        cli_tools.SOFTPROMPT,
-        "bench",
-        "train",
-        *options.split(),
-        *["--rounds", "2", "--per_device_train_batch_size", "4"],
+def test_a_large_batch_is_packed_with_the_same_gradient(place, monkeypatch):
+    training = make_subject("train", options(place, per_device_train_batch_size=16))
+    whole = training.make_side(OURS).run(training.batches[0])
+    monkeypatch.setitem(ours.TOKENS_PER_PACK, "cpu", 30)
+    cut = training.make_side(OURS).run(training.batches[0])
+    assert cut[0] == pytest.approx(whole[0], rel=1e-5)
+    assert torch.allclose(cut[1], whole[1], rtol=1e-3, atol=1e-6)
+
+
+def test_pefts_label_is_found_where_the_guide_looks(place):
+    """The guide's evaluation: the loss of a row without padding is right, and there is a text for each row."""
+    evaluation = make_subject("evaluate", options(place))
+    side = evaluation.make_side(PEFT_BEST)
+    loss, texts = side.run(side.prepare(EQUALLY_LONG))
+    right, _ = reference.loss_and_gradient(evaluation.alone, evaluation.prompt, EQUALLY_LONG)
+    assert loss == pytest.approx(right, rel=1e-5)
+    assert len(texts) == 2
+
+
+def test_tasks_have_prompts_of_their_own(place):
+    tasks = make_subject("tasks", options(place))
+    assert len({tuple(prompt.flatten().tolist()) for prompt in tasks.prompts}) == 16
+    side = tasks.make_side(PEFT_GUIDE)
+    groups = side.prepare(tasks.batches[0])
+    assert sorted(name for name, _ in groups) == sorted(f"task{i}" for i in range(16))
+    assert {tuple(batch["input_ids"].shape) for _, batch in groups} == {(4, 20)}
+    assert [name for name, _ in groups] != sorted(name for name, _ in groups), "the stream is mixed"
+    for number in (0, 15):
+        assert torch.equal(theirs.prompt_of(side._model, number), tasks.prompts[number])
+
+
+def test_a_stream_is_scored_in_its_own_order(place):
+    tasks = make_subject("tasks", options(place))
+    stream = tasks.batches[1]
+    found = tasks.make_side(OURS).run(stream)
+    for place_in_stream in (0, 7, 63):
+        task, example = stream[place_in_stream]
+        alone = reference.label_scores(tasks.alone, tasks.prompts[task], [example.input_ids], tasks.labels)[0]
+        assert torch.allclose(found[place_in_stream], alone, atol=1e-4)
+
+
+def test_wrong_scores_are_no_result():
+    right = torch.tensor([[-1.0, -2.0]])
+    assert compare_scores(right, right)["max_relative_label_probability_difference"] == 0
+    for wrong in (right + 0.1, right * torch.nan):
+        with pytest.raises(TrainingError, match="speed would mean nothing"):
+            compare_scores(wrong, right)
+
+
+def test_texts_of_a_given_length(place):
+    subject = make_subject("train", options(place, text_tokens=40))
+    assert {len(example.input_ids) for batch in subject.batches for example in batch} == {40}
+    starts = [example.input_ids for batch in subject.batches for example in batch]
+    assert len(set(starts)) == len(starts), "equal rows would be computed once"
+
+
+def test_bad_rows(place):
+    with pytest.raises(DataError):
+        make_subject("train", options(place, text_column=["nothing"]))
+
+
+# --- one base for all -----------------------------------------------------------------------------------------
+
+
+def test_a_twin_shares_weights_and_nothing_else():
+    base = tiny.fresh("llama").requires_grad_(False).eval()
+    other = twin(base)
+    assert all(a is b for a, b in zip(base.parameters(), other.parameters(), strict=True))
+    assert other.config is not base.config
+    other.train()
+    assert not any(module.training for module in base.modules())
+
+
+# --- the bound ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "opt"])
+def test_linear_layers_are_counted(family):
+    """Their weights are what the backbone has beside embeddings, norms and biases."""
+    base = tiny.base(family)
+    counted = sum(weight.numel() * count for weight, count in linears(base))
+    embeddings = {id(m.weight) for m in base.modules() if isinstance(m, torch.nn.Embedding)}
+    matrices = [w for w in base.base_model.parameters() if w.ndim == 2 and id(w) not in embeddings]
+    assert counted == sum(weight.numel() for weight in matrices)
+
+
+def test_the_bound_counts_each_token_once():
+    base = tiny.base("llama")
+    size = ours.size_of(BATCH, 5)
+    assert size.tokens == 5 + 5 + 4 + 6
+    assert size.supervised == 6
+    assert size.pairs == 15 + (25 + 15) + (20 + 10) + (30 + 21)
+    bound = Bound(base, [size])
+    bound.measure()
+    figures = bound.figures([bound.figures([1.0])["bound_seconds"] * 2])
+    per_token = sum(weight.numel() * count for weight, count in linears(base))
+    expected = 4 * (size.tokens * per_token + size.supervised * base.get_output_embeddings().weight.numel())
+    assert figures["gflop_per_step"] * 1e9 == pytest.approx(expected)
+    assert figures["gemm_bound_fraction"] == pytest.approx(0.5)
+    assert figures["gemm_bound_fraction"] <= figures["torch_gemm_bound_fraction"] + 1e-12
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+
+def test_speeds():
+    found = speeds(8, {PEFT_GUIDE: [4.0, 2.0, 8.0], PEFT_BEST: [2.0], DROP_IN: [1.0], OURS: [0.5, 1.0, 0.25]})
+    assert found["rows_per_second"] == 16
+    assert found["peft_guide_rows_per_second"] == 2
+    assert found["speedup_vs_peft_guide"] == 8
+    assert found["speedup_vs_peft_best"] == 4
+    assert found["drop_in_speedup_vs_peft_guide"] == 4
+    assert speeds(8, {OURS: [1.0]}) == {"rows_per_second": 8, "spread": {OURS: 0}}
+
+
+def test_spread():
+    assert spread([1.0, 1.0, 1.0, 1.0]) == 0
+    assert spread([1.0, 3.0]) == 0.5
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(0.5)
+
+
+# --- make bench -----------------------------------------------------------------------------------------------
+
+
+def measurements(place):
+    common = (*SMALL, *FEW, "--train_file", "train.csv")
+    found = [report.Measurement(SMOLLM2, (subject, *common, "--no_memory")) for subject in SUBJECTS[1:]]
+    scale = ("--against", "none", "--text_tokens", "30")
+    return [
+        report.Measurement(SMOLLM2, ("train", *common)),
+        *found,
+        report.Measurement(SMOLLM2, ("train", *common, *scale)),
     ]
-    done = subprocess.run([*command, "--json"], cwd=place, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
-    guide = result["peft_guide_rows_per_second"]
-    assert guide > 0
-    assert result["speedup_vs_peft_guide"] == pytest.approx(result["rows_per_second"] / guide)
-    assert result["max_relative_gradient_difference"] < 1e-4
-    assert result["memory_ratio"] == pytest.approx(result["peak_memory_bytes"] / result["peft_peak_memory_bytes"])
-    assert result["peak_memory_bytes"] != result["peft_peak_memory_bytes"], "each in a process of its own"
-    table = subprocess.run([*command, "--no_memory"], cwd=place, capture_output=True, text=True, check=True).stdout
-    assert "PEFT, the guide's loop" in table
-    assert "softprompt, import changed" in table
 
 
-def test_an_unknown_shape():
-    with pytest.raises(ConfigError, match="did you mean 'bloomz-560m'"):
-        random_base("bloomz-560")
+def test_a_report_is_resumed(place, monkeypatch, capsys):
+    def run(measurement, rows):
+        done = cli_tools.forked(*report.command_of(measurement, rows), cwd=place)
+        return {**json.loads(done.stdout), "model": measurement.model}
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(report, "run", run)  # in half the time
+    plan, folder = measurements(place), place / "benchmarks"
+    assert report.measure_missing(plan, report.Rows(), folder, only=["evaluate"]) == 0
+    assert report.measure_missing(plan, report.Rows(), folder) == 0
+    announced = [line for line in capsys.readouterr().out.splitlines() if " of 5: softprompt bench " in line]
+    assert len(announced) == 5, "the one that was there is not measured again"
+    stored = json.loads((folder / "results.json").read_text())
+    assert len(stored["measurements"]) == 5
+    assert stored["machine"]["cores"] > 0
+    page = (folder / "results.md").read_text()
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert len(titles) == 9
+    assert str(place) not in page
+    (folder / "notes.md").write_text("## What stands in the way\n\nNothing.\n")
+    assert report.main(["--page", "--folder", str(folder)]) == 0
+    assert "What stands in the way" in (folder / "results.md").read_text()
 
 
-def test_peft_is_loaded_only_for_its_sides():
-    code = "import sys, softprompt.bench.train; sys.exit('peft' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_failure_is_reported_and_the_rest_goes_on(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    wrong = report.Measurement(SMOLLM2, ("train", "--model", "nowhere/at/all"))
+    right = report.Measurement(SMOLLM2, ("generate", *SMALL, *FEW, "--train_file", "train.csv", "--no_memory"))
+    folder = place / "failing"
+    assert report.measure_missing([wrong, right], report.Rows(), folder) == 1
+    assert "failed: softprompt: the base model nowhere/at/all does not exist" in capsys.readouterr().out
+    assert len(json.loads((folder / "results.json").read_text())["measurements"]) == 1
+
+
+def test_results_of_another_machine_are_not_kept(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"machine": {"cpu": "another"}, "measurements": {"a": {}}}))
+    assert report.read_kept(path, report.machine()) == {}
+    assert "another machine" in capsys.readouterr().out
+
+
+def test_the_plan(tmp_path):
+    gguf = tmp_path / "models" / "gemma.gguf"
+    gguf.parent.mkdir()
+    gguf.touch()
+    with_gemma, without = report.plan(str(gguf)), report.plan(None)
+    assert len(without) == 2 * 2 * 4 + 9
+    assert {each.model for each in with_gemma} - {each.model for each in without} == {GEMMA}
+    commands = [report.display(report.command_of(each, report.Rows())) for each in with_gemma]
+    assert len(set(commands)) == len(commands)
+    assert not [command for command in commands if str(tmp_path) in command]
+    assert [command for command in commands if "models/gemma.gguf" in command]
+
+
+def test_a_page_of_what_there_is():
+    """A result that is missing leaves its table out, and the page stands."""
+    machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "system": "Linux", "versions": {"torch": "2"}}
+    result = {"subject": "train", "model": SMOLLM2, "num_virtual_tokens": 8, "num_threads": 2, "dtype": "float32"}
+    entry = {"date": "2026-01-01", "seconds": 1, "result": result}
+    page = as_markdown({"machine": machine, "rows": "rows", "measurements": {"bench train": entry}})
+    assert "a CPU, 2 cores, 24 GiB" in page
+    assert "softprompt bench train" in page

@@ -97,6 +97,60 @@ CONFIGS = {
     "gpt_bigcode": lambda: t.GPTBigCodeConfig(**_GPT),
 }
 FAMILIES = list(CONFIGS)
+
+VARIANTS = {
+    "falcon_40b": lambda: t.FalconConfig(**_SIZES, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "gpt_bigcode_heads": lambda: t.GPTBigCodeConfig(**_GPT, multi_query=False),
+    "gpt_neox_serial": lambda: t.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
+    "gemma3_images": lambda: t.Gemma3Config(
+        text_config=CONFIGS["gemma3"]().to_dict(),
+        vision_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+        mm_tokens_per_image=4,
+        image_token_index=3,
+        boi_token_index=4,
+        eoi_token_index=4,
+    ),
+}
+"""More shapes of these families, for ``test_architectures.py`` alone."""
+
+_LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16}
+_LATENT |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_PLAIN = (
+    "arcee biogpt bitnet codegen cohere2 ctrl ernie4_5 exaone4 glm glm4 gpt_oss helium hunyuan_v1_dense jais2 "
+    "ministral ministral3 mixtral modernbert-decoder nemotron olmo olmo3 olmoe persimmon phimoe qwen3_moe seed_oss "
+    "starcoder2 vaultgemma xglm"
+)
+PASSING = {kind: {} for kind in _PLAIN.split()} | dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), _LATENT)
+"""Decoders that are not verified and pass the self-check, with what their configs need beside ``_SMALL``."""
+FAILING = {
+    "cpmant": "takes no embeddings",
+    "git": "a row's tokens see later ones",
+    "openai-gpt": "has no cache of keys and values",
+    "trocr": "its positions count padding",
+}
+"""Decoders that fail it, and why."""
+_SMALL = _SIZES | {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 4096,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "rotary_dim": 4,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
 PEFT_FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "mistral", "bloom", "gpt2", "opt", "gpt_neox", "phi"]
 """Those that the issue asks to compare with PEFT."""
 
@@ -104,13 +158,25 @@ PEFT_FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "mistral", "bloom", "gpt2"
 @cache
 def base(family, dtype=torch.float32):
     """A model to share between tests: frozen, in eval(). Do not change it; take a ``fresh`` one for that."""
+    return random_model(CONFIGS[family](), FAMILIES.index(family) + 1, dtype)
+
+
+def random_model(config, seed=0, dtype=torch.float32):
+    """A model of any config, with weights that matter: frozen, in eval()."""
     with torch.random.fork_rng():
-        torch.manual_seed(FAMILIES.index(family) + 1)
-        model = t.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+        torch.manual_seed(seed)
+        model = t.AutoModelForCausalLM.from_config(config).eval()
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(0, 0.2)
     return model.requires_grad_(False).to(dtype)
+
+
+def small(kind):
+    """A random model of a type from ``PASSING`` or ``FAILING``."""
+    known = t.AutoConfig.for_model(kind)
+    sizes = {name: value for name, value in _SMALL.items() if hasattr(known, name)}
+    return random_model(t.AutoConfig.for_model(kind, **sizes | PASSING.get(kind, {})))
 
 
 def fresh(family, dtype=torch.float32):

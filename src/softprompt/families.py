@@ -5,16 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .errors import BaseModelError, ConfigError
 
+VERIFIED = {
+    "bloom": "BLOOM, BLOOMZ",
+    "cohere": "Command R",
+    "falcon": "Falcon",
+    "gemma": "Gemma",
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3 with images (on text)",
+    "gemma3_text": "Gemma 3",
+    "gpt2": "GPT-2",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "gpt_neo": "GPT-Neo",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "gptj": "GPT-J",
+    "granite": "Granite 3",
+    "llama": "Llama, SmolLM, TinyLlama",
+    "mistral": "Mistral",
+    "mpt": "MPT",
+    "olmo2": "OLMo 2",
+    "opt": "OPT",
+    "phi": "Phi-1, Phi-2",
+    "phi3": "Phi-3, Phi-4",
+    "qwen2": "Qwen 2, Qwen 2.5",
+    "qwen3": "Qwen 3",
+    "smollm3": "SmolLM3",
+    "stablelm": "StableLM",
+}
+"""Model types on which the tests compare the engine with a plain forward, to 1e-9 (``docs/architectures.md``).
+
+Other decoders have to pass ``engine/selfcheck.py`` first.
+"""
+
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_RECURRENT = {"lfm2", "lfm2_moe", "lfm3", "minimax"}  # others say so themselves, in their class or layer_types
+_ATTENTION_CACHES = {DynamicLayer, DynamicSlidingWindowLayer}
+_RECURRENT = {"lfm2", "lfm2_moe", "lfm3", "minimax"}  # others say so themselves, in their class or their layers
 _BIDIRECTIONAL = {"bert-generation", "xlnet"}  # beside those that have a masked-LM head
 # Learned positions and tables of a fixed size: beyond them a model fails, or reads past its end.
 _FIXED_POSITIONS = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "mpt"}
-# Rotary factors that depend on the longest position of a call: rows of a batch would change each other.
-_LENGTH_DEPENDENT = {"dynamic", "longrope"}
 
 
 def refuse(config: transformers.PretrainedConfig, name: str) -> None:
@@ -32,9 +64,35 @@ def refuse(config: transformers.PretrainedConfig, name: str) -> None:
     trained_as = (config.architectures or [""])[0]
     if "For" in trained_as and not trained_as.endswith(("ForCausalLM", "ForConditionalGeneration")):
         raise BaseModelError(f"{name} is a {trained_as}; {wanted}")
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if kind in _RECURRENT or not layers <= _ATTENTION_LAYERS or getattr(model_class, "_is_stateful", False):
+    if kind in _RECURRENT:
         raise recurrent(name, kind)
+    _refuse_layers(config, name)
+    if getattr(model_class, "_is_stateful", False):
+        raise recurrent(name, kind)
+
+
+def _refuse_layers(config: transformers.PretrainedConfig, name: str) -> None:
+    """Raise BaseModelError unless each layer keeps the keys and values of its tokens, and nothing else."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_LAYERS
+    try:
+        caches = {type(layer) for layer in DynamicCache(config=config).layers} - _ATTENTION_CACHES
+    except (AttributeError, KeyError, TypeError, ValueError):
+        caches = set()  # a config with names of its own: the self-check will tell
+    odd = sorted(kinds) or sorted(cache.__name__ for cache in caches)
+    if any(word in each for each in odd for word in ("linear", "Linear", "conv", "hybrid", "recurrent", "mamba")):
+        raise recurrent(name, config.model_type)
+    if odd:
+        raise BaseModelError(
+            f"{name} ({config.model_type}) has layers that do not each keep plain keys and values "
+            f"({', '.join(odd)}); softprompt takes models where all of them do"
+        )
+
+
+def is_verified(model: transformers.PreTrainedModel) -> bool:
+    """Whether the tests cover a model: its type, and transformers' own class for it, not one derived from that."""
+    # FSDP2 puts a class of torch in front of the model's.
+    own = next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch."))
+    return model.config.model_type in VERIFIED and own.__module__.startswith("transformers.models.")
 
 
 def recurrent(name: str, kind: str) -> BaseModelError:
@@ -78,17 +136,22 @@ def check_depth(config: transformers.PretrainedConfig, depth: int) -> None:
 
 
 def _unscaled_length(config: transformers.PretrainedConfig) -> int | None:
-    """Length up to which a length-dependent rotary scaling does nothing; ``None`` for other models."""
+    """Length up to which a length-dependent rotary scaling does nothing; ``None`` for other models.
+
+    ``dynamic`` and ``longrope`` scale by the longest position of a call: rows of a batch would change each other.
+    """
     text = config.get_text_config()
     given: Any = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     nested = [each for each in given.values() if isinstance(each, dict)] or [given]
-    lengths = [
-        each.get("original_max_position_embeddings")
-        or getattr(text, "original_max_position_embeddings", None)
-        or text.max_position_embeddings
-        for each in nested
-        if each.get("rope_type", each.get("type")) in _LENGTH_DEPENDENT
-    ]
+    lengths = []
+    for each in nested:
+        rope_type = each.get("rope_type", each.get("type"))
+        if rope_type == "longrope":
+            own = getattr(text, "original_max_position_embeddings", None)
+            original = each.get("original_max_position_embeddings")
+            lengths.append(own or original or text.max_position_embeddings)
+        elif rope_type == "dynamic":  # an original length stands in some configs, but is not read
+            lengths.append(text.max_position_embeddings)
     return min(lengths, default=None)
 
 

@@ -6,23 +6,24 @@ import json
 import platform
 import resource
 import sys
+import warnings
 from pathlib import Path
 
-import torch
-
-from .sides import make_side
-from .train import BenchOptions, batches_of, load_models, start_prompt
+from ..libraries import quiet
+from .options import BenchOptions
+from .subjects import make_subject
 
 
 def main() -> None:
-    """Read side and options from stdin, make a step of each batch, print the peak resident memory in bytes."""
+    """Read subject, side and options from stdin, do each batch once, print the peak resident memory in bytes."""
     given = json.load(sys.stdin)
-    options = BenchOptions(**given["options"])
-    torch.set_num_threads(options.num_threads)
-    base, tokenizer = load_models(options)
-    side = make_side(given["side"], base, start_prompt(base, options), options.max_length or 0)
-    for batch in batches_of(options, tokenizer, base):
-        side.step(batch)
+    subject = make_subject(given["subject"], BenchOptions(**given["options"]))
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        side = subject.make_side(given["side"])
+        # Batches of texts that are equally long are equally large.
+        for batch in subject.batches[: 1 if subject.options.text_tokens else None]:
+            side.run(side.prepare(batch))
     print(_peak())
 
 

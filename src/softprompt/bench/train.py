@@ -1,166 +1,114 @@
-"""``softprompt bench train``: training steps against PEFT, in turn, on the same rows."""
+"""``softprompt bench train``: training steps, forward and backward, of the same rows.
+
+``peft guide``  PEFT as the guide uses it: left-padded to ``max_length``, logits at all positions.
+``peft best``   PEFT padded to the longest row of the batch.
+``drop-in``     our ``get_peft_model`` on the guide's padded batches: only the import changed.
+``softprompt``  what ``softprompt train`` does: rows straight to the engine.
+"""
 
 from __future__ import annotations
 
-import copy
-import json
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from torch import Tensor
 
-from ..base import load_base, load_tokenizer
-from ..data import load_splits, make_task
-from ..encode import Encoder, default_end_token_id
 from ..errors import TrainingError
-from ..families import context_length
-from ..initialize import sample_vocab
-from ..options import DataOptions, ModelOptions
 from ..types import Example
-from .shapes import random_base
-from .sides import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, SIDES, Side, make_side
+from . import ours, reference
+from .bound import Bound
+from .measure import COMPARED_ROWS, Side, Subject
+from .models import start_prompt
+from .names import DROP_IN, OURS, PEFT_BEST
+from .options import BenchOptions
+from .rows import left_padded
+from .theirs import peft_model, prompt_of
 
 
-class BenchOptions(ModelOptions, DataOptions):
-    """What is measured."""
+class Training(Subject):
+    """Loss and gradient of the prompt for a batch."""
 
-    shape: str | None = Field(None, description="Random weights of a known shape instead of a model: bloomz-560m.")
-    num_virtual_tokens: int = Field(8, ge=1, description="Rows of the prompt.")
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows of a step.")
-    rounds: int = Field(7, ge=1, description="Times that each side makes a step; the medians count.")
-    num_threads: int = Field(2, ge=1, description="CPU threads, the same for all.")
-    max_length: int | None = Field(64, ge=1, description="Length that the guide pads to; longer rows are cut.")
-    memory: bool = Field(True, description="Measure the peak memory of each side, in a process of its own.")
+    name = "train"
 
+    def __init__(self, options: BenchOptions) -> None:
+        super().__init__(options)
+        self.prompt = start_prompt(self.base, options.num_virtual_tokens)
+        self._engine = OnEngine(self.base, self.prompt)
+        self._bound = Bound(self.base, [ours.size_of(batch, options.num_virtual_tokens) for batch in self.batches])
 
-def bench_train(options: BenchOptions, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Measure all sides.
+    def make_side(self, name: str) -> Side:
+        """PEFT or ours, by name."""
+        if name == OURS:
+            return self._engine
+        width = None if name == PEFT_BEST else self.work.width
+        if name == DROP_IN:
+            model = ours.drop_in(self.base, self.prompt)
+            return OnPaddedRows(model, model.prompt, width)
+        model = peft_model(self.stock, [self.prompt])
+        model.train()  # as in the guide
+        return OnPaddedRows(model, prompt_of(model), width)
 
-    Returns:
-        One JSON object: rows per second of each side (medians), their ratios, peak memory, and how far
-        loss and gradient of ours are from those of the rows computed alone.
-    """
-    torch.set_num_threads(options.num_threads)
-    base, tokenizer = load_models(options)
-    batches = batches_of(options, tokenizer, base)
-    prompt = start_prompt(base, options)
-    progress(
-        f"{sum(map(len, batches))} rows in batches of {options.per_device_train_batch_size}, {options.rounds} rounds"
-    )
-    bases = {name: base if name == OURS else copy.deepcopy(base) for name in SIDES}
-    sides = {name: make_side(name, bases[name], prompt, options.max_length or 0) for name in SIDES}
-    agreement = _agreement(sides, batches[0])
-    times = _interleaved(sides, batches, options.rounds, progress)
-    speed = {name: options.per_device_train_batch_size / statistics.median(times[name]) for name in SIDES}
-    result = {
-        "model": options.shape or options.model_name_or_path,
-        "num_virtual_tokens": options.num_virtual_tokens,
-        "per_device_train_batch_size": options.per_device_train_batch_size,
-        "rows_per_second": speed[OURS],
-        "drop_in_rows_per_second": speed[DROP_IN],
-        "peft_guide_rows_per_second": speed[PEFT_GUIDE],
-        "peft_best_rows_per_second": speed[PEFT_BEST],
-        "speedup_vs_peft_guide": speed[OURS] / speed[PEFT_GUIDE],
-        "speedup_vs_peft_best": speed[OURS] / speed[PEFT_BEST],
-        "drop_in_speedup_vs_peft_guide": speed[DROP_IN] / speed[PEFT_GUIDE],
-        "spread": {name: _spread(times[name]) for name in SIDES},
-        **agreement,
-    }
-    if options.memory:
-        del sides, bases, base
-        peaks = {name: _peak_in_own_process(options, name, progress) for name in (OURS, PEFT_GUIDE)}
-        result |= {
-            "peak_memory_bytes": peaks[OURS],
-            "peft_peak_memory_bytes": peaks[PEFT_GUIDE],
-            "memory_ratio": peaks[OURS] / peaks[PEFT_GUIDE],
-        }
-    return result
+    def agreement(self, sides: dict[str, Side]) -> dict[str, Any]:
+        """Loss and gradient of a batch, ours against those of its rows alone."""
+        batch = self.batches[0][:COMPARED_ROWS]
+        loss, gradient = reference.loss_and_gradient(self.alone, self.prompt, batch)
+        worst_loss = worst_gradient = 0.0
+        for name in (OURS, DROP_IN):
+            if name in sides:
+                our_loss, our_gradient = sides[name].run(sides[name].prepare(batch))
+                worst_loss = max(worst_loss, abs(our_loss - loss) / abs(loss))
+                worst_gradient = max(worst_gradient, float((our_gradient - gradient).norm() / gradient.norm()))
+        if worst_gradient > 1e-2:
+            raise TrainingError(
+                f"our gradient differs from that of each row alone by {worst_gradient:.1e}; speed would mean nothing"
+            )
+        return {"max_relative_loss_difference": worst_loss, "max_relative_gradient_difference": worst_gradient}
+
+    def after_round(self) -> None:
+        """Time the bare matrix products of a step."""
+        self._bound.measure()
+
+    def more(self, times: Sequence[float]) -> dict[str, Any]:
+        """The bound, and what plans cost."""
+        planning = statistics.median(self._engine.planning[-len(times) :]) / statistics.median(times)
+        return {**self._bound.figures(times), "plan_seconds_fraction": planning}
 
 
-def load_models(options: BenchOptions) -> tuple[Any, Any]:
-    """Base model and tokenizer; with ``shape``, the tokenizer of ``model`` alone is loaded."""
-    if options.shape:
-        return random_base(options.shape), load_tokenizer(options)
-    loaded = load_base(options)
-    return loaded.model, loaded.tokenizer
+class OnEngine(Side):
+    """Rows straight to the engine; plans are built under the clock."""
+
+    def __init__(self, base: Any, prompt: Tensor) -> None:
+        self._base = base
+        self._prompt = torch.nn.Parameter(prompt.clone())
+        self.planning: list[float] = []
+
+    def run(self, prepared: Sequence[Example]) -> tuple[float, Tensor]:
+        """Loss and gradient ``[P, D]``."""
+        self._prompt.grad = None
+        loss, planning = ours.train_step(self._base, self._prompt, prepared)
+        self.planning.append(planning)
+        gradient: Tensor | None = self._prompt.grad
+        assert gradient is not None
+        return loss, gradient
 
 
-def start_prompt(base: Any, options: BenchOptions) -> torch.Tensor:
-    """The prompt ``[P, D]`` that every side starts from."""
-    torch.manual_seed(0)
-    return sample_vocab(options.num_virtual_tokens, base.get_input_embeddings())
+class OnPaddedRows(Side):
+    """``model(**batch).loss.backward()``, PEFT's or ours; the padded batch lies ready, as a data loader has it."""
 
+    def __init__(self, model: Any, prompt: Tensor, width: int | None) -> None:
+        self._model, self._prompt, self._width = model, prompt, width
 
-def batches_of(options: BenchOptions, tokenizer: Any, base: Any) -> list[list[Example]]:
-    """Four batches of training rows, as ``softprompt train`` encodes them."""
-    size = options.per_device_train_batch_size
-    splits = load_splits(options.model_copy(update={"max_train_samples": options.max_train_samples or 4 * size}))
-    task = make_task(splits, options, end_token_id=default_end_token_id(tokenizer))
-    length = context_length(base.config)
-    encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=length)
-    examples = encoder.encode_all(splits.train)
-    return [examples[i : i + size] for i in range(0, len(examples) - size + 1, size)]
+    def prepare(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        """The guide's batch."""
+        return left_padded(batch, self._width, self._prompt.device)
 
-
-def _interleaved(
-    sides: dict[str, Side], batches: Sequence[Sequence[Example]], rounds: int, progress: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Seconds per step: every round, each side makes one step of the same rows (after one to warm up)."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side.step(batches[number % len(batches)])
-            if number:
-                times[name].append(time.perf_counter() - started)
-        progress(f"round {number} of {rounds}")
-    return times
-
-
-def _agreement(sides: dict[str, Side], batch: Sequence[Example]) -> dict[str, float]:
-    """Loss and gradient of ours against PEFT's on each row alone and unpadded, where PEFT is exact."""
-    weights = [len(example.label_ids) / sum(len(each.label_ids) for each in batch) for example in batch]
-    alone = _rows(sides[PEFT_BEST], batch)
-    loss = sum(weight * value for weight, (value, _) in zip(weights, alone, strict=True))
-    gradient = torch.stack([weight * value for weight, (_, value) in zip(weights, alone, strict=True)]).sum(0)
-    worst_loss = worst_gradient = 0.0
-    for name in (OURS, DROP_IN):
-        our_loss, our_gradient = sides[name].step(batch)
-        worst_loss = max(worst_loss, abs(our_loss - loss) / abs(loss))
-        worst_gradient = max(worst_gradient, float((our_gradient - gradient).norm() / gradient.norm()))
-    if worst_gradient > 1e-2:
-        raise TrainingError(f"the sides disagree: gradients differ by {worst_gradient:.1e}; speed would mean nothing")
-    return {"max_relative_loss_difference": worst_loss, "max_relative_gradient_difference": worst_gradient}
-
-
-def _rows(side: Side, batch: Sequence[Example]) -> list[tuple[float, torch.Tensor]]:
-    found = []
-    for example in batch:
-        loss, gradient = side.step([example])
-        found.append((loss, gradient.clone()))
-    return found
-
-
-def _spread(times: Sequence[float]) -> float:
-    """Half the distance between the quartiles, relative to the median."""
-    if len(times) < 4:
-        return 0.0
-    low, _, high = statistics.quantiles(times, n=4)
-    return (high - low) / 2 / statistics.median(times)
-
-
-def _peak_in_own_process(options: BenchOptions, name: str, progress: Callable[[str], None]) -> int:
-    """Peak resident memory in bytes of a process that loads the model and makes one side's steps."""
-    progress(f"memory of {name}")
-    values = json.dumps({"side": name, "options": options.model_dump(mode="json")})
-    done = subprocess.run(
-        [sys.executable, "-m", "softprompt.bench.memory"], input=values, text=True, capture_output=True, check=False
-    )
-    if done.returncode:
-        raise TrainingError(f"measuring the memory of {name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return int(done.stdout.strip().splitlines()[-1])
+    def run(self, prepared: dict[str, Tensor]) -> tuple[float, Tensor]:
+        """Loss and gradient ``[P, D]``."""
+        self._prompt.grad = None
+        loss = self._model(**prepared).loss
+        loss.backward()
+        gradient: Tensor | None = self._prompt.grad
+        assert gradient is not None
+        return loss.item(), gradient

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..families import is_verified
 from . import flex
 from .known import Known
 from .levels import Layers, run_levels
@@ -75,7 +76,9 @@ def ways(backbone: nn.Module) -> tuple[Way, ...]:
     device = next(backbone.parameters()).device
     packs = (
         config.model_type in PACKED
+        and is_verified(backbone)
         and (device.type == "cpu" or flex.available(device))
+        and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
         and not any("forward" in module.__dict__ for module in backbone.modules())
     )
     return ("packed", "levels") if packs else ("levels",)

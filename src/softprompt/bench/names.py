@@ -1,0 +1,37 @@
+"""What is compared, by name. No torch: the command line's help reads this."""
+
+from __future__ import annotations
+
+SUBJECTS = ("train", "evaluate", "generate", "tasks")
+"""What can be measured."""
+
+PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "softprompt"
+PEFT_SIDES = (PEFT_GUIDE, PEFT_BEST)
+
+KEY_PREFIX = {OURS: "", DROP_IN: "drop_in_", PEFT_GUIDE: "peft_guide_", PEFT_BEST: "peft_best_"}
+"""What a side's figures are called in the JSON object: ``peft_guide_rows_per_second``."""
+
+TITLES = {
+    "train": {
+        PEFT_GUIDE: "PEFT, the guide's loop",
+        PEFT_BEST: "PEFT, padded to the longest",
+        DROP_IN: "softprompt, import changed",
+        OURS: "softprompt train",
+    },
+    "evaluate": {
+        PEFT_GUIDE: "PEFT, the guide's evaluation",
+        PEFT_BEST: "PEFT, padded to the longest",
+        OURS: "softprompt, label scoring",
+    },
+    "generate": {
+        PEFT_GUIDE: "PEFT, the guide's call, row by row",
+        PEFT_BEST: "PEFT, one padded batch",
+        OURS: "softprompt, one padded batch",
+    },
+    "tasks": {
+        PEFT_GUIDE: "PEFT, set_adapter per task",
+        PEFT_BEST: "PEFT, padded to the longest",
+        OURS: "softprompt, one stream",
+    },
+}
+"""The sides of each subject, in the order in which they take turns, and what a person reads."""
