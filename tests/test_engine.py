@@ -1,5 +1,7 @@
 """The engine against a plain, unbatched, unpadded forward of each row, on every family."""
 
+from weakref import WeakSet
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +16,9 @@ from softprompt.engine.head import logits_of
 from softprompt.engine.loss import hidden_states, token_losses
 from softprompt.engine.plans import plan_choices, plan_rows
 from softprompt.engine.run import run, ways
-from softprompt.engine.tree import ROOT, Tree
 from softprompt.engine.view import variant
 from softprompt.score import score_labels
+from test_tree import preorder, trees
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 9, 13, 1, 5, 9, 5)
@@ -85,13 +87,25 @@ def check_scores(model, tolerance):
 
 
 def draw_parents(data, count):
-    """A forest in preorder: each node hangs on the last branch, or starts a new root."""
-    branch, parents = [], []
-    for node in range(count):
-        del branch[data.draw(st.integers(0, len(branch))) :]
-        parents.append(branch[-1] if branch else ROOT)
-        branch.append(node)
-    return tuple(parents)
+    """A forest in preorder."""
+    return preorder(data.draw, count)
+
+
+def check_forest(model, tree, tolerance):
+    """Hidden states of a forest, and the gradient through it, are those of each root-to-node path alone."""
+    embeds = tiny.prompt_for(model, tree.num_tokens)
+    direction = tiny.prompt_for(model, tree.num_tokens, seed=9).detach()
+    got = run(model.base_model, tree, embeds)
+    (ours,) = torch.autograd.grad((got * direction).sum(), embeds)
+    expected = torch.zeros_like(got)
+    for node in range(len(tree.lengths)):
+        if tree.lengths[node]:
+            whole = [*tree.path(node), *tree.span(node)]
+            alone = model.base_model(inputs_embeds=embeds[whole][None], use_cache=False).last_hidden_state[0]
+            expected = expected.index_copy(0, torch.tensor(tree.span(node)), alone[-tree.lengths[node] :])
+    (reference,) = torch.autograd.grad((expected * direction).sum(), embeds)
+    assert_near(got.detach(), expected.detach(), tolerance)
+    assert_near(ours, reference, tolerance)
 
 
 @pytest.fixture(params=["packed", "levels"])
@@ -131,36 +145,17 @@ def test_each_row_has_its_own_gradient(family):
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "mpt", "opt", "falcon_alibi", "gpt_neo"])
 @settings(max_examples=10)
-@given(
-    lengths=st.lists(st.integers(0, 9), min_size=2, max_size=8),
-    data=st.data(),
-)
-def test_any_forest_is_each_path_alone(family, lengths, data):
-    """Hidden states of a random forest, and the gradient through it, are those of each root-to-node path."""
-    if not sum(lengths):
-        return
-    tree = Tree(draw_parents(data, len(lengths)), tuple(lengths))
-    with tiny.float64():
-        model = tiny.base(family, torch.float64)
-        embeds = tiny.prompt_for(model, tree.num_tokens)
-        direction = tiny.prompt_for(model, tree.num_tokens, seed=9).detach()
-        got = run(model.base_model, tree, embeds)
-        (ours,) = torch.autograd.grad((got * direction).sum(), embeds)
-        expected = torch.zeros_like(got)
-        for node in range(len(lengths)):
-            if lengths[node]:
-                whole = [*tree.path(node), *tree.span(node)]
-                alone = model.base_model(inputs_embeds=embeds[whole][None], use_cache=False).last_hidden_state[0]
-                expected = expected.index_copy(0, torch.tensor(tree.span(node)), alone[-lengths[node] :])
-        (reference,) = torch.autograd.grad((expected * direction).sum(), embeds)
-        assert_near(got.detach(), expected.detach(), 1e-9)
-        assert_near(ours, reference, 1e-9)
+@given(tree=trees(longest=9, most=8))
+def test_any_forest_is_each_path_alone(family, way, tree):
+    if tree.num_tokens:
+        with tiny.float64():
+            check_forest(tiny.base(family, torch.float64), tree, 1e-9)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "bloom", "mpt", "gpt2"])
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(data=st.data())
-def test_choices_over_random_texts(family, data):
+def test_choices_over_random_texts(family, way, data):
     """Loss and gradient of ``prompt -> texts -> labels``, any lengths, empty texts included."""
     token = st.integers(5, tiny.VOCAB - 1)
     texts = data.draw(st.lists(st.lists(token, max_size=9), min_size=1, max_size=4))
@@ -205,23 +200,34 @@ def test_text_takes_no_gradient():
 
 
 def test_losses_in_chunks_are_the_same(monkeypatch):
-    """Long batches take their logits piece by piece; neither loss nor gradient notices."""
+    """Long batches take their logits piece by piece, one piece at a time; neither loss nor gradient notices."""
     model = tiny.base("gemma2")
     rows, labels = batch()
     prompt = tiny.prompt_for(model)
     plan = plan_of(len(prompt), rows, labels)
+    assert len(plan.targets) < plan.tree.num_tokens - len(prompt)
 
     def step():
         losses = token_losses(model, plan, prompt)
         return losses.detach(), torch.autograd.grad(losses.sum(), prompt)[0]
 
     whole = step()
-    sizes = []
+    sizes, alive = [], WeakSet()
     real = engine_loss.logits_of
+
+    def watched(base, hidden):
+        assert not alive, "logits of an earlier piece"
+        logits = real(base, hidden)
+        sizes.append(logits.numel())
+        alive.add(logits)
+        return logits
+
     monkeypatch.setattr(engine_loss, "LOGITS_PER_CHUNK", 3 * tiny.VOCAB)
-    monkeypatch.setattr(engine_loss, "logits_of", lambda base, hidden: sizes.append(len(hidden)) or real(base, hidden))
+    monkeypatch.setattr(engine_loss, "logits_of", watched)
     pieces = step()
-    assert max(sizes) == 3
+    assert max(sizes) == engine_loss.LOGITS_PER_CHUNK
+    assert sum(sizes) == len(plan.targets) * tiny.VOCAB, "at supervised positions, once each"
+    assert not alive
     torch.testing.assert_close(pieces[0], whole[0])
     torch.testing.assert_close(pieces[1], whole[1], rtol=1e-4, atol=1e-6)
 
@@ -292,7 +298,12 @@ def test_rotary_scaling_that_depends_on_length_is_bounded():
         token_losses(base, plan_rows(5, [12], too_long, too_long), prompt)
 
 
-def test_many_classes_are_scored_a_few_texts_at_a_time(monkeypatch):
+@pytest.mark.parametrize(
+    ("way", "limit"), [("levels", ("KEYS_PER_CALL", 2 * 40 * 12)), ("packed", ("TOKENS_PER_CALL", 7 + 3 + 2 * 40))]
+)
+def test_many_classes_are_scored_a_few_texts_at_a_time(way, limit, monkeypatch):
+    for module in (running, score):
+        monkeypatch.setattr(module, "ways", lambda _: (way,))
     base = tiny.base("llama", torch.float32)
     prompt = torch.randn(5, 32)
     texts = [row.tolist() for row in tiny.ids(7, 3, 5, 1)]
@@ -300,7 +311,7 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(monkeypatch):
     whole = score_labels(base, prompt, texts, labels)
     calls = []
     real = score._scores
-    monkeypatch.setattr(score, "KEYS_PER_CALL", 2 * 40 * 12)
+    monkeypatch.setattr(score, *limit)
     monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
     assert torch.allclose(score_labels(base, prompt, texts, labels), whole, atol=1e-5)
     assert calls == [2, 2]

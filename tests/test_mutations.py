@@ -1,5 +1,7 @@
 """Faults put into our own code on purpose: each must make a named check of the real tests fail."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import test_model_api
 import test_padding
 import tiny
 from softprompt import forward, generate, initialize
-from softprompt.engine import loss
+from softprompt.engine import attention, levels, loss, plans
 from softprompt.engine import run as running
 from softprompt.engine import tree as trees
 
@@ -53,29 +55,29 @@ def test_sample_vocab_one_row_for_all(monkeypatch):
     must_notice(test_model_api.check_sampled_start)
 
 
-# -- training --------------------------------------------------------------------------------------
+# -- steps -----------------------------------------------------------------------------------------
 
 
-def behind(backbone, tree, embeds):
+def behind(backbone, tree, embeds, *_):
     """``run`` with each row in front of the prompt instead of behind it."""
-    prompt, words = embeds[0], torch.cat(list(embeds[1:]))
-    virtual, out = len(prompt), []
+    prompt, out = embeds[: tree.lengths[0]], []
     for node in range(1, len(tree.lengths)):
-        row = words[tree.starts[node] - virtual :][: tree.lengths[node]]
+        row = embeds[tree.starts[node] :][: tree.lengths[node]]
         hidden = backbone(inputs_embeds=torch.cat([row, prompt])[None], use_cache=False).last_hidden_state[0]
         out.append(hidden[: len(row)])
         last = hidden[len(row) :]
     return torch.cat([last, *out])
 
 
-def unseen(self, paths, device):
+def unseen(self, nodes, device):
     """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
-    cache, seen = PREFIX(self, paths, device)
+    cache, seen = PREFIX(self, nodes, device)
     return cache, torch.zeros_like(seen)
 
 
-PREFIX = running._Memory.prefix
-UPDATE = running.PrefixLayer.update
+PREFIX = levels._Memory.prefix
+UPDATE = levels.PrefixLayer.update
+ADD = attention._Gradients.add
 
 
 def first_row_only(self, keys, values, *args, **kwargs):
@@ -89,60 +91,61 @@ def first_row_only(self, keys, values, *args, **kwargs):
     )
 
 
-def counting_virtual(real):
+def first_block_only(self, block, found):
+    """``_Gradients.add`` through which only the first block behind the prompt sends its gradient there."""
+    own = len(block)
+    if block.start > 11:
+        found = torch.cat([torch.zeros_like(found[:, :-own]), found[:, -own:]], dim=1)
+    ADD(self, block, found)
+
+
+def counting_virtual(virtual, lengths, input_ids, labels):
     """``plan_rows`` that also asks the virtual tokens to predict something."""
-
-    def plan(virtual, lengths, input_ids, labels):
-        made = real(virtual, lengths, input_ids, labels)
-        if labels is None:
-            return made
-        extra = torch.arange(virtual - 1)
-        nothing = torch.zeros_like(extra)
-        return trees.Plan(
-            made.tree,
-            made.input_ids,
-            torch.cat([extra, made.predictors]),
-            torch.cat([nothing, made.targets]),
-            torch.cat([nothing, made.groups]),
-            made.num_groups,
-        )
-
-    return plan
+    made = plans.plan_rows(virtual, lengths, input_ids, labels)
+    extra = torch.arange(virtual - 1)
+    columns = {"predictors": extra, "targets": torch.zeros_like(extra), "groups": torch.zeros_like(extra)}
+    return replace(made, **{name: torch.cat([more, getattr(made, name)]) for name, more in columns.items()})
 
 
-def late(real):
+def late(virtual, lengths, input_ids, labels):
     """``plan_rows`` whose labels are predicted by their own position: shifted by one."""
+    made = plans.plan_rows(virtual, lengths, input_ids, labels)
+    return replace(made, predictors=(made.predictors + 1).clamp_max(made.tree.num_tokens - 1))
 
-    def plan(virtual, lengths, input_ids, labels):
-        made = real(virtual, lengths, input_ids, labels)
-        after = (made.predictors + 1).clamp_max(made.tree.num_tokens - 1)
-        return trees.Plan(made.tree, made.input_ids, after, made.targets, made.groups, made.num_groups)
 
-    return plan
+def without_gradient(base, plan, prompt, *more):
+    return loss.hidden_states(base, plan, 0 * prompt + prompt.detach(), *more)
 
 
 STEP_MUTANTS = {
     "prompt-behind-the-text": lambda patch: patch.setattr(loss, "run", behind),
-    "prompt-masked-out": lambda patch: patch.setattr(running._Memory, "prefix", unseen),
-    "virtual-positions-in-the-loss": lambda patch: patch.setattr(
-        forward, "plan_rows", counting_virtual(trees.plan_rows)
+    "prompt-masked-out": lambda patch: (
+        patch.setattr(levels._Memory, "prefix", unseen),
+        patch.setattr(attention.Packing, "_above", lambda *_: []),
     ),
-    "labels-predicted-by-themselves": lambda patch: patch.setattr(forward, "plan_rows", late(trees.plan_rows)),
-    "gradient-of-the-first-row-only": lambda patch: patch.setattr(running.PrefixLayer, "update", first_row_only),
+    "virtual-positions-in-the-loss": lambda patch: patch.setattr(forward, "plan_rows", counting_virtual),
+    "labels-predicted-by-themselves": lambda patch: patch.setattr(forward, "plan_rows", late),
+    "gradient-of-the-first-rows-only": lambda patch: (
+        patch.setattr(levels.PrefixLayer, "update", first_row_only),
+        patch.setattr(attention._Gradients, "add", first_block_only),
+        patch.setattr(attention, "BLOCK", 8),
+    ),
     "positions-from-0-in-each-row": lambda patch: patch.setattr(
         trees.Tree, "depths", property(lambda self: [0] * len(self.parents))
     ),
-    "prompt-without-gradient": lambda patch: patch.setattr(
-        forward,
-        "hidden_states",
-        lambda base, plan, prompt, embeds=None: loss.hidden_states(base, plan, 0 * prompt + prompt.detach(), embeds),
-    ),
+    "prompt-without-gradient": lambda patch: patch.setattr(forward, "hidden_states", without_gradient),
 }
+
+
+@pytest.fixture(params=["packed", "levels"])
+def way(request, monkeypatch):
+    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+    return request.param
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("mutant", STEP_MUTANTS)
-def test_step_mutants(mutant, family, monkeypatch):
+def test_step_mutants(mutant, family, way, monkeypatch):
     with tiny.float64():
         case = rows_of(family)
         test_padding.check_batch(*case)
@@ -153,13 +156,13 @@ def test_step_mutants(mutant, family, monkeypatch):
 ENGINE_MUTANTS = [
     "prompt-behind-the-text",
     "prompt-masked-out",
-    "gradient-of-the-first-row-only",
+    "gradient-of-the-first-rows-only",
     "positions-from-0-in-each-row",
 ]
 
 
 @pytest.mark.parametrize("mutant", ENGINE_MUTANTS)
-def test_engine_mutants(mutant, monkeypatch):
+def test_engine_mutants(mutant, way, monkeypatch):
     """The same faults below the API: the engine's own checks notice them too."""
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
@@ -168,14 +171,14 @@ def test_engine_mutants(mutant, monkeypatch):
         must_notice(test_engine.check_rows, model, 1e-9)
 
 
-def test_gradient_of_the_first_row_only_is_seen_row_by_row(monkeypatch):
+def test_gradient_of_the_first_rows_only_is_seen_row_by_row(way, monkeypatch):
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
-        STEP_MUTANTS["gradient-of-the-first-row-only"](monkeypatch)
+        STEP_MUTANTS["gradient-of-the-first-rows-only"](monkeypatch)
         must_notice(test_engine.check_each_gradient, model, 1e-9)
 
 
-def test_scores_without_the_prompt(monkeypatch):
+def test_scores_without_the_prompt(way, monkeypatch):
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
         test_engine.check_scores(model, 1e-9)
@@ -183,11 +186,14 @@ def test_scores_without_the_prompt(monkeypatch):
         must_notice(test_engine.check_scores, model, 1e-9)
 
 
+# -- the plain way -----------------------------------------------------------------------------------
+
+
 def test_the_plain_way_without_its_layout(monkeypatch):
     """Prompt, then padding, then text: what PEFT does, and what sliding windows cannot bear."""
     real = generate.lay_out
 
-    def as_it_comes(mask, virtual):
+    def as_it_comes(mask, virtual, *_):
         layout = real(mask, virtual)
         columns = torch.arange(virtual + mask.shape[1]).expand_as(layout.order)
         return generate.Layout(
@@ -207,6 +213,20 @@ def test_the_plain_way_without_its_layout(monkeypatch):
 def lose(monkeypatch):
     real = generate.prompted_call
     monkeypatch.setattr(generate, "prompted_call", lambda base, prompt, **more: real(base, prompt[:0], **more))
+
+
+def lose_compiled(monkeypatch):
+    """What is known of the prompt is that of another one."""
+    real = generate._read_rows
+    monkeypatch.setattr(
+        generate, "_read_rows", lambda base, known, *more: real(base, known.map(lambda x: x.roll(1, -1)), *more)
+    )
+
+
+def lose_from_the_cache(monkeypatch):
+    """The first call reads the prompt, and leaves nothing of it to the others."""
+    real = generate._placed
+    monkeypatch.setattr(generate, "_placed", lambda states, slots: real(states, slots.where(slots > 5, 0)))
 
 
 def lose_after_the_first_step(monkeypatch):
@@ -231,7 +251,7 @@ def put_behind(monkeypatch):
     """``[ pads | tokens | prompt ]``."""
     real = generate.lay_out
 
-    def lay_out(mask, virtual):
+    def lay_out(mask, virtual, *_):
         layout = real(mask, virtual)
         pads = mask.shape[1] - mask.sum(1, keepdim=True)
         order = torch.cat(
@@ -249,7 +269,7 @@ def put_behind(monkeypatch):
 def mask_out(monkeypatch):
     real = generate.lay_out
 
-    def lay_out(mask, virtual):
+    def lay_out(mask, virtual, *_):
         layout = real(mask, virtual)
         seen = layout.attention_mask.scatter(1, layout.order[:, :virtual], 0)
         return generate.Layout(layout.order, seen, layout.position_ids)
@@ -261,7 +281,7 @@ def restart_positions(monkeypatch):
     """Positions of the first call are those of the columns, padding included."""
     real = generate.lay_out
 
-    def lay_out(mask, virtual):
+    def lay_out(mask, virtual, *_):
         layout = real(mask, virtual)
         columns = torch.arange(layout.position_ids.shape[1]).expand_as(layout.position_ids)
         return generate.Layout(layout.order, layout.attention_mask, columns)
@@ -286,10 +306,25 @@ def check_equally_long(model):
     test_generate.check_generation(model, rows, torch.stack(rows), None)
 
 
+def plainly(monkeypatch):
+    """Generation whose first call is the base's own."""
+    monkeypatch.setattr(generate, "_can_be_filled", lambda *_: False)
+
+
+GENERATION_MUTANTS = {
+    "plain": [lose, lose_after_the_first_step, put_behind, mask_out, reinject],
+    "engine": [lose_compiled, lose_from_the_cache, lose_after_the_first_step, put_behind, reinject],
+}
+
+
 @pytest.mark.parametrize("check", [check_equally_long, test_generate.check_left_padded], ids=["equal", "left-padded"])
-@pytest.mark.parametrize("mutant", [lose, lose_after_the_first_step, put_behind, mask_out, reinject])
-def test_generation_mutants(mutant, check, monkeypatch):
+@pytest.mark.parametrize(
+    ("first", "mutant"), [(first, mutant) for first, mutants in GENERATION_MUTANTS.items() for mutant in mutants]
+)
+def test_generation_mutants(first, mutant, check, monkeypatch):
     model = test_generate.prompted("llama")
+    if first == "plain":
+        plainly(monkeypatch)
     check(model)
     mutant(monkeypatch)
     must_notice(check, model)
@@ -298,6 +333,7 @@ def test_generation_mutants(mutant, check, monkeypatch):
 def test_generation_with_positions_of_columns(monkeypatch):
     """Learned positions: padding must not count. (Rotary ones only see distances, so Llama would not notice.)"""
     model = test_generate.prompted("gpt2")
+    plainly(monkeypatch)
     test_generate.check_left_padded(model)
     restart_positions(monkeypatch)
     must_notice(test_generate.check_left_padded, model)

@@ -10,6 +10,7 @@ import copy
 import importlib.machinery
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import subprocess
@@ -467,8 +468,11 @@ def two_processes(folder: Path) -> None:
     pair = [fork.Process(target=one_of_two, args=(folder, rank)) for rank in range(2)]
     for process in pair:
         process.start()
-    for process in pair:
-        process.join()
+    while any(process.is_alive() for process in pair):
+        multiprocessing.connection.wait([process.sentinel for process in pair if process.is_alive()])
+        if any(process.exitcode for process in pair):  # the other one would wait for it for ever
+            for process in pair:
+                process.terminate()
     sys.exit(any(process.exitcode for process in pair))
 
 

@@ -1,40 +1,72 @@
-"""The token tree and its plans: integers only, compared with sets and loops written out plainly."""
+"""The token tree and its batches: integers only, compared with sets and loops written out plainly."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.engine.run import CALL_OVERHEAD, buckets
-from softprompt.engine.tree import ROOT, Tree, plan_choices, plan_rows
+from softprompt.engine.levels import CALL_OVERHEAD, buckets
+from softprompt.engine.tree import ROOT, Tree
 
-CPU = torch.device("cpu")
+
+def preorder(draw, count):
+    """Parents of a forest in preorder: each node hangs on the last branch, or starts a new root."""
+    branch, parents = [], []
+    for node in range(count):
+        del branch[draw(st.integers(0, len(branch))) :]
+        parents.append(branch[-1] if branch else ROOT)
+        branch.append(node)
+    return tuple(parents)
 
 
 @st.composite
-def trees(draw):
-    lengths = draw(st.lists(st.integers(0, 4), min_size=1, max_size=9))
-    parents = [draw(st.integers(ROOT, node - 1)) for node in range(len(lengths))]
-    return Tree(tuple(parents), tuple(lengths))
+def trees(draw, longest=4, most=9):
+    """Forests of up to ``most`` nodes, each of up to ``longest`` tokens; some are empty."""
+    lengths = draw(st.lists(st.integers(0, longest), min_size=1, max_size=most))
+    return Tree(preorder(draw, len(lengths)), tuple(lengths))
 
 
-def ancestors(tree, node):
+def ancestors(parents, node):
+    """Nodes above ``node``, from the top."""
     found = []
-    while tree.parents[node] != ROOT:
-        node = tree.parents[node]
+    while parents[node] != ROOT:
+        node = parents[node]
         found.insert(0, node)
     return found
+
+
+def readers(tree):
+    """Who reads whom, by sets: pairs (query, key) of tokens; a token is (node, its number there)."""
+    tokens = [(node, i) for node, length in enumerate(tree.lengths) for i in range(length)]
+    above = [{*ancestors(tree.parents, node)} for node in range(len(tree.parents))]
+    return tokens, {
+        (query, key)
+        for query, (node, i) in enumerate(tokens)
+        for key, (other, j) in enumerate(tokens)
+        if other in above[node] or (other == node and j <= i)
+    }
 
 
 @given(trees())
 def test_flat_order_and_depths(tree):
     flat = [(node, i) for node, length in enumerate(tree.lengths) for i in range(length)]
     assert tree.num_tokens == len(flat)
+    longest = 0
     for node in range(len(tree.lengths)):
+        assert tree.starts[node] == tree.span(node).start
         assert [flat[i] for i in tree.span(node)] == [(node, i) for i in range(tree.lengths[node])]
-        above = ancestors(tree, node)
+        above = ancestors(tree.parents, node)
         assert [flat[i][0] for i in tree.path(node)] == [a for a in above for _ in range(tree.lengths[a])]
         assert tree.depths[node] == len(tree.path(node))
+        longest = max(longest, len(tree.path(node)) + tree.lengths[node])
+    assert tree.depth == longest
+
+
+@given(trees())
+def test_interval_rule_is_ancestors_or_self(tree):
+    """Token ``j`` of node ``n`` is read by the tokens ``j <= i < ends[n]``, and by no others."""
+    tokens, pairs = readers(tree)
+    interval = {(i, j) for j, (node, _) in enumerate(tokens) for i in range(len(tokens)) if j <= i < tree.ends[node]}
+    assert interval == pairs
 
 
 @given(trees())
@@ -43,8 +75,9 @@ def test_levels_compute_every_token_once_and_parents_first(tree):
     assert sorted(order) == [node for node, length in enumerate(tree.lengths) if length]
     place = {node: i for i, level in enumerate(tree.levels) for node in level}
     for node in order:
-        assert all(place[above] < place[node] for above in ancestors(tree, node) if above in place)
-        assert all(above in tree.inner for above in ancestors(tree, node))
+        assert all(place[above] < place[node] for above in ancestors(tree.parents, node) if above in place)
+    everyone = range(len(tree.parents))
+    assert tree.inner == {above for node in everyone for above in ancestors(tree.parents, node)}
 
 
 @given(trees())
@@ -57,74 +90,31 @@ def test_before_is_the_last_token_above(tree):
                 tree.before(node)
 
 
+@given(st.data(), st.integers(1, 7))
+def test_a_subtree_must_be_one_stretch(data, count):
+    """Of all ways to hang nodes on earlier ones, those are refused in which something stands between a subtree."""
+    parents = tuple(data.draw(st.integers(ROOT, node - 1)) for node in range(count))
+    below = [{node} | {other for other in range(count) if node in ancestors(parents, other)} for node in range(count)]
+    if all(nodes == {*range(node, node + len(nodes))} for node, nodes in enumerate(below)):
+        assert Tree(parents, (1,) * count).parents == parents
+    else:
+        with pytest.raises(ValueError, match="does not follow its parent"):
+            Tree(parents, (1,) * count)
+
+
 @pytest.mark.parametrize(
     ("parents", "lengths"),
-    [((ROOT, 0), (1,)), ((0,), (1,)), ((ROOT, 2, 0), (1, 1, 1)), ((-2,), (1,))],
-    ids=["counts", "own-parent", "child-first", "below-root"],
+    [((ROOT, 0), (1,)), ((0,), (1,)), ((ROOT, 2, 0), (1, 1, 1)), ((-2,), (1,)), ((ROOT, ROOT, 0), (1, 1, 1))],
+    ids=["counts", "own-parent", "child-first", "below-root", "not-a-stretch"],
 )
 def test_impossible_trees_are_refused(parents, lengths):
     with pytest.raises(ValueError, match=r"parent|lengths"):
         Tree(parents, lengths)
 
 
-rows_with_labels = st.lists(
-    st.lists(st.tuples(st.integers(5, 96), st.booleans()), min_size=0, max_size=5), min_size=1, max_size=5
-)
-
-
-@given(st.integers(1, 4), rows_with_labels)
-def test_plan_rows_predicts_each_label_one_token_earlier(virtual, rows):
-    flat = [pair for row in rows for pair in row]
-    input_ids = torch.tensor([i for i, _ in flat], dtype=torch.long)
-    labels = torch.tensor([i if kept else -100 for i, kept in flat], dtype=torch.long)
-    plan = plan_rows(virtual, [len(row) for row in rows], input_ids, labels)
-    expected, start = [], virtual
-    for number, row in enumerate(rows):
-        for i, (token, kept) in enumerate(row):
-            if kept:
-                expected.append((start + i - 1 if i else virtual - 1, token, number))
-        start += len(row)
-    got = list(zip(plan.predictors.tolist(), plan.targets.tolist(), plan.groups.tolist(), strict=True))
-    assert got == expected
-    assert plan.num_groups == len(rows)
-    assert plan.num_virtual_tokens == virtual
-    assert (plan.predictors >= virtual - 1).all(), "no virtual position but the last predicts anything"
-    assert plan.tree.depths[1:] == [virtual] * len(rows), "every row starts right behind the prompt"
-
-
-def test_plan_rows_without_labels_supervises_nothing():
-    plan = plan_rows(3, [2, 1], torch.tensor([5, 6, 7]), None)
-    assert plan.predictors.numel() == plan.targets.numel() == plan.groups.numel() == 0
-    assert plan.tree.num_tokens == 6
-
-
-words = st.lists(st.integers(5, 96), max_size=4)
-
-
-@given(
-    st.integers(1, 3),
-    st.lists(words, min_size=1, max_size=3),
-    st.lists(words.filter(bool), min_size=1, max_size=3),
-)
-def test_plan_choices_reads_back_as_the_texts_and_labels(virtual, texts, choices):
-    plan = plan_choices(virtual, texts, choices, CPU)
-    token_at = dict(enumerate(plan.input_ids.tolist(), start=virtual))
-    place = {i: (node, i) for node in range(len(plan.tree.lengths)) for i in plan.tree.span(node)}
-    read = {group: [] for group in range(plan.num_groups)}
-    for before, target, group in zip(
-        plan.predictors.tolist(), plan.targets.tolist(), plan.groups.tolist(), strict=True
-    ):
-        node, _ = place[before]
-        seen = [*plan.tree.path(node), *(i for i in plan.tree.span(node) if i <= before)]
-        read[group].append(([token_at[i] for i in seen if i >= virtual], target))
-        assert seen[:virtual] == list(range(virtual)), "the whole prompt is above every prediction"
-    for i, text in enumerate(texts):
-        for j, choice in enumerate(choices):
-            expected = [([*text, *choice[:k]], token) for k, token in enumerate(choice)]
-            assert read[i * len(choices) + j] == expected
-    assert plan.tree.num_tokens == virtual + sum(len(x) + sum(len(c) - 1 for c in choices) for x in texts), (
-        "a text is computed once, whatever the number of choices"
-    )
+def test_a_tree_of_nothing():
+    tree = Tree((), ())
+    assert (tree.num_tokens, tree.depth, tree.levels, tree.ends) == (0, 0, [], [])
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7))

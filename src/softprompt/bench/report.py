@@ -65,13 +65,14 @@ def plan(gemma: str | None) -> list[Measurement]:
         for virtual in ("8", "100"):
             common = (*base, "--num_virtual_tokens", virtual)
             few, some = (("--rounds", "3"), ("--rounds", "4")) if large else (("--rounds", "5"), ("--rounds", "8"))
-            stream = ("--per_device_train_batch_size", "2" if large else "4")
-            found += [
-                Measurement(model, ("train", *common, *some)),
-                Measurement(model, ("evaluate", *common, *some)),
-                Measurement(model, ("generate", *common, *few, "--no_memory")),
-                Measurement(model, ("tasks", *common, *few, *stream, "--no_memory")),
-            ]
+            found.append(Measurement(model, ("train", *common, *some)))
+        common = (*base, "--num_virtual_tokens", "8")
+        stream = ("--per_device_train_batch_size", "2" if large else "4")
+        found += [
+            Measurement(model, ("evaluate", *common, *some, "--no_memory")),
+            Measurement(model, ("tasks", *common, *few, *stream, "--no_memory")),
+            Measurement(model, ("generate", *common, *few, "--no_memory")),
+        ]
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
         rounds = "5" if batch * tokens <= 1 << 14 else "2"
         size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens), "--rounds", rounds)

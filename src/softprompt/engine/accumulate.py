@@ -37,6 +37,7 @@ def mean_loss(
         count = sum(len(plan.targets) for plan in plans)
     if len(plans) == 1:
         return token_losses(base, plans[0], prompt).sum() / count
+    prompt = prompt if torch.is_grad_enabled() else prompt.detach()  # autograd functions see no other difference
     total: Tensor = _TwoStages.apply(prompt, base, plans)  # type: ignore[no-untyped-call]
     return total / count
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,18 +23,34 @@ def compile_prompt(base: PreTrainedModel, prompt: Tensor) -> Known:
 
 
 class Compiled:
-    """A compiled prompt, kept until the prompt's numbers (or its base) change."""
+    """A compiled prompt, kept until its numbers change, or those of its base. Copies, pickled ones too, start empty."""
 
     def __init__(self) -> None:
-        self._made_of: tuple[PreTrainedModel, Tensor] | None = None
-        self._known: Known
+        self._kept: tuple[tuple[Any, ...], Tensor, Known] | None = None
 
     @torch.no_grad()
     def get(self, base: PreTrainedModel, prompt: Tensor) -> Known:
-        """The compiled prompt, computed anew where the numbers differ from those it was made of."""
-        made = self._made_of
-        stale = made is None or made[0] is not base or made[1].device != prompt.device
-        if made is None or stale or not torch.equal(made[1], prompt):
-            self._known = compile_prompt(base, prompt)
-            self._made_of = base, prompt.detach().clone()
-        return self._known
+        """The compiled prompt, computed anew where something differs from what it was made of."""
+        state = _state(base, prompt)
+        kept = self._kept
+        if kept is None or kept[0] != state or not torch.equal(kept[1], prompt):
+            # One assignment: threads (data parallelism) may overwrite each other's, but never mix them up.
+            kept = self._kept = state, prompt.detach().clone(), compile_prompt(base, prompt)
+        return kept[2]
+
+    def __reduce__(self) -> Any:
+        return Compiled, ()
+
+
+def _state(base: PreTrainedModel, prompt: Tensor) -> tuple[Any, ...]:
+    """All that a compiled prompt depends on beside the prompt's numbers.
+
+    A weight that was moved or converted lies elsewhere, and one that was written to counts that.
+    """
+    device = prompt.device.type
+    weights = (
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, weight.device)
+        for weight in chain(base.parameters(), base.buffers())
+    )
+    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return (base, prompt.device, *autocast, *weights)

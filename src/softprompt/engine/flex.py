@@ -38,7 +38,7 @@ def attend_flex(
     names = sorted(known)
     keys = torch.cat([*(known[node][0] for node in names), key], dim=2)
     values = torch.cat([*(known[node][1] for node in names), value], dim=2)
-    run: Callable[..., Tensor] = _kernel() if query.is_cuda else flex_attention
+    run: Any = _kernel() if query.is_cuda else flex_attention
     out = run(
         query,
         keys,
@@ -48,7 +48,8 @@ def attend_flex(
         scale=rule.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out.transpose(1, 2)
+    result: Tensor = out.transpose(1, 2)
+    return result
 
 
 @functools.cache

@@ -25,6 +25,8 @@ def faster(module: nn.Module) -> type[nn.Module]:
     For ``view``. Only exact classes are exchanged: a subclass (quantized, with LoRA, ...) knows better.
     """
     kind = type(module)
+    if torch.is_autocast_enabled("cpu"):
+        return kind  # it chooses each operation's number type
     if isinstance(module, nn.Linear):
         return FrozenLinear if kind is nn.Linear and _suits(module.weight) and not _trains(module) else kind
     if kind is BloomGelu:
@@ -163,7 +165,7 @@ class OffsetRMSNorm(RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, scale, inverse)
         return (x * inverse).mul_(scale)
@@ -209,6 +211,8 @@ def _if_same(module: nn.Module, kind: type[nn.Module], width: int | None) -> typ
         return type(module)
     if parameter.device.type != "cpu" or "forward" in module.__dict__:
         return type(module)
+    if any(child._forward_hooks or child._forward_pre_hooks for child in module.children()):
+        return type(module)  # they are not to see the numbers of a trial
     plain = (each for each in vars(module).items() if isinstance(each[1], bool | int | float | str))
     key = (type(module), kind, parameter.dtype, type(getattr(module, "act_fn", None)).__name__, *sorted(plain))
     if key not in _known:

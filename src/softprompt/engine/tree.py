@@ -149,9 +149,3 @@ class Plan:
     def num_virtual(self) -> int:
         """Rows of the prompt (or prompts) that the plan reads."""
         return max(0, -int(self.tokens.min())) if len(self.tokens) else 0
-
-
-def __getattr__(name: str) -> object:  # TEMPORARY
-    from . import plans
-
-    return getattr(plans, name)

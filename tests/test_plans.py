@@ -1,0 +1,255 @@
+"""Plans: what is read and predicted, read back token by token and compared with plain loops. No model."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softprompt.engine import plans
+from softprompt.engine.plans import join, packs, plan_choices, plan_rows
+from softprompt.engine.tree import ROOT
+from test_tree import readers
+
+CPU = torch.device("cpu")
+some_virtual = st.integers(1, 4)
+token = st.integers(5, 7)
+short = st.lists(token, max_size=6)
+minima = st.sampled_from([1, 2, 5, plans.MIN_SAVING])
+
+
+@st.composite
+def batches(draw, max_rows=6):
+    """Rows that share beginnings, with duplicates, prefixes of others and empty ones; and which tokens have a loss."""
+    stems = [[], *draw(st.lists(st.lists(token, min_size=6, max_size=30), min_size=1, max_size=3))]
+    rows = draw(
+        st.lists(
+            st.builds(lambda stem, cut, end: stem[: len(stem) - cut] + end, st.sampled_from(stems), token, short)
+            | st.sampled_from(stems)
+            | short,
+            min_size=1,
+            max_size=max_rows,
+        )
+    )
+    kept = [draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row))) for row in rows]
+    return rows, kept
+
+
+@contextmanager
+def saving(minimum):
+    """Inside, a shared prefix gets a node where it saves so many tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "MIN_SAVING", minimum)
+        yield
+
+
+def plan_of(virtual, rows, kept=None):
+    """``plan_rows`` of lists; ``kept`` says which tokens have a loss (all, by default)."""
+    flat = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    chosen = torch.tensor([keep for row in kept for keep in row] if kept else [True] * len(flat), dtype=torch.bool)
+    return plan_rows(virtual, [len(row) for row in rows], flat, flat.masked_fill(~chosen, -100))
+
+
+def reader(plan):
+    """What a flat position has read, itself included, by sets of ancestors: its tokens in order."""
+    tokens, pairs = readers(plan.tree)
+    assert len(tokens) == len(plan.tokens)
+    words = plan.tokens.tolist()
+    seen = {i: [words[j] for j in range(len(words)) if (i, j) in pairs] for i in range(len(words))}
+    return seen.__getitem__
+
+
+def virtual_tokens(count, first=0):
+    return [-1 - i for i in range(first, first + count)]
+
+
+def check_rows_read_back(virtual, rows, kept=None):
+    """Each token of each row has read the prompt and its own row up to itself: nothing else, nothing less."""
+    plan = plan_of(virtual, rows, kept)
+    seen, places = reader(plan), iter(plan.places.tolist())
+    for row in rows:
+        for i in range(len(row)):
+            assert seen(next(places)) == virtual_tokens(virtual) + row[: i + 1]
+    assert next(places, None) is None
+    assert {*plan.places.tolist(), *range(virtual)} == {*range(plan.tree.num_tokens)}, "no token is nobody's"
+    return plan
+
+
+@given(some_virtual, batches(), minima)
+def test_rows_read_back(virtual, batch, minimum):
+    with saving(minimum):
+        plan = check_rows_read_back(virtual, *batch)
+    assert plan.num_virtual == virtual
+    assert plan.num_groups == len(batch[0])
+    assert plan.tokens[:virtual].tolist() == virtual_tokens(virtual)
+
+
+@given(some_virtual, batches(), minima)
+def test_each_label_is_predicted_one_token_earlier(virtual, batch, minimum):
+    rows, kept = batch
+    with saving(minimum):
+        plan = plan_of(virtual, rows, kept)
+    seen = reader(plan)
+    got = [
+        (seen(before), target, group)
+        for before, target, group in zip(
+            plan.predictors.tolist(), plan.targets.tolist(), plan.groups.tolist(), strict=True
+        )
+    ]
+    assert got == [
+        (virtual_tokens(virtual) + row[:i], row[i], number)
+        for number, (row, keeps) in enumerate(zip(rows, kept, strict=True))
+        for i in range(len(row))
+        if keeps[i]
+    ]
+
+
+def rows_below(plan, node):
+    """How many rows go through a node: each row is a leaf."""
+    children = [child for child, parent in enumerate(plan.tree.parents) if parent == node]
+    return sum(rows_below(plan, child) for child in children) if children else 1
+
+
+@given(some_virtual, batches(), minima)
+def test_sharing_pays_wherever_it_makes_a_node(virtual, batch, minimum):
+    with saving(minimum):
+        plan = plan_of(virtual, batch[0])
+    assert rows_below(plan, 0) == len(batch[0])
+    saved = [(rows_below(plan, node) - 1) * plan.tree.lengths[node] for node in plan.tree.inner - {0}]
+    assert all(tokens >= minimum for tokens in saved)
+    assert plan.tree.num_tokens == virtual + sum(map(len, batch[0])) - sum(saved)
+
+
+@given(some_virtual, batches())
+def test_sharing_finds_all_there_is(virtual, batch):
+    """With no minimum every common prefix is read once; with a large one, none."""
+    rows, kept = batch
+    with saving(1):
+        plan = check_rows_read_back(virtual, rows, kept)
+        assert plan.tree.num_tokens == virtual + len({tuple(row[: i + 1]) for row in rows for i in range(len(row))})
+    with saving(10**9):
+        plan = check_rows_read_back(virtual, rows, kept)
+        assert plan.tree.num_tokens == virtual + sum(map(len, rows))
+        assert plan.tree.inner == {0}
+
+
+def test_a_template_is_read_once():
+    """Five rows behind ten common words, two of them behind thirty more; one row is the common words alone."""
+    words, more = list(range(10, 20)), list(range(20, 50))
+    rows = [[*words, 5, 6], [*words, *more, 7], [9], words, [*words, *more, 8, 8], [*words, 6]]
+    plan = check_rows_read_back(3, rows)
+    assert plan.tree.num_tokens == 3 + len(words) + len(more) + 2 + 1 + 1 + 0 + 2 + 1
+    assert sorted(plan.tree.lengths[node] for node in plan.tree.inner) == [3, len(words), len(more)]
+
+
+def test_few_tokens_in_common_are_not_worth_a_node():
+    rows = [[5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7]]
+    assert plans.MIN_SAVING > 2 * 3
+    assert plan_of(2, rows).tree.parents == (ROOT, 0, 0, 0)
+
+
+def test_plan_rows_without_labels_supervises_nothing():
+    plan = plan_rows(3, [2, 1], torch.tensor([5, 6, 7]), None)
+    assert plan.predictors.numel() == plan.targets.numel() == plan.groups.numel() == 0
+    assert plan.tree.num_tokens == 6
+    assert plan.num_groups == 2
+
+
+def test_no_rows():
+    plan = plan_of(3, [])
+    assert (plan.tree.parents, plan.tree.lengths, plan.num_groups) == ((ROOT,), (3,), 0)
+    assert plan.tokens.tolist() == [-1, -2, -3]
+
+
+# -- choices -----------------------------------------------------------------------------------------
+
+
+some_choices = st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+@given(some_virtual, st.lists(short, max_size=3), some_choices)
+def test_choices_read_back(virtual, texts, choices):
+    """Before each token of each choice: the prompt, the text and the choice up to there. Texts may be empty."""
+    plan = plan_choices(virtual, texts, choices, CPU)
+    seen, places = reader(plan), iter(plan.places.tolist())
+    got = {group: [] for group in range(plan.num_groups)}
+    for before, target, group in zip(
+        plan.predictors.tolist(), plan.targets.tolist(), plan.groups.tolist(), strict=True
+    ):
+        got[group].append((seen(before), target))
+    above = virtual_tokens(virtual)
+    for i, text in enumerate(texts):
+        assert [seen(next(places)) for _ in text] == [above + text[: k + 1] for k in range(len(text))]
+        for j, choice in enumerate(choices):
+            expected = [(above + text + choice[:k], choice[k]) for k in range(len(choice))]
+            assert got[i * len(choices) + j] == expected
+    assert next(places, None) is None
+    assert plan.num_groups == len(texts) * len(choices)
+    assert plan.num_virtual == virtual
+
+
+@given(some_virtual, st.lists(short, max_size=3), some_choices)
+def test_choices_share_their_beginnings(virtual, texts, choices):
+    """A text is in the tree once, and so is each beginning of its choices; their last tokens are not read."""
+    plan = plan_choices(virtual, texts, choices, CPU)
+    beginnings = {tuple(choice[: k + 1]) for choice in choices for k in range(len(choice) - 1)}
+    assert plan.tree.num_tokens == virtual + sum(len(text) + len(beginnings) for text in texts)
+    chains = sum(1 for length in plan.tree.lengths if length) - 1 - sum(1 for text in texts if text)
+    forks = [len({c for c in beginnings if c[:-1] == prefix}) for prefix in beginnings]
+    roots = len({beginning[0] for beginning in beginnings})
+    assert chains == len(texts) * (roots + sum(fork for fork in forks if fork > 1)), "a node for each stretch"
+
+
+# -- several plans -----------------------------------------------------------------------------------
+
+
+parts = st.lists(
+    st.builds(lambda virtual, batch: plan_of(virtual, *batch), some_virtual, batches(max_rows=3))
+    | st.builds(
+        lambda virtual, texts, choices: plan_choices(virtual, texts, choices, CPU),
+        some_virtual,
+        st.lists(short, max_size=2),
+        some_choices,
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(parts)
+def test_a_forest_is_its_parts(parts):
+    """Everything a part predicts or holds reads in the forest as it does alone, under its own prompt."""
+    whole = join(parts)
+    seen = reader(whole)
+    places, supervised = iter(whole.places.tolist()), iter(range(len(whole.targets)))
+    virtual = groups = 0
+    for part in parts:
+        alone = reader(part)
+
+        def moved(words, virtual=virtual):
+            return [word - virtual if word < 0 else word for word in words]
+
+        for place in part.places.tolist():
+            assert seen(next(places)) == moved(alone(place))
+        for i in range(len(part.targets)):
+            s = next(supervised)
+            assert seen(int(whole.predictors[s])) == moved(alone(int(part.predictors[i])))
+            assert whole.targets[s] == part.targets[i]
+            assert whole.groups[s] == part.groups[i] + groups
+        virtual, groups = virtual + part.num_virtual, groups + part.num_groups
+    assert (next(places, None), next(supervised, None)) == (None, None)
+    assert whole.num_virtual == virtual
+    assert whole.num_groups == groups
+    assert whole.tree.num_tokens == sum(part.tree.num_tokens for part in parts)
+    assert sorted(-1 - t for t in whole.tokens.tolist() if t < 0) == list(range(virtual)), "each virtual token once"
+
+
+@given(st.lists(st.integers(0, 12), max_size=9), st.integers(1, 15))
+def test_packs_cover_rows_once_and_are_full(lengths, limit):
+    got = list(packs(lengths, limit))
+    assert [row for pack in got for row in pack] == list(range(len(lengths)))
+    totals = [sum(lengths[row] for row in pack) for pack in got]
+    assert all(len(pack) == 1 or total <= limit for pack, total in zip(got, totals, strict=True))
+    for pack, total in zip(got[1:], totals, strict=False):
+        assert total + lengths[pack[0]] > limit, "another row would have fitted"
