@@ -1,5 +1,7 @@
 """Generation against a plain loop that recomputes everything for each token, one row at a time."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -330,22 +332,190 @@ def test_the_base_is_left_as_it_was():
     assert torch.equal(plain[0], tiny.plain_greedy(base, model.prompt[:0], row, STEPS))
 
 
-def test_prompt_is_computed_once_and_then_one_token_a_step():
-    model = prompted("llama")
-    rows = tiny.ids(*LENGTHS)
-    input_ids, mask = tiny.left_pad(rows)
-    widths = []
-    hook = model.base_model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(
-            next(kwargs[name].shape[1] for name in ("inputs_embeds", "input_ids") if kwargs.get(name) is not None)
-        ),
-        with_kwargs=True,
-    )
+# -- how often what is computed --------------------------------------------------------------------
+
+
+@contextmanager
+def calls(model):
+    """The inputs ``[rows, tokens]`` of each call of the backbone."""
+    shapes = []
+
+    def note(module, args, kwargs):
+        given = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
+        shapes.append(tuple(given.shape[:2]))
+
+    hook = model.base_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY)
+        yield shapes
     finally:
         hook.remove()
-    assert widths == [5 + max(LENGTHS)] + [1] * (STEPS - 1)
+
+
+def test_prompt_is_computed_once_and_then_one_token_a_step():
+    model = prompted("llama")
+    input_ids, mask = tiny.left_pad(tiny.ids(*LENGTHS))
+    steps = [(len(LENGTHS), 1)] * (STEPS - 1)
+    with calls(model) as shapes:
+        model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY)
+        assert shapes == [(1, 5), (1, sum(LENGTHS)), *steps]
+        shapes.clear()
+        model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY)
+        assert shapes == [(1, sum(LENGTHS)), *steps]
+
+
+@families
+def test_prompt_is_computed_once_for_any_number_of_calls(family):
+    """In every family: what is read behind it are rows without the prompt."""
+    model = prompted(family, 25)
+    with calls(model) as shapes:
+        for lengths in ((9, 4), (3,), (3,), LENGTHS):
+            input_ids, mask = tiny.left_pad(tiny.ids(*lengths))
+            model.generate(input_ids=input_ids, attention_mask=mask, **{**GREEDY, "use_cache": True})
+    assert shapes.count((1, 25)) == 1
+    assert max(width for _, width in shapes if width != 25) <= sum(LENGTHS)
+
+
+def test_beams_of_a_row_are_read_once():
+    model = prompted("llama")
+    rows = tiny.ids(15, 20)
+    input_ids, mask = tiny.left_pad(rows)
+    with calls(model) as shapes:
+        model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY, num_beams=3)
+    assert shapes == [(1, 5), (1, 15 + 20), *[(6, 1)] * (STEPS - 1)]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2", "gemma3", "phi3", "smollm3", "gpt_neo", "llama"])
+def test_prompt_longer_than_the_window(family):
+    """And texts shorter and longer than it: what a sliding layer keeps of either is what the row alone would see."""
+    model = prompted(family, tiny.WINDOW + 3)
+    check_prompt_matters(model)
+    check_left_padded(model)
+    rows = tiny.ids(1, tiny.WINDOW + 5, tiny.WINDOW - 1)
+    check_generation(model, rows, *tiny.left_pad(rows), num_beams=1, past_key_values=DynamicCache())
+
+
+# -- the engine's first call and the plain one -------------------------------------------------------
+
+
+def both_ways(model, monkeypatch, *args, **kwargs):
+    """``generate`` with the first call by the engine, and without."""
+    torch.manual_seed(3)
+    ours = model.generate(*args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "_can_be_filled", lambda *_: False)
+        torch.manual_seed(3)
+        return ours, model.generate(*args, **kwargs)
+
+
+@some
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 2.0},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 0.7, "top_p": 0.9},
+        {"num_beams": 2, "do_sample": True},
+        {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[5], [6, 7]], "min_new_tokens": 3},
+    ],
+    ids=["beams", "sampling", "sampled-beams", "penalties", "words"],
+)
+def test_decoding_options_give_the_same_tokens_both_ways(family, options, monkeypatch):
+    model = prompted(family)
+    input_ids, mask = tiny.left_pad(tiny.ids(15, 4, 6, 1))
+    ours, plain = both_ways(model, monkeypatch, input_ids, attention_mask=mask, **{**GREEDY, **options})
+    assert torch.equal(ours, plain)
+
+
+@families
+def test_cache_and_scores_are_the_same_both_ways(family, monkeypatch):
+    model = prompted(family)
+    input_ids, mask = tiny.left_pad(tiny.ids(*LENGTHS))
+    asked = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True, "use_cache": True}
+    ours, plain = both_ways(model, monkeypatch, input_ids, attention_mask=mask, **{**GREEDY, **asked})
+    assert torch.equal(ours.sequences, plain.sequences)
+    for got, expected in ((ours.logits, plain.logits), (ours.scores, plain.scores)):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+    pads = max(LENGTHS) - torch.tensor(LENGTHS)
+    for layer, other in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert type(layer) is type(other)
+        width = layer.keys.shape[-2]
+        first = 5 + max(LENGTHS) + STEPS - 1 - width  # a sliding layer keeps the last ones only
+        real = torch.arange(first, first + width) >= pads[:, None]
+        for states, theirs in ((layer.keys, other.keys), (layer.values, other.values)):
+            assert states.shape == theirs.shape
+            torch.testing.assert_close(states.transpose(1, 2)[real], theirs.transpose(1, 2)[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"output_hidden_states": True}, {"output_attentions": True}, {"cache_implementation": "static"}],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_what_the_engine_cannot_answer_goes_the_plain_way(asked):
+    model = get_peft_model(tiny.fresh("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    model.base_model.set_attn_implementation("eager")
+    rows = tiny.ids(*LENGTHS)
+    input_ids, mask = tiny.left_pad(rows)
+    got = model.generate(input_ids=input_ids, attention_mask=mask, return_dict_in_generate=True, **{**GREEDY, **asked})
+    assert torch.equal(got.sequences[:, input_ids.shape[1] :], alone(model, rows))
+    if "output_hidden_states" in asked:
+        assert got.hidden_states[0][-1].shape == (4, 5 + max(LENGTHS), tiny.WIDTH)
+    if "output_attentions" in asked:
+        assert got.attentions[0][-1].shape[-1] == 5 + max(LENGTHS)
+
+
+@torch.no_grad()
+def test_which_first_calls_the_engine_makes():
+    """Those that fill a growing cache and ask for nothing else; what an unknown input means, the model knows."""
+    config = tiny.base("gemma3").config
+    usual = {"use_cache": True, "return_dict": True, "logits_to_keep": 1, "output_attentions": False}
+    can = generation._can_be_filled
+    assert can(DynamicCache(), usual)
+    assert can(DynamicCache(config=config), {**usual, "token_type_ids": None})
+    for cache in (None, StaticCache(config=config, max_cache_len=20), type("Own", (DynamicCache,), {})()):
+        assert not can(cache, usual)
+    for more in ({"output_attentions": True}, {"token_type_ids": torch.ones(2, 3)}, {"logits_to_keep": 2}):
+        assert not can(DynamicCache(), {**usual, **more})
+    with torch.enable_grad():
+        assert not can(DynamicCache(), usual)
+
+
+def test_images_model_on_text():
+    """Gemma 3 with images announces those it was not given."""
+    base = tiny.random_model(tiny.VARIANTS["gemma3_images"]())
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    with calls(model) as shapes:
+        check_left_padded(model)
+    assert (1, 5) in shapes
+
+
+@some
+def test_hooks_of_the_users_are_called_and_obeyed(family):
+    """Decoding runs on a view of the base, which has the base's hooks."""
+    model = prompted(family)
+    seen = []
+    head = model.base_model.get_output_embeddings()
+
+    def only_token_7(module, args, output):
+        seen.append(output.shape[:-1].numel())
+        return output.index_fill(-1, torch.tensor([7]), 1e4)
+
+    hook = head.register_forward_hook(only_token_7)
+    try:
+        got = model.generate(torch.stack(tiny.ids(6, 6)), **{**GREEDY, "use_cache": True})
+    finally:
+        hook.remove()
+    assert (got[:, 6:] == 7).all()
+    assert seen == [2] * STEPS
+
+
+def test_without_a_compiled_prompt():
+    """The function alone, below the API."""
+    model = prompted("llama")
+    (row,) = tiny.ids(6)
+    got = generation.generate(model.base_model, model.prompt.detach(), row[None], **GREEDY)
+    assert torch.equal(got[:, 6:], alone(model, [row]))
 
 
 def test_no_gradient_is_recorded():

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.head import logits_of
+from .engine.known import Known
 from .engine.loss import hidden_states, losses_of
 from .engine.plans import plan_rows
 from .engine.tree import Plan
@@ -60,8 +61,12 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
 
-def forward_rows(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
-    """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read."""
+def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) -> PromptedCausalLMOutput:
+    """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read.
+
+    Args:
+        prompt: ``[P, D]``, or the compiled prompt.
+    """
     real = batch.real
     flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
     ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.arange(len(flat), device=flat.device), flat)

@@ -3,20 +3,32 @@
 ``generate`` runs on a variant of the base whose ``forward`` places the prompt. The base is not touched.
 Rows of a batch are laid out as ``[ pads | prompt | tokens ]``: no padding ever stands between a row's
 prompt and its tokens, so every row continues as it would alone, sliding windows and ALiBi included.
+
+The first call reads the rows; each further call, one token a row. The engine makes the first one, behind
+the compiled prompt, and fills the cache that the others go on from.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .engine.view import variant
+from .engine.compiled import compile_prompt
+from .engine.head import logits_of
+from .engine.kernels import faster
+from .engine.known import Known
+from .engine.plans import plan_rows
+from .engine.run import compute
+from .engine.view import variant, view
 from .errors import ConfigError
 from .families import check_depth
 
@@ -56,12 +68,16 @@ def real_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     return attention_mask.bool()
 
 
-def lay_out(real: Tensor, num_virtual_tokens: int) -> Layout:
-    """Lay out rows whose real tokens are marked in ``real`` ``[B, T]`` as ``[ pads | prompt | tokens ]``."""
-    width = real.shape[1]
-    pads = width - real.sum(1, keepdim=True)  # [B, 1]
-    virtual = pads + torch.arange(num_virtual_tokens, device=real.device)
-    tokens = torch.where(real, pads + num_virtual_tokens + real.cumsum(1) - 1, (~real).cumsum(1) - 1)
+def lay_out(real: Tensor, num_virtual_tokens: int, behind: bool = False) -> Layout:
+    """Lay out rows whose real tokens are marked in ``real`` ``[B, T]`` as ``[ pads | prompt | tokens ]``.
+
+    With ``behind`` it is ``[ pads | tokens | prompt ]``.
+    """
+    width, count = real.shape[1], real.sum(1, keepdim=True)
+    pads = width - count  # [B, 1]
+    virtual = pads + count * behind + torch.arange(num_virtual_tokens, device=real.device)
+    first = pads + num_virtual_tokens * (not behind)
+    tokens = torch.where(real, first + real.cumsum(1) - 1, (~real).cumsum(1) - 1)
     columns = torch.arange(num_virtual_tokens + width, device=real.device)
     visible = (columns >= pads).long()
     return Layout(torch.cat([virtual, tokens], dim=1), visible, (columns - pads).clamp_min(0))
@@ -76,6 +92,8 @@ def prompted_call(
     attention_mask: Tensor | None = None,
     past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
+    compiled: Callable[[], Known] | None = None,
+    behind: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Tensor | None]:
     """One call of the base with the prompt in front; with a filled cache, a continuation of such a call.
@@ -85,6 +103,9 @@ def prompted_call(
         input_ids: ``[B, T]``, or ``inputs_embeds`` ``[B, T, D]``; only the new tokens when the cache is filled.
         attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
         position_ids: ignored; positions follow from the layout.
+        compiled: gives what is known of the prompt, for a caller who needs no more than the last logits of a
+            first call; the engine makes that call where it can.
+        behind: the prompt stands behind the tokens of the first call.
 
     Returns:
         The base's output, and ``Layout.order`` of a first call (``None`` for a continuation).
@@ -97,7 +118,10 @@ def prompted_call(
     if filled:
         return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None
     check_depth(base.config, len(prompt) + new.shape[1])
-    layout = lay_out(real_tokens(new, attention_mask), len(prompt))
+    real = real_tokens(new, attention_mask)
+    layout = lay_out(real, len(prompt), behind)
+    if compiled is not None and not behind and _can_be_filled(past_key_values, kwargs):
+        return _read_rows(base, compiled(), new, real, layout, past_key_values), layout.order
     embeds = inputs_embeds if inputs_embeds is not None else base.get_input_embeddings()(input_ids)
     together = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], dim=1)
     placed = torch.zeros_like(together).scatter(1, layout.order[..., None].expand_as(together), together)
@@ -109,6 +133,60 @@ def prompted_call(
         **kwargs,
     )
     return output, layout.order
+
+
+def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
+    """Whether the engine can make a first call: it fills a plain growing cache, and answers with the last logits."""
+    usual = {"use_cache": True, "return_dict": True, "logits_to_keep": 1, "mm_encoder_outputs": {}}
+    others = {name: value for name, value in asked.items() if value is not None and value is not False}
+    return (
+        cache is not None
+        and type(cache) is DynamicCache
+        and not cache.offloading
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and not torch.is_grad_enabled()
+        and all(name in usual and value == usual[name] for name, value in others.items())
+    )
+
+
+def _read_rows(
+    base: PreTrainedModel, known: Known, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
+) -> CausalLMOutputWithPast:
+    """A first call by the engine: the same cache, and logits ``[B, 1, V]`` of the last position.
+
+    No padding is computed, and the prompt is not either. What rows share at their start (beams: all) is read once.
+
+    Args:
+        new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
+        real: ``[B, T]``, true where ``new`` is not padding.
+    """
+    assert cache is not None
+    given = new[real]  # [t] or [t, D]
+    ids, embeds = given, given
+    if new.ndim == 2:
+        embeds = base.get_input_embeddings()(ids)
+    else:
+        ids = torch.arange(len(given), device=given.device)  # all different: embeddings are not compared
+    plan = plan_rows(len(known), real.sum(1).tolist(), ids, None)
+    unique = embeds.new_zeros(plan.tree.num_tokens - len(known), embeds.shape[-1])
+    unique[plan.places - len(known)] = embeds
+    found = compute(base.base_model, plan.tree, unique, {0: known})
+    nodes = [known, *(found[node] for node in sorted(found))]  # in flat order
+    sources = torch.zeros_like(layout.order)  # [B, P + T]; 0 for a pad, 1 + i for flat token i
+    sources[:, : len(known)] = torch.arange(1, 1 + len(known), device=new.device)
+    sources[:, len(known) :][real] = 1 + plan.places
+    slots = torch.zeros_like(sources).scatter(1, layout.order, sources)
+    for layer in range(len(known.layers)):
+        keys, values = (_placed([node.layers[layer][side] for node in nodes], slots) for side in (0, 1))
+        cache.update(keys, values, layer)
+    hidden = torch.cat([node.hidden for node in nodes])[slots[:, -1] - 1]
+    return CausalLMOutputWithPast(logits=logits_of(base, hidden)[:, None], past_key_values=cache)
+
+
+def _placed(states: Sequence[Tensor], slots: Tensor) -> Tensor:
+    """States ``[1, heads, n, d]`` of nodes, one after the other, as ``slots`` ``[B, S]`` say: ``[B, heads, S, d]``."""
+    together = F.pad(torch.cat(list(states), dim=2), (0, 0, 1, 0))  # a pad's are zero
+    return together[0][:, slots.to(together.device)].transpose(0, 1)
 
 
 def _continue(
@@ -149,31 +227,53 @@ def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
     return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
-def generate(base: PreTrainedModel, prompt: Tensor, *args: Any, **kwargs: Any) -> Any:
+def generate(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    *args: Any,
+    compiled: Callable[[], Known] | None = None,
+    behind: bool = False,
+    **kwargs: Any,
+) -> Any:
     """``base.generate`` with the prompt in front. Arguments and return value are those of transformers.
 
     Returned sequences hold the caller's ids and the new ones; virtual tokens never appear, nor do they
     count towards ``max_length``.
 
+    Args:
+        compiled: gives the compiled prompt, for a caller who keeps it; without it, it is computed here.
+        behind: text, prompt, new tokens.
+
     Raises:
-        ConfigError: assisted decoding or prompt look-up, which count cache positions themselves.
+        ConfigError: assisted decoding or prompt look-up, which count cache positions themselves; a filled cache
+            behind which a prompt would have to stand.
     """
     config = kwargs.get("generation_config") or base.generation_config
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
-    if kwargs.get("past_key_values") is not None:
+    if behind:
+        kwargs["use_cache"] = True  # without, each call would be a first one, and the prompt would move along
+    if (cache := kwargs.get("past_key_values")) is not None:
+        if behind and int(cache.get_seq_length()):
+            raise ConfigError("a prompt behind the text stands in one turn only; leave the filled past_key_values out")
         kwargs.setdefault("use_cache", True)  # MPT's own default is not to
     if base.config.model_type == "gpt_neo" and "static" in (kwargs.get("cache_implementation") or ""):
         raise ConfigError(
             "gpt_neo gives wrong tokens with a static cache in transformers; leave cache_implementation out"
         )
     kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
+    compiled = compiled or functools.partial(compile_prompt, base, prompt)
+    return _prompted(view(base, faster), prompt, compiled, behind).generate(*args, **kwargs)
+
+
+def _prompted(base: PreTrainedModel, prompt: Tensor, compiled: Callable[[], Known], behind: bool) -> PreTrainedModel:
+    """A variant of the base whose calls have the prompt in front (or behind), for transformers' ``generate``."""
     length = len(prompt)
 
     @functools.wraps(base.forward)
     def forward(**inputs: Any) -> Any:
-        return prompted_call(base, prompt, **inputs)[0]
+        return prompted_call(base, prompt, compiled=compiled, behind=behind, **inputs)[0]
 
     @functools.wraps(base.prepare_inputs_for_generation)
     def prepare(
@@ -195,5 +295,4 @@ def generate(base: PreTrainedModel, prompt: Tensor, *args: Any, **kwargs: Any) -
     def static_cache(*, max_cache_len: int, **inputs: Any) -> Cache:
         return base._prepare_static_cache(max_cache_len=max_cache_len + length, **inputs)
 
-    view = variant(base, forward=forward, prepare_inputs_for_generation=prepare, _prepare_static_cache=static_cache)
-    return view.generate(*args, **kwargs)
+    return variant(base, forward=forward, prepare_inputs_for_generation=prepare, _prepare_static_cache=static_cache)

@@ -10,15 +10,26 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import generate as decoding
+from .adapter import placement_of
+from .config import Placement
+from .engine.known import Known
+from .errors import ConfigError
 from .forward import Batch, forward_plain, forward_rows
 from .peft_model import PeftModel as PeftModel
+from .suffix import forward_behind
 
 
 class PeftModelForCausalLM(PeftModel):
-    """A causal language model with a soft prompt in front of every text."""
+    """A causal language model with a soft prompt in front of every text, or behind it."""
+
+    @property
+    def prompt_placement(self) -> Placement:
+        """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
+        return placement_of(self.active_peft_config)
 
     def forward(
         self,
@@ -41,7 +52,8 @@ class PeftModelForCausalLM(PeftModel):
         Args:
             input_ids: ``[B, T]``; or ``inputs_embeds`` ``[B, T, D]``, which wins if both are given.
             attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
-            labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted.
+            labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
+                the first token of a row that has a loss; at the end of a row that has none, or without labels.
             position_ids: ignored with a warning; a token's position is its place behind the prompt.
             output_hidden_states, output_attentions, use_cache, past_key_values: as in transformers; these
                 take the plain way, one padded batch with the prompt in each row.
@@ -52,7 +64,7 @@ class PeftModelForCausalLM(PeftModel):
             A tuple of these when ``return_dict`` is false.
 
         Raises:
-            ConfigError: no input, or a mask that is not ``[B, T]``.
+            ConfigError: no input, a mask that is not ``[B, T]``, or what a suffix cannot give: caches, states.
         """
         asked: dict[str, Any] = {
             "past_key_values": past_key_values,
@@ -66,11 +78,16 @@ class PeftModelForCausalLM(PeftModel):
             return self._base_forward(batch, position_ids=position_ids, return_dict=return_dict, **asked, **kwargs)
         if position_ids is not None:
             warnings.warn("position_ids are not used: they follow from the prompt and the mask.", stacklevel=2)
-        if asked:
+        if self.prompt_placement == "suffix":
+            if asked:
+                raise ConfigError(f"{', '.join(asked)}: not supported with prompt_placement suffix; leave them out")
+            output = forward_behind(self.base_model, self.prompt, batch)
+        elif asked:
             kwargs.pop("token_type_ids", None)
             output = forward_plain(self.base_model, self.prompt, batch, **asked, **kwargs)
         else:
-            output = forward_rows(self.base_model, self.prompt, batch)
+            prompt = self.prompt if torch.is_grad_enabled() else self.compiled()
+            output = forward_rows(self.base_model, prompt, batch)
         return output if return_dict is not False else output.to_tuple()
 
     def _base_forward(self, batch: Batch, **kwargs: Any) -> Any:
@@ -83,4 +100,33 @@ class PeftModelForCausalLM(PeftModel):
         if self._disabled:
             return self.base_model.generate(*args, **kwargs)
         kwargs.setdefault("generation_config", None)
-        return decoding.generate(self.base_model, self.prompt.detach(), *args, **kwargs)
+        how: dict[str, Any] = {"compiled": self.compiled}
+        if self.prompt_placement == "suffix":
+            how = {"behind": True}
+        return decoding.generate(self.base_model, self.prompt.detach(), *args, **how, **kwargs)
+
+    def compiled(self, adapter_name: str | None = None) -> Known:
+        """What a prompt leaves behind in each layer of the base: its keys, values and hidden states.
+
+        Computed once and kept until the prompt or the base changes. Without gradient.
+
+        Args:
+            adapter_name: ``None`` for the active adapter.
+
+        Raises:
+            ConfigError: there is no such adapter, or it stands behind the text, on which it depends.
+        """
+        name = adapter_name or self.active_adapter
+        self._require(name)
+        if placement_of(self.peft_config[name]) == "suffix":
+            raise ConfigError(f"the prompt {name!r} stands behind the text, so it cannot be computed without one")
+        return self._compiled[name].get(self.base_model, self.prompt_of(name))
+
+    @property
+    def generation_config(self) -> Any:
+        """The base model's defaults for ``generate``; assigning replaces them there."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self.base_model.generation_config = value

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 
 from . import adapter as files
 from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
+from .engine.compiled import Compiled
+from .engine.selfcheck import check_unlisted
 from .errors import ConfigError
 from .families import base_facts, context_length, refuse
 from .prompt import PromptEmbedding
@@ -62,8 +64,10 @@ class PeftModel(nn.Module):
         refuse(model.config, model.name_or_path or type(model).__name__)
         self.base_model = model
         model.requires_grad_(False).eval()
+        check_unlisted(model, model.name_or_path or type(model).__name__)
         self.prompt_encoder = nn.ModuleDict()
         self.peft_config: dict[str, PeftConfig] = {}
+        self._compiled: dict[str, Compiled] = {}
         self.active_adapter = adapter_name
         self._disabled = False
         self.add_adapter(adapter_name, peft_config, tokenizer=tokenizer)
@@ -103,8 +107,8 @@ class PeftModel(nn.Module):
 
     @property
     def peft_type(self) -> PeftType:
-        """The adapters' type."""
-        return PeftType.PROMPT_TUNING
+        """The active adapter's type."""
+        return PeftType(self.active_peft_config.peft_type)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -155,15 +159,6 @@ class PeftModel(nn.Module):
         self.prompt_encoder.train(mode)
         return self
 
-    @property
-    def generation_config(self) -> Any:
-        """The base model's defaults for ``generate``; assigning replaces them there."""
-        return self.base_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: Any) -> None:
-        self.base_model.generation_config = value
-
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Accepted, without effect: transformers checkpoints in ``train()`` only, and the base stays in ``eval()``."""
         warnings.warn(
@@ -205,6 +200,7 @@ class PeftModel(nn.Module):
         encoder.matrix.requires_grad_(adapter_name == self.active_adapter and not peft_config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder.to(self.base_model.device)
         self.peft_config[adapter_name] = peft_config
+        self._compiled[adapter_name] = Compiled()
 
     def _fill(self, config: PromptTuningConfig) -> None:
         """Fill what the config leaves open from the base model, in place (as PEFT does)."""
@@ -252,6 +248,7 @@ class PeftModel(nn.Module):
             raise ConfigError(f"{adapter_name!r} is the only adapter; use the base model instead of deleting it")
         del self.prompt_encoder[adapter_name]
         del self.peft_config[adapter_name]
+        del self._compiled[adapter_name]
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
             warnings.warn(
@@ -383,7 +380,7 @@ class PeftModel(nn.Module):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
-        if set(state_dict) == {files.PROMPT_KEY}:
+        if set(state_dict) == {files.key_of(files.placement_of(self.active_peft_config))}:
             from .state import set_peft_model_state_dict
 
             set_peft_model_state_dict(self, state_dict, self.active_adapter)

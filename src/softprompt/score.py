@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,14 @@ from transformers import PreTrainedModel
 
 from .engine.known import Known
 from .engine.loss import token_losses
-from .engine.plans import plan_choices
+from .engine.plans import packs, plan_choices
+from .engine.run import ways
 
+TOKENS_PER_CALL = 4096
+"""Most tokens of texts and label branches in one call."""
 KEYS_PER_CALL = 1 << 14
-"""Most keys that the label branches of one call attend to. Each branch has a copy of its text's keys and values (46 kB
-a key in SmolLM2-135M, float32), so many classes mean few texts at a time."""
+"""Most keys that the label branches of one call attend to, level by level. Each branch then has a copy of its text's
+keys and values (46 kB a key in SmolLM2-135M, float32), so many classes mean few texts at a time."""
 
 
 @torch.no_grad()
@@ -31,10 +34,20 @@ def score_labels(
     Returns:
         ``[B, C]`` float32: the sum of the log-probabilities of the label's tokens.
     """
-    longest = len(prompt) + max((len(text) for text in texts), default=0)
-    at_once = max(1, KEYS_PER_CALL // (longest * len(labels)))
-    parts = [_scores(base, prompt, texts[i : i + at_once], labels) for i in range(0, len(texts), at_once)]
+    calls = _calls(base, prompt, texts, labels)
+    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels) for rows in calls]
     return torch.cat(parts) if parts else torch.empty(0, len(labels), device=base.device)
+
+
+def _calls(
+    base: PreTrainedModel, prompt: Tensor | Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+) -> Iterator[range]:
+    """Cut texts into what one call computes."""
+    if ways(base.base_model)[0] == "levels":
+        longest = len(prompt) + max((len(text) for text in texts), default=0)
+        return packs([longest * len(labels)] * len(texts), KEYS_PER_CALL)
+    branches = sum(len(label) - 1 for label in labels)
+    return packs([len(text) + branches for text in texts], TOKENS_PER_CALL)
 
 
 def _scores(

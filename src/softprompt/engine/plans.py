@@ -53,9 +53,10 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
 class _Builder:
     """Grows a tree of shared prefixes from sorted rows."""
 
-    def __init__(self, num_virtual_tokens: int) -> None:
+    def __init__(self, num_virtual_tokens: int, branches: _Branches | None = None) -> None:
         self.parents, self.lengths = [ROOT], [num_virtual_tokens]
         self._nodes: dict[int, list[int]] = {}  # row -> nodes that hold its tokens, from the top
+        self._branches = branches  # what hangs on each row
 
     def grow(self, rows: Sequence[Sequence[int]], order: Sequence[int]) -> None:
         """Add rows, given in sorted order, below the prompt."""
@@ -65,7 +66,7 @@ class _Builder:
         while waiting:
             low, high, above, path = waiting.pop()
             if high - low == 1:
-                self._nodes[order[low]] = [*path[1:], self._node(path[-1], len(rows[order[low]]) - above)]
+                self._nodes[order[low]] = [*path[1:], self._leaf(path[-1], len(rows[order[low]]) - above)]
                 continue
             if high == low:
                 continue
@@ -76,6 +77,13 @@ class _Builder:
             cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == shared), high]
             waiting += [(a, b, above, path) for a, b in reversed(list(pairwise(cuts)))]
 
+    def _leaf(self, parent: int, length: int) -> int:
+        leaf = self._node(parent, length)
+        if self._branches:
+            for above, size in zip(self._branches.parents, self._branches.lengths, strict=True):
+                self._node(leaf + 1 + above if above != ROOT else leaf, size)
+        return leaf
+
     def _node(self, parent: int, length: int) -> int:
         self.parents.append(parent)
         self.lengths.append(length)
@@ -84,6 +92,10 @@ class _Builder:
     def places(self, row: int, tree: Tree) -> Tensor:
         """Flat position of each token of a row."""
         return torch.cat([torch.arange(tree.starts[n], tree.starts[n] + tree.lengths[n]) for n in self._nodes[row]])
+
+    def below(self, row: int, tree: Tree) -> int:
+        """Flat position behind a row's last token: of the first that hangs on it."""
+        return tree.span(self._nodes[row][-1]).stop
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -99,24 +111,25 @@ def plan_choices(
 ) -> Plan:
     """Every choice behind every text: ``prompt -> text i -> choice j``; group ``i * len(choices) + j``.
 
-    The text is computed once, whatever the number of choices, and so is what choices share at their start.
-    A choice's last token is predicted but never read, so it is not part of the tree.
+    The text is computed once, whatever the number of choices, and so is what choices share at their start, and what
+    texts do. A choice's last token is predicted but never read, so it is not part of the tree.
     """
     branches = _Branches(choices)
-    parents, lengths, tokens = [ROOT], [num_virtual_tokens], [*range(-1, -1 - num_virtual_tokens, -1)]
+    builder = _Builder(num_virtual_tokens, branches)
+    builder.grow(texts, sorted(range(len(texts)), key=lambda i: list(texts[i])))
+    tree = Tree(tuple(builder.parents), tuple(builder.lengths))
+    tokens = [*range(-1, -1 - tree.num_tokens, -1)]  # where no text writes, the prompt stands
     places, predictors = list[int](), list[int]()
-    for text in texts:
-        node, start = len(parents), len(tokens)
-        parents += [0, *(node + 1 + parent for parent in branches.parents)]
-        lengths += [len(text), *branches.lengths]
-        tokens += [*text, *branches.tokens]
-        places += range(start, start + len(text))
-        below = start + len(text)
-        last = below - 1 if text else num_virtual_tokens - 1
+    for i, text in enumerate(texts):
+        place, below = builder.places(i, tree).tolist(), builder.below(i, tree)
+        for at, token in zip(place, text, strict=True):
+            tokens[at] = token
+        tokens[below : below + len(branches.tokens)] = branches.tokens
+        places += place
+        last = place[-1] if text else num_virtual_tokens - 1
         predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
     groups = [i * len(choices) + j for i in range(len(texts)) for j, choice in enumerate(choices) for _ in choice]
     targets = [token for choice in choices for token in choice] * len(texts)
-    tree = Tree(tuple(parents), tuple(lengths))
     ids, before, after, group, place = (
         torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, predictors, targets, groups, places)
     )

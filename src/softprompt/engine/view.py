@@ -46,7 +46,7 @@ def _copy(module: nn.Module, exchange: Exchange, shared: dict[str, Any]) -> nn.M
     kind, children = exchange(module), module._modules
     if kind is type(module) and not children:
         return module
-    copied: nn.Module = kind.__new__(kind)
+    copied: nn.Module = object.__new__(kind)  # FSDP's classes make more of their own __new__
     own = copied.__dict__
     own.update(module.__dict__)
     own["_modules"] = {name: child and _copy(child, exchange, shared) for name, child in children.items()}
