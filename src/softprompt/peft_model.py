@@ -159,15 +159,6 @@ class PeftModel(nn.Module):
         self.prompt_encoder.train(mode)
         return self
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Accepted, without effect: transformers checkpoints in ``train()`` only, and the base stays in ``eval()``."""
-        warnings.warn(
-            "Gradient checkpointing has no effect under a soft prompt here: the base stays in eval mode. "
-            "Lower the batch size if memory is short.",
-            stacklevel=2,
-        )
-        self.base_model.gradient_checkpointing_enable(*args, **kwargs)
-
     # -- adapters -----------------------------------------------------------------------------------
 
     def add_adapter(

@@ -277,11 +277,11 @@ class _Attention(torch.autograd.Function):
             to_keys.add(block, torch.bmm(to_scores.transpose(1, 2), _rows(scores.query, block)))
         return (
             _in_order(to_query.mul_(rule.scale)).transpose(1, 2).to(query.dtype),
-            to_keys.own.to(key.dtype),
-            to_values.own.to(value.dtype),
+            to_keys.of(OWN).to(key.dtype),
+            to_values.of(OWN).to(value.dtype),
             None,
             None,
-            *(each.to(key.dtype) for node in sorted(packing.known) for each in (to_keys.of[node], to_values.of[node])),
+            *(each.to(key.dtype) for node in sorted(packing.known) for each in (to_keys.of(node), to_values.of(node))),
         )
 
 
@@ -332,7 +332,7 @@ class _Scores:
             positions = self.packing.key_positions(block).to(scores.dtype)
             apart.add_(self.rule.slopes.to(scores.dtype).view(self.heads, 1, self.group, 1) * positions)
         mask = self.packing.mask(number, self.rule.window, scores.dtype)
-        apart[..., block.num_keys - mask.shape[1] :].add_(mask[:, None])
+        apart.narrow(3, block.num_keys - mask.shape[1], mask.shape[1]).add_(mask[:, None])
         return torch.softmax(scores, dim=-1), squash
 
 
@@ -340,32 +340,30 @@ class _Gradients:
     """Where the gradients of keys (or values) add up."""
 
     def __init__(self, packing: Packing, states: dict[int, Tensor]) -> None:
-        self.of = {
-            node: torch.zeros_like(each, memory_format=torch.contiguous_format)[None] for node, each in states.items()
+        self._of = {
+            node: torch.zeros_like(each, memory_format=torch.contiguous_format) for node, each in states.items()
         }
 
-    @property
-    def own(self) -> Tensor:
-        """Of the run's own tokens, ``[1, heads, T, d]``."""
-        return self.of[OWN]
+    def of(self, source: int) -> Tensor:
+        """Of the run's own tokens (``OWN``) or of a known node, ``[1, heads, T, d]``."""
+        return self._of[source][None]
 
     def add(self, block: Block, found: Tensor) -> None:
         """Add a block's ``[heads, m, d]``."""
         place = 0
-        for keys in block.reads:
-            length = keys.stop - keys.start
-            self.of[keys.source][0, :, keys.start : keys.stop] += found[:, place : place + length]
-            place += length
+        for source, start, stop in block.reads:
+            self._of[source].narrow(1, start, stop - start).add_(found.narrow(1, place, stop - start))
+            place += stop - start
 
 
 def _gather(states: dict[int, Tensor], block: Block) -> Tensor:
-    parts = [states[keys.source][:, keys.start : keys.stop] for keys in block.reads]
+    parts = [states[source].narrow(1, start, stop - start) for source, start, stop in block.reads]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _rows(states: Tensor, block: Block) -> Tensor:
     """A block's part ``[heads, n * group, d]`` of ``[heads, T, group, d]``; no copy."""
-    return states[:, block.start : block.stop].flatten(1, 2)
+    return states.narrow(1, block.start, len(block)).flatten(1, 2)
 
 
 def _by_group(states: Tensor, heads: int) -> Tensor:

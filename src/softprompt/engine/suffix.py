@@ -1,0 +1,118 @@
+"""Plans for a prompt behind the text: a forest with a tree for each text.
+
+::
+
+    training   text 1 -> [ prompt | label 1 ]          scoring   text 1 -> prompt ─┬─ " complaint"
+               text 2 -> [ prompt | label 2 ]                                      └─ " no complaint"
+
+No text depends on the prompt, so what it leaves behind in each layer can be known once for all (``texts.py``).
+What then remains of a row is the prompt and its label. The prompt reads the text, so it is computed for each
+row; the same row ``-1 - i`` of the prompt stands in many nodes, and their gradients add up there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..types import IGNORE_INDEX
+from .plans import plan_choices
+from .tree import ROOT, Plan, Tree
+
+
+class _Behind(NamedTuple):
+    """What stands behind one text: nodes in preorder, and what they predict.
+
+    Attributes:
+        parents: of each node; ``ROOT`` for the text.
+        lengths, tokens: of the nodes.
+        predictors: token (counted from the first behind the text) before each supervised one.
+        targets, groups: of each supervised token.
+    """
+
+    parents: Sequence[int]
+    lengths: Sequence[int]
+    tokens: Sequence[int]
+    predictors: Sequence[int]
+    targets: Sequence[int]
+    groups: Sequence[int]
+
+
+def plan_answers(
+    num_virtual_tokens: int,
+    texts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    device: torch.device,
+    labels: Sequence[Sequence[int]] | None = None,
+) -> Plan:
+    """Rows of text, prompt and answer: ``text i -> [prompt | answer i]``; group ``i``.
+
+    An answer's last token is predicted but never read, so it is not part of the tree.
+
+    Args:
+        texts: B rows of token ids, which may be empty.
+        answers: B rows of token ids.
+        labels: beside the answers' tokens, ``IGNORE_INDEX`` where there is no loss; ``None`` for a loss on all.
+    """
+    virtual = [*range(-1, -1 - num_virtual_tokens, -1)]
+    behind = []
+    for row, (answer, label) in enumerate(zip(answers, answers if labels is None else labels, strict=True)):
+        read = [*virtual, *answer[:-1]]
+        kept = [i for i, target in enumerate(label) if target != IGNORE_INDEX]
+        predictors = [num_virtual_tokens - 1 + i for i in kept]
+        behind.append(_Behind([ROOT], [len(read)], read, predictors, [label[i] for i in kept], [row] * len(kept)))
+    return _forest(texts, behind, len(texts), device)
+
+
+def plan_choices_behind(
+    num_virtual_tokens: int,
+    texts: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Plan:
+    """Every choice behind the prompt behind every text; group ``i * len(choices) + j``.
+
+    Text and prompt are computed once, whatever the number of choices, and so is what choices share at their start.
+    """
+    # Choices under a prompt alone are just what hangs on each text.
+    one = plan_choices(num_virtual_tokens, [()], choices, torch.device("cpu"))
+    tokens, predictors, targets, groups = (
+        column.tolist() for column in (one.tokens, one.predictors, one.targets, one.groups)
+    )
+    behind = [
+        _Behind(
+            one.tree.parents, one.tree.lengths, tokens, predictors, targets, [i * one.num_groups + j for j in groups]
+        )
+        for i in range(len(texts))
+    ]
+    return _forest(texts, behind, len(texts) * one.num_groups, device)
+
+
+def _forest(texts: Sequence[Sequence[int]], behind: Sequence[_Behind], num_groups: int, device: torch.device) -> Plan:
+    parents, lengths, tokens = list[int](), list[int](), list[int]()
+    predictors, targets, groups = list[int](), list[int](), list[int]()
+    for text, below in zip(texts, behind, strict=True):
+        node, start = len(parents), len(tokens) + len(text)
+        parents += [ROOT, *(node if parent == ROOT else node + 1 + parent for parent in below.parents)]
+        lengths += [len(text), *below.lengths]
+        tokens += [*text, *below.tokens]
+        predictors += [start + predictor for predictor in below.predictors]
+        targets += below.targets
+        groups += below.groups
+    ids, before, after, group = (
+        torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, predictors, targets, groups)
+    )
+    return Plan(Tree(tuple(parents), tuple(lengths)), ids, before, after, group, num_groups, _given(ids))
+
+
+def _given(tokens: Tensor) -> Tensor:
+    """Flat positions of what is not the prompt."""
+    return (tokens >= 0).nonzero()[:, 0]
+
+
+def texts_of(plan: Plan) -> list[int]:
+    """The nodes that hold the texts of a plan, in their order."""
+    return [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
