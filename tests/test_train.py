@@ -331,15 +331,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at_call: int, how: str) -> None:
     """Make one call of the loss go wrong."""
-    real, calls = loop.token_losses, iter(range(1000))
+    real, calls = loop.mean_loss, iter(range(1000))
 
-    def losses(base: Any, plan: Any, prompt: torch.Tensor) -> torch.Tensor:
-        found = real(base, plan, prompt)
+    def losses(base: Any, plans: Any, prompt: torch.Tensor, count: int) -> torch.Tensor:
+        found = real(base, plans, prompt, count)
         if next(calls) != at_call:
             return found
         return found * math.nan if how == "loss" else found + (prompt * 0).sum().sqrt()  # sqrt: no gradient at 0
 
-    monkeypatch.setattr(loop, "token_losses", losses)
+    monkeypatch.setattr(loop, "mean_loss", losses)
 
 
 @pytest.mark.parametrize(("how", "says"), [("loss", "loss is nan"), ("gradient", "gradient has numbers that are not")])

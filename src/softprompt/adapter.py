@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType, UnknownPeftTypeError
+from .config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType, UnknownPeftTypeError
 from .errors import AdapterError, AdapterMismatchError
 from .files import atomic_path
 from .hubfiles import FileAbsentError, find_file
@@ -20,41 +20,56 @@ from .hubfiles import FileAbsentError, find_file
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 PROMPT_KEY = "prompt_embeddings"
+SUFFIX_KEY = "suffix_prompt_embeddings"
+"""The tensor of a prompt behind the text. Another name, so that no reader of PEFT's files puts it in front."""
 START_NAME = "initial_prompt.safetensors"
 MAX_WEIGHTS_BYTES = 1 << 30
 
 
-def write_prompt(folder: Path, prompt: Tensor, *, name: str = WEIGHTS_NAME) -> None:
-    """Write a prompt ``[P, D]`` as the one tensor ``prompt_embeddings``, atomically."""
-    data = save({PROMPT_KEY: prompt.detach().cpu().contiguous()}, metadata={"format": "pt"})
+def placement_of(config: PeftConfig) -> Placement:
+    """Where the prompt of a config stands."""
+    return (config.prompt_placement if isinstance(config, PromptTuningConfig) else None) or "prefix"
+
+
+def key_of(placement: Placement | None) -> str:
+    """Name of the tensor of a prompt that stands there."""
+    return SUFFIX_KEY if placement == "suffix" else PROMPT_KEY
+
+
+def write_prompt(
+    folder: Path, prompt: Tensor, *, name: str = WEIGHTS_NAME, placement: Placement | None = "prefix"
+) -> None:
+    """Write a prompt ``[P, D]`` as the one tensor of a file, atomically."""
+    data = save({key_of(placement): prompt.detach().cpu().contiguous()}, metadata={"format": "pt"})
     with atomic_path(folder / name) as temporary:
         temporary.write_bytes(data)
 
 
-def read_prompt(path: Path) -> Tensor:
+def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
     """Read a prompt ``[P, D]`` from a safetensors file that is not trusted. Other tensors are left alone.
 
     Raises:
-        AdapterError: not a safetensors file, too large, no such tensor, not a matrix of finite numbers.
+        AdapterError: not a safetensors file, too large, no such tensor (that of the other placement, maybe),
+            not a matrix of finite numbers.
     """
-    size = path.stat().st_size
+    size, key = path.stat().st_size, key_of(placement)
     if size > MAX_WEIGHTS_BYTES:
         raise AdapterError(f"{path} has {size:,} bytes; a soft prompt has at most {MAX_WEIGHTS_BYTES:,}")
     try:
         with safe_open(path, framework="pt") as tensors:
             names = list(tensors.keys())
-            if PROMPT_KEY not in names:
+            if key not in names:
                 raise AdapterError(
-                    f"{path} holds no tensor {PROMPT_KEY!r} (it has {', '.join(sorted(names)[:3]) or 'none'}); "
-                    "it is not a prompt-tuning adapter"
+                    f"{path} holds no tensor {key!r} (it has {', '.join(sorted(names)[:3]) or 'none'}); "
+                    f"it is not a prompt-tuning adapter with prompt_placement {placement}"
                 )
-            prompt: Tensor = tensors.get_tensor(PROMPT_KEY)
+            prompt: Tensor = tensors.get_tensor(key)
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a valid safetensors file ({error})") from None
     if prompt.ndim != 2 or not prompt.is_floating_point():
-        raise AdapterError(f"{path}: {PROMPT_KEY} must be a matrix of floats, not {list(prompt.shape)} {prompt.dtype}")
+        raise AdapterError(f"{path}: {key} must be a matrix of floats, not {list(prompt.shape)} {prompt.dtype}")
     if not torch.isfinite(prompt.float()).all():  # float8 has no isfinite of its own
-        raise AdapterError(f"{path}: {PROMPT_KEY} has NaN or infinite numbers; the adapter is unusable, train it again")
+        raise AdapterError(f"{path}: {key} has NaN or infinite numbers; the adapter is unusable, train it again")
     return prompt
 
 
@@ -98,7 +113,7 @@ def check_supported(config: PeftConfig, where: str) -> None:
     Raises:
         AdapterError: another adapter type, another task, or a field we do not support.
     """
-    if config.peft_type != PeftType.PROMPT_TUNING or not isinstance(config, PromptTuningConfig):
+    if config.peft_type not in list(PeftType) or not isinstance(config, PromptTuningConfig):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise AdapterError(f"{where}: peft_type {kind} is not supported; softprompt handles PROMPT_TUNING")
     if config.task_type not in (None, TaskType.CAUSAL_LM):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .adapter import WEIGHTS_NAME, read_prompt, write_prompt
-from .config import PromptTuningConfig
+from .config import Placement, PromptTuningConfig
 from .errors import AdapterError, ConfigError
 from .files import write_folder
 from .record import STATE_NAME, TrainerState
@@ -36,7 +36,7 @@ def write_checkpoint(
 
     def fill(target: Path) -> None:
         config.save_pretrained(target)
-        write_prompt(target, prompt)
+        write_prompt(target, prompt, placement=config.prompt_placement)
         task.save(target)
         moments = {name: value.detach().cpu().contiguous() for name, value in _moments(optimizer).items()}
         (target / OPTIMIZER_NAME).write_bytes(save(moments))
@@ -46,17 +46,19 @@ def write_checkpoint(
     return folder
 
 
-def check_checkpoint(folder: Path, prompt: Tensor, fingerprint: str) -> tuple[Tensor, TrainerState]:
+def check_checkpoint(
+    folder: Path, prompt: Tensor, fingerprint: str, placement: Placement | None = "prefix"
+) -> tuple[Tensor, TrainerState]:
     """Read the prompt and the state of a checkpoint that this run, of this fingerprint, can go on from.
 
     Raises:
-        AdapterError: a file of the checkpoint is missing or damaged.
+        AdapterError: a file of the checkpoint is missing or damaged, or its prompt stands on the other side.
         ConfigError: it belongs to a prompt of another shape, or to a run of other rows or options.
     """
     for name in (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} is not a checkpoint to resume from: it has no {name}")
-    saved = read_prompt(folder / WEIGHTS_NAME)
+    saved = read_prompt(folder / WEIGHTS_NAME, placement)
     if saved.shape != prompt.shape:
         raise ConfigError(
             f"{folder} holds a prompt of {list(saved.shape)}, this run's is {list(prompt.shape)}; "
@@ -72,9 +74,15 @@ def check_checkpoint(folder: Path, prompt: Tensor, fingerprint: str) -> tuple[Te
     return saved, state
 
 
-def read_checkpoint(folder: Path, prompt: Tensor, optimizer: torch.optim.Optimizer, fingerprint: str) -> TrainerState:
+def read_checkpoint(
+    folder: Path,
+    prompt: Tensor,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    placement: Placement | None = "prefix",
+) -> TrainerState:
     """Put a checkpoint's numbers into the prompt ``[P, D]`` and the optimiser; raises what the check raises."""
-    saved, state = check_checkpoint(folder, prompt, fingerprint)
+    saved, state = check_checkpoint(folder, prompt, fingerprint, placement)
     try:
         moments = load_file(folder / OPTIMIZER_NAME)
     except SafetensorError as error:

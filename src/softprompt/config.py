@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import AdapterError, ConfigError
 from .version import __version__
@@ -22,11 +22,16 @@ CONFIG_NAME = "adapter_config.json"
 PEFT_FORMAT_VERSION = "0.21.2"
 """The PEFT release whose file format we write."""
 
+Placement = Literal["prefix", "suffix"]
+"""Where a prompt stands: before the text (PEFT's prompt tuning), or behind it, before the label."""
+
 
 class PeftType(str, Enum):
     """The adapter types we know; PEFT has more, which we refuse by name."""
 
     PROMPT_TUNING = "PROMPT_TUNING"
+    SUFFIX_PROMPT_TUNING = "SUFFIX_PROMPT_TUNING"
+    """Ours: a prompt behind the text. PEFT knows no such type, so it refuses the file instead of misreading it."""
 
 
 class TaskType(str, Enum):
@@ -205,6 +210,8 @@ class PromptTuningConfig(PromptLearningConfig):
         prompt_tuning_init_text: the text whose embeddings start the prompt, for ``TEXT``.
         tokenizer_name_or_path: the tokenizer for that text.
         tokenizer_kwargs: passed to ``AutoTokenizer.from_pretrained`` (``trust_remote_code`` never is).
+        prompt_placement: ``prefix`` (PEFT's, the default) or ``suffix``: text, prompt, label. It settles
+            ``peft_type``, and is left out of the file of a prefix, which is PEFT's to the byte.
 
     Raises:
         ConfigError: a value that cannot work; a ``ValueError`` too.
@@ -214,10 +221,11 @@ class PromptTuningConfig(PromptLearningConfig):
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
     tokenizer_kwargs: dict[str, Any] | None = field(default=None)
+    prompt_placement: Placement | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.PROMPT_TUNING
+        self._settle_placement()
         known = [init.value for init in PromptTuningInit]
         if self.prompt_tuning_init not in known:
             given = getattr(self.prompt_tuning_init, "value", self.prompt_tuning_init)
@@ -234,6 +242,32 @@ class PromptTuningConfig(PromptLearningConfig):
         if self.tokenizer_kwargs and not is_text:
             raise ConfigError("tokenizer_kwargs only valid when using prompt_tuning_init='TEXT'.")
 
+    def _settle_placement(self) -> None:
+        """``peft_type`` and ``prompt_placement`` say the same; what is open follows from the other."""
+        implied = _PLACEMENTS.get(str(getattr(self.peft_type, "value", self.peft_type)))
+        if self.prompt_placement is None:
+            self.prompt_placement = implied or "prefix"
+        if self.prompt_placement not in _PLACEMENTS.values():
+            raise ConfigError(f"prompt_placement must be prefix or suffix, not {self.prompt_placement!r}")
+        if implied not in (None, self.prompt_placement):
+            raise ConfigError(
+                f"prompt_placement {self.prompt_placement} contradicts peft_type "
+                f"{getattr(self.peft_type, 'value', self.peft_type)}; leave peft_type out"
+            )
+        self.peft_type = next(PeftType(name) for name, where in _PLACEMENTS.items() if where == self.prompt_placement)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as a new dictionary; for a prefix, PEFT's fields."""
+        values = super().to_dict()
+        if self.prompt_placement == "prefix":
+            del values["prompt_placement"]
+        return values
+
+
+_PLACEMENTS: dict[str, Placement] = {
+    PeftType.PROMPT_TUNING.value: "prefix",
+    PeftType.SUFFIX_PROMPT_TUNING.value: "suffix",
+}
 
 _TEXTS = (
     "task_type",
@@ -244,10 +278,11 @@ _TEXTS = (
     "prompt_tuning_init",
     "prompt_tuning_init_text",
     "tokenizer_name_or_path",
+    "prompt_placement",
 )
 _NUMBERS = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
 
-PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {PeftType.PROMPT_TUNING.value: PromptTuningConfig}
+PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {each.value: PromptTuningConfig for each in PeftType}
 
 
 def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:

@@ -15,10 +15,12 @@ from . import metrics as measures
 from .encode import Encoder
 from .engine.loss import token_losses
 from .engine.plans import plan_rows
+from .engine.texts import Texts
 from .engine.tree import Plan
 from .model import PeftModelForCausalLM
 from .record import Metrics
 from .score import score_labels
+from .suffix import answer_losses, score_labels_behind
 from .task import Task
 from .types import IGNORE_INDEX, Example
 
@@ -48,12 +50,22 @@ def label_log_probs(
     *,
     batch_size: int,
     progress: Progress | None = None,
+    known: Texts | None = None,
 ) -> Tensor:
-    """Log-probability of each class's label text behind each example: ``[N, C]`` float32 on the CPU."""
+    """Log-probability of each class's label text behind each example: ``[N, C]`` float32 on the CPU.
+
+    Args:
+        known: knows the texts of examples that stand before the prompt; without it they are read here.
+    """
     scores = torch.empty(len(examples), len(classes.ids))
+    prompt = model.prompt if model.prompt_placement == "suffix" else model.compiled()
     for rows in batches_by_length(examples, batch_size):
         texts = [examples[row].input_ids for row in rows]
-        scores[rows] = score_labels(model.base_model, model.prompt, texts, classes.ids).cpu()
+        if isinstance(prompt, Tensor):
+            found = score_labels_behind(model.base_model, prompt, texts, classes.ids, known)
+        else:
+            found = score_labels(model.base_model, prompt, texts, classes.ids)
+        scores[rows] = found.cpu()
         if progress:
             progress(len(rows))
     return scores
@@ -67,11 +79,16 @@ def evaluate(
     batch_size: int,
     split: str = "test",
     progress: Progress | None = None,
+    known: Texts | None = None,
 ) -> Metrics:
-    """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``."""
+    """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``.
+
+    Args:
+        known: as for ``label_log_probs``.
+    """
     started = time.perf_counter()
     if classes is None:
-        loss = mean_loss(model, examples, batch_size=batch_size, progress=progress)
+        loss = mean_loss(model, examples, batch_size=batch_size, progress=progress, known=known)
         return Metrics(
             num_examples=len(examples),
             eval_loss=loss,
@@ -79,7 +96,7 @@ def evaluate(
             examples_per_second=len(examples) / (time.perf_counter() - started),
             split=split,
         )
-    scores = label_log_probs(model, examples, classes, batch_size=batch_size, progress=progress)
+    scores = label_log_probs(model, examples, classes, batch_size=batch_size, progress=progress, known=known)
     return classification_metrics(scores, examples, classes, seconds=time.perf_counter() - started, split=split)
 
 
@@ -119,13 +136,22 @@ def classification_metrics(
 
 @torch.no_grad()
 def mean_loss(
-    model: PeftModelForCausalLM, examples: Sequence[Example], *, batch_size: int, progress: Progress | None = None
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+    known: Texts | None = None,
 ) -> float:
-    """Mean loss in nats per supervised token."""
+    """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
     total, count = 0.0, 0
+    prompt = model.prompt if model.prompt_placement == "suffix" else model.compiled()
     for rows in batches_by_length(examples, batch_size):
-        plan = plan_examples([examples[row] for row in rows], len(model.prompt), model.prompt.device)
-        losses = token_losses(model.base_model, plan, model.prompt)
+        batch = [examples[row] for row in rows]
+        if isinstance(prompt, Tensor):
+            losses = answer_losses(model.base_model, prompt, batch, known)
+        else:
+            losses = token_losses(model.base_model, plan_examples(batch, len(prompt), model.prompt.device), prompt)
         # On the CPU: MPS has no float64.
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:

@@ -88,6 +88,10 @@ class PromptOptions(_Options):
     prompt_tuning_init_text: str | None = Field(
         None, description="Text to start from, for TEXT [default: an instruction made of the labels]."
     )
+    prompt_placement: Literal["prefix", "suffix"] = Field(
+        "prefix",
+        description="prefix: prompt, text, label. suffix: text, prompt, label; each text is read once for all epochs.",
+    )
 
 
 class OptimizerOptions(_Options):
@@ -103,6 +107,15 @@ class OptimizerOptions(_Options):
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
     per_device_eval_batch_size: int = Field(16, ge=1, description="Rows of one evaluation pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
+    tokens_per_pack: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens computed at once; a batch with more is cut, its gradient is the same "
+        "[default: 1024 on a CPU, else 16384].",
+    )
+    text_cache_memory: float = Field(
+        2.0, ge=0, description="GiB of memory for what is known of the texts of a suffix; the rest goes to disk."
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="Course of the learning rate."
     )

@@ -72,7 +72,7 @@ def save_adapters(
         assert isinstance(config, PromptTuningConfig)
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(model.base_model, "name_or_path", None) or None
-        files.write_prompt(target, model.get_prompt_embedding_to_save(name))
+        files.write_prompt(target, model.get_prompt_embedding_to_save(name), placement=config.prompt_placement)
         replace(config, inference_mode=True).save_pretrained(target)
         if from_trainer and "peft" not in sys.modules:
             # Trainer without PEFT looks for the best weights under this name only: the same 33 kB again.
@@ -95,7 +95,7 @@ def load_model(
     config, prompt = _read(model, model_id, config, **hub)
     config.inference_mode = True  # no start is drawn, and no tokenizer is needed to load
     wrapped = PeftModelForCausalLM(model, config, adapter_name)
-    set_peft_model_state_dict(wrapped, {files.PROMPT_KEY: prompt}, adapter_name)
+    set_peft_model_state_dict(wrapped, {files.key_of(config.prompt_placement): prompt}, adapter_name)
     _finish(wrapped, adapter_name, is_trainable)
     return wrapped
 
@@ -105,8 +105,9 @@ def load_into(
 ) -> Any:
     """What ``PeftModel.load_adapter`` does."""
     if adapter_name in model.peft_config:
-        prompt = files.read_prompt(files.find_weights(model_id, **hub))
-        result = set_peft_model_state_dict(model, {files.PROMPT_KEY: prompt}, adapter_name)
+        placement = files.placement_of(model.peft_config[adapter_name])
+        prompt = files.read_prompt(files.find_weights(model_id, **hub), placement)
+        result = set_peft_model_state_dict(model, {files.key_of(placement): prompt}, adapter_name)
         if is_trainable:
             model.peft_config[adapter_name].inference_mode = False
             model.set_adapter(model.active_adapter)
@@ -116,7 +117,7 @@ def load_into(
     config, prompt = _read(model.base_model, model_id, None, **hub)
     config.inference_mode = True
     model.add_adapter(adapter_name, config)
-    result = set_peft_model_state_dict(model, {files.PROMPT_KEY: prompt}, adapter_name)
+    result = set_peft_model_state_dict(model, {files.key_of(config.prompt_placement): prompt}, adapter_name)
     _finish(model, adapter_name, is_trainable)
     return result
 
@@ -129,7 +130,7 @@ def _read(
     files.check_supported(config, str(model_id))
     assert isinstance(config, PromptTuningConfig)
     files.check_fit(config, base_facts(base), str(model_id))
-    prompt = files.read_prompt(files.find_weights(model_id, **hub))
+    prompt = files.read_prompt(files.find_weights(model_id, **hub), config.prompt_placement)
     width = base_facts(base)["token_dim"]
     if prompt.shape[1] != width:
         raise AdapterMismatchError(
@@ -189,8 +190,8 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
         AdapterError: the folder is not an adapter, or is damaged.
         AdapterError: the Hub cannot be reached, or refuses.
     """
-    files.read_config(folder)
-    files.read_prompt(files.find_weights(folder))
+    config = files.read_config(folder)
+    files.read_prompt(files.find_weights(folder), config.prompt_placement)
     write_card(folder, repo_id)
     commit = {"commit_message": commit_message, "revision": revision, "create_pr": False}
     info = push_folder(folder, repo_id, private=private, token=None, allow_patterns=SHARED, **commit)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapter import PROMPT_KEY
+from .adapter import key_of, placement_of
 from .errors import AdapterMismatchError
 from .model import PeftModel
 
@@ -17,27 +17,31 @@ from .model import PeftModel
 def get_peft_model_state_dict(
     model: PeftModel, state_dict: Mapping[str, Tensor] | None = None, adapter_name: str = "default", **_: Any
 ) -> dict[str, Tensor]:
-    """An adapter's tensors: ``{"prompt_embeddings": [P, D]}``, detached, on the CPU."""
-    return {PROMPT_KEY: model.get_prompt_embedding_to_save(adapter_name)}
+    """An adapter's tensors: ``{"prompt_embeddings": [P, D]}``, detached, on the CPU.
+
+    Behind the text it is called ``suffix_prompt_embeddings``, as in its file.
+    """
+    return {key_of(placement_of(model.peft_config[adapter_name])): model.get_prompt_embedding_to_save(adapter_name)}
 
 
 def set_peft_model_state_dict(
     model: PeftModel, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default", **_: Any
 ) -> Any:
-    """Copy ``prompt_embeddings`` into an adapter, keeping the adapter's number type.
+    """Copy ``prompt_embeddings`` (or a suffix's tensor) into an adapter, keeping the adapter's number type.
 
     Returns:
         An object with empty ``missing_keys`` and ``unexpected_keys``.
 
     Raises:
-        KeyError: there is no ``prompt_embeddings``.
+        KeyError: there is no such tensor.
         AdapterMismatchError: the shape is another one (a ``RuntimeError`` too, as in PEFT).
     """
-    new = peft_model_state_dict[PROMPT_KEY]
+    key = key_of(placement_of(model.peft_config[adapter_name]))
+    new = peft_model_state_dict[key]
     prompt = model.prompt_of(adapter_name)
     if new.shape != prompt.shape:
         raise AdapterMismatchError(
-            f"size mismatch for {PROMPT_KEY}: the file has {list(new.shape)}, adapter {adapter_name!r} has "
+            f"size mismatch for {key}: the file has {list(new.shape)}, adapter {adapter_name!r} has "
             f"{list(prompt.shape)}"
         )
     with torch.no_grad():

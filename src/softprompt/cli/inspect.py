@@ -43,6 +43,8 @@ def command(
     report = inspect_prompt(prompted.model.prompt, read_start(adapter), prompted.model.word_embeddings, nearest=nearest)
     console.print(_table(report, prompted.tokenizer))
     console.print(f"\nmedian norm of the vocabulary: {report.vocabulary_norm:.3f}")
+    if prompted.model.prompt_placement == "suffix":
+        console.print("the prompt stands behind the text")
     path = output_file or (Path(adapter) / PICTURE if Path(adapter).is_dir() else Path(PICTURE))
     _draw(report, path)
 

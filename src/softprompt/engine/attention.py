@@ -63,6 +63,12 @@ class Block:
         """m."""
         return sum(keys.stop - keys.start for keys in self.reads)
 
+    @cached_property
+    def num_known_first(self) -> int:
+        """How many of the first keys are of known nodes."""
+        own = next(i for i, keys in enumerate(self.reads) if keys.source == OWN)
+        return sum(keys.stop - keys.start for keys in self.reads[:own])
+
     def hidden_pairs(self, positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
         """True where a query must not read a key: ``[n, n]`` among the block's own tokens, ``[n, m]`` with a window."""
         index = torch.arange(self.start, self.stop, device=positions.device)
@@ -263,25 +269,27 @@ class _Attention(torch.autograd.Function):
         known, kept = others[:count], iter(others[count:])
         scores = _Scores(packing, rule, query, key, value, known)
         to_query = scores.by_head(query.shape[-1])
-        to_keys, to_values = _Gradients(packing, scores.key), _Gradients(packing, scores.value)
+        wanted = any(ctx.needs_input_grad[5:])  # of known nodes: not where they are texts, known for good
+        to_keys, to_values = _Gradients(scores.key, wanted), _Gradients(scores.value, wanted)
         grad = scores.by_head(grad.shape[-1]).copy_(_by_group(grad.transpose(1, 2), scores.heads))
         for number, block in enumerate(packing.blocks):
             weights, squash = (next(kept), None) if scores.keeps(block) else scores.weights(number)
             rows = _rows(grad, block)
-            to_values.add(block, torch.bmm(weights.transpose(1, 2), rows))
+            skipped = 0 if wanted else block.num_known_first
+            to_values.add(block, skipped, torch.bmm(weights[..., skipped:].transpose(1, 2), rows))
             to_scores = torch.bmm(rows, scores.values(block).transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_scores, weights, -1, weights.dtype)
             if squash is not None:
                 to_scores.mul_(squash)
             torch.bmm(to_scores, scores.keys(block), out=_rows(to_query, block))
-            to_keys.add(block, torch.bmm(to_scores.transpose(1, 2), _rows(scores.query, block)))
+            to_keys.add(block, skipped, torch.bmm(to_scores[..., skipped:].transpose(1, 2), _rows(scores.query, block)))
         return (
             _in_order(to_query.mul_(rule.scale)).transpose(1, 2).to(query.dtype),
-            to_keys.of(OWN).to(key.dtype),
-            to_values.of(OWN).to(value.dtype),
+            to_keys.of(OWN, key.dtype),
+            to_values.of(OWN, value.dtype),
             None,
             None,
-            *(each.to(key.dtype) for node in sorted(packing.known) for each in (to_keys.of(node), to_values.of(node))),
+            *(of.of(node, key.dtype) for node in sorted(packing.known) for of in (to_keys, to_values)),
         )
 
 
@@ -337,22 +345,25 @@ class _Scores:
 
 
 class _Gradients:
-    """Where the gradients of keys (or values) add up."""
+    """Where the gradients of keys (or values) add up; of known nodes only where they are wanted."""
 
-    def __init__(self, packing: Packing, states: dict[int, Tensor]) -> None:
+    def __init__(self, states: dict[int, Tensor], wanted: bool) -> None:
         self._of = {
-            node: torch.zeros_like(each, memory_format=torch.contiguous_format) for node, each in states.items()
+            source: torch.zeros_like(each, memory_format=torch.contiguous_format)
+            for source, each in states.items()
+            if wanted or source == OWN
         }
 
-    def of(self, source: int) -> Tensor:
+    def of(self, source: int, dtype: torch.dtype) -> Tensor | None:
         """Of the run's own tokens (``OWN``) or of a known node, ``[1, heads, T, d]``."""
-        return self._of[source][None]
+        return self._of[source][None].to(dtype) if source in self._of else None
 
-    def add(self, block: Block, found: Tensor) -> None:
-        """Add a block's ``[heads, m, d]``."""
-        place = 0
+    def add(self, block: Block, skipped: int, found: Tensor) -> None:
+        """Add a block's ``[heads, m - skipped, d]``, which lacks its first keys."""
+        place = -skipped
         for source, start, stop in block.reads:
-            self._of[source].narrow(1, start, stop - start).add_(found.narrow(1, place, stop - start))
+            if source in self._of:
+                self._of[source].narrow(1, start, stop - start).add_(found.narrow(1, place, stop - start))
             place += stop - start
 
 

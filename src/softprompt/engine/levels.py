@@ -111,9 +111,12 @@ class _Memory:
         self.size = 0
         self.first: dict[int, int] = {}  # node -> place of its first token among the M
         self.place: dict[int, int] = {}  # token of the run -> place among the M
-        for node, found in known.items():
-            if tree.lengths[node]:
-                self._add([node], list(found.layers))
+        given = [node for node in known if tree.lengths[node]]
+        if given:
+            layers = zip(*(known[node].layers for node in given), strict=True)
+            self._add(
+                given, [(torch.cat([k for k, _ in each], -2), torch.cat([v for _, v in each], -2)) for each in layers]
+            )
 
     def keep(self, ran: Cache, nodes: list[int], flat: Tensor, real: Tensor) -> None:
         """Remember what a batch has computed for its real tokens."""

@@ -121,12 +121,12 @@ def plan_choices(
     tokens = [*range(-1, -1 - tree.num_tokens, -1)]  # where no text writes, the prompt stands
     places, predictors = list[int](), list[int]()
     for i, text in enumerate(texts):
-        place, below = builder.places(i, tree).tolist(), builder.below(i, tree)
-        for at, token in zip(place, text, strict=True):
+        own, below = builder.places(i, tree).tolist(), builder.below(i, tree)
+        for at, token in zip(own, text, strict=True):
             tokens[at] = token
         tokens[below : below + len(branches.tokens)] = branches.tokens
-        places += place
-        last = place[-1] if text else num_virtual_tokens - 1
+        places += own
+        last = own[-1] if text else num_virtual_tokens - 1
         predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
     groups = [i * len(choices) + j for i in range(len(texts)) for j, choice in enumerate(choices) for _ in choice]
     targets = [token for choice in choices for token in choice] * len(texts)

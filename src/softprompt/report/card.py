@@ -63,7 +63,7 @@ def model_card(
         f"# {_escape(name)}",
         _summary(config, task),
         _results(metrics, files),
-        _rendering(task),
+        _rendering(config, task),
         _usage(config, task, repo_id),
         _training(config, options, state, files),
         _limits(config, task, _data_seen(options, state), metrics),
@@ -83,10 +83,10 @@ def _front_matter(
     options: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the Hub reads. ``library_name`` is PEFT's: it loads the folder, and the Hub knows it."""
+    """What the Hub reads. ``library_name`` is PEFT's where that loads the folder, since the Hub knows it."""
     base = str(config.get("base_model_name_or_path") or "")
     tags = ["prompt-tuning", "softprompt", "transformers"]
-    front: dict[str, Any] = {"library_name": "peft"}
+    front: dict[str, Any] = {"library_name": "softprompt" if _stands_behind(config) else "peft"}
     if _is_hub_id(base):
         front["base_model"] = base
         tags.append(f"base_model:adapter:{base}")
@@ -119,7 +119,12 @@ def _summary(config: Mapping[str, Any], task: Task | None) -> str:
         more = f" and {len(task.labels) - 6} more" if len(task.labels) > 6 else ""
         shown = ", ".join(_escape(label) for label in task.labels[:6])
         goal = f", trained to answer with one of {len(task.labels)} labels: {shown}{more}"
-    return f"A soft prompt{size} for {_base_link(config)}{goal}. The base model itself is unchanged."
+    where = " that stands behind the text" if _stands_behind(config) else ""
+    return f"A soft prompt{size}{where} for {_base_link(config)}{goal}. The base model itself is unchanged."
+
+
+def _stands_behind(config: Mapping[str, Any]) -> bool:
+    return str(getattr(config.get("peft_type"), "value", config.get("peft_type"))) == "SUFFIX_PROMPT_TUNING"
 
 
 def _results(metrics: Mapping[str, Any], files: Sequence[str]) -> str:
@@ -167,7 +172,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
     return f"<details>\n<summary>Each of the {len(classes)} labels</summary>\n\n{table}\n\n</details>"
 
 
-def _rendering(task: Task | None) -> str:
+def _rendering(config: Mapping[str, Any], task: Task | None) -> str:
     if task is None:
         return ""
     lines, answer = [f"template = {_literal(task.template)}"], "the answer"
@@ -175,7 +180,9 @@ def _rendering(task: Task | None) -> str:
         lines += ["labels = [", *(f"    {_literal(label)}," for label in task.labels), "]"]
         answer = "one of the labels"
     columns = " and ".join(_code(column) for column in task.text_columns)
-    text = f"The model reads the prompt, then a text made from {columns}, and goes on with {answer}:"
+    made = f"a text made from {columns}"
+    reads = f"{made}, then the prompt" if _stands_behind(config) else f"the prompt, then {made}"
+    text = f"The model reads {reads}, and goes on with {answer}:"
     parts = ["## Text and labels", text, _fenced("python", lines)]
     if task.max_length:
         parts.append(f"Texts are cut so that text and answer have at most {task.max_length} tokens.")
@@ -201,12 +208,17 @@ def _usage(config: Mapping[str, Any], task: Task | None, repo_id: str | None) ->
         'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)',
     ]
     shell = ["pip install softprompt", f'softprompt predict --adapter {adapter} --text "..."']
+    peft = [
+        "PEFT loads the same files; its import is the only line that differs:",
+        _fenced("python", ["from peft import PeftModel"]),
+    ]
+    if _stands_behind(config):
+        peft = ["PEFT cannot load it: there a prompt stands in front of the text."]
     return "\n\n".join([
         "## Use",
         "On the command line:", _fenced("bash", shell),
         "In Python:", _fenced("python", code),
-        "PEFT loads the same files; its import is the only line that differs:",
-        _fenced("python", ["from peft import PeftModel"]),
+        *peft,
     ])  # fmt: skip
 
 
@@ -222,6 +234,7 @@ def _training(
     facts = {
         "Base model": _base_link(config),
         "Virtual tokens": config.get("num_virtual_tokens"),
+        "Place of the prompt": "behind the text" if _stands_behind(config) else None,
         "Start of the prompt": start,
         "Data": _escape(_data_name(options)) if options else None,
         "Training rows": state.get("num_train_examples"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..base import Base, load_base, load_config, load_tokenizer
 from ..config import PromptTuningConfig, PromptTuningInit, TaskType
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
+from ..engine.texts import Texts
 from ..errors import MissingExtraError
 from ..evaluate import Classes, classes_of, evaluate
 from ..families import context_length
@@ -42,7 +44,7 @@ from .listener import Listener
 from .loop import fit
 from .resume import check_resumable
 from .rows import TaskRows, read_task_rows
-from .run import Run
+from .run import Run, read_texts
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
@@ -89,22 +91,27 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     if options.dry_run:
         for example in prepared.train[:NUM_SHOWN]:
             listener.note(show_example(tokenizer, example))
+        if options.prompt_placement == "suffix":
+            listener.note("the prompt stands between input and label (prompt_placement suffix)")
         return None
     base = load_base(options)
     model = start_model(options, base, prepared.task)
+    texts = _texts(options, base)
     run = Run(
         model=model,
         options=options,
         task=prepared.task,
         examples=prepared.train,
-        validate=_validator(options, model, prepared, listener),
+        validate=_validator(options, model, prepared, listener, texts),
         listener=listener,
         resume_from=resume_from,
+        texts=texts,
     )
     check_resumable(run)
     make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
     start = _write_start(options, model.prompt.detach().clone())
-    state = fit(run)
+    with texts or nullcontext():
+        state = fit(run)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared.task, state, metrics, listener)
 
@@ -139,6 +146,7 @@ def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCa
         prompt_tuning_init_text=(options.prompt_tuning_init_text or default_init_text(task)) if is_text else None,
         tokenizer_name_or_path=base.name if is_text else None,
         revision=options.revision,
+        prompt_placement=options.prompt_placement,
     )
     model = get_peft_model(base.model, config, tokenizer=base.tokenizer)
     folder = Path(base.name)
@@ -147,6 +155,13 @@ def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCa
         str(folder.resolve()) if folder.exists() and base.name != EMBEDDED_MODEL else base.name
     )
     return model
+
+
+def _texts(options: TrainOptions, base: Base) -> Texts | None:
+    """Where to keep what is known of texts that stand before the prompt; ``None`` for those behind it."""
+    if options.prompt_placement == "prefix":
+        return None
+    return Texts(base.model, int(options.text_cache_memory * 2**30), options.output_dir)
 
 
 def default_init_text(task: Task) -> str:
@@ -159,7 +174,11 @@ def default_init_text(task: Task) -> str:
 
 
 def _validator(
-    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, listener: Listener
+    options: TrainOptions,
+    model: PeftModelForCausalLM,
+    prepared: Prepared,
+    listener: Listener,
+    texts: Texts | None,
 ) -> Callable[[], Metrics] | None:
     if not prepared.validation or options.eval_strategy == "no":
         return None
@@ -167,10 +186,17 @@ def _validator(
 
     def validate() -> Metrics:
         nonlocal told
-        size = options.per_device_eval_batch_size
+        if texts is not None:
+            read_texts(texts, prepared.validation, listener)
         with listener.rows("validating", len(prepared.validation)) as progress:
             metrics = evaluate(
-                model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
+                model,
+                prepared.validation,
+                prepared.classes,
+                batch_size=options.per_device_eval_batch_size,
+                split="validation",
+                progress=progress,
+                known=texts,
             )
         if not told and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
             told = True
@@ -258,5 +284,5 @@ def _finish(
     assert isinstance(config, PromptTuningConfig)
     replace(config, inference_mode=True).save_pretrained(folder)
     write_card(folder)
-    write_prompt(folder, model.prompt)
+    write_prompt(folder, model.prompt, placement=config.prompt_placement)
     return Result(folder, state, metrics)

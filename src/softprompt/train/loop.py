@@ -8,14 +8,15 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..engine.loss import token_losses
+from ..engine.accumulate import mean_loss
 from ..evaluate import plan_examples
 from ..record import EpochRecord, LogWriter, PartialEpoch, TrainerState
+from ..suffix import answer_losses
 from ..types import Example
 from .best import is_best
 from .guard import Snapshot, back_to, not_finite, take_step
 from .resume import begin, best_prompt, save
-from .run import Run, batches_of_step
+from .run import Run, batches_of_step, packs_of, read_texts
 from .schedule import learning_rate
 
 
@@ -39,6 +40,8 @@ def fit(run: Run) -> TrainerState:
         weight_decay=options.weight_decay,
     )
     state = begin(run, optimizer)
+    if run.texts is not None:
+        read_texts(run.texts, run.examples, run.listener)
     best, good = best_prompt(run, state), Snapshot.of(model.prompt, optimizer, state)
     seen = state.partial_epoch or PartialEpoch()
     epoch_started = time.perf_counter() - seen.seconds
@@ -83,12 +86,17 @@ def fit(run: Run) -> TrainerState:
 
 def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, int]:
     """Gradient of the mean loss over all supervised tokens of the step; returns that loss and their number."""
-    prompt, device = run.model.prompt, run.model.prompt.device
-    plans = [plan_examples(batch, len(prompt), device) for batch in batches]
-    tokens = sum(len(plan.targets) for plan in plans)
+    base, prompt = run.model.base_model, run.model.prompt
+    packs = [pack for batch in batches for pack in packs_of(run, batch)]
+    tokens = sum(len(example.label_ids) for pack in packs for example in pack)
+    if not run.behind:  # the prompt is computed once for all packs
+        plans = [plan_examples(pack, len(prompt), prompt.device) for pack in packs]
+        loss = mean_loss(base, plans, prompt, tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item(), tokens
     total = 0.0
-    for plan in plans:
-        loss = token_losses(run.model.base_model, plan, prompt).sum() / tokens
+    for pack in packs:  # nothing is shared: losses and gradients just add up
+        loss = answer_losses(base, prompt, pack, run.texts).sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total, tokens

@@ -22,7 +22,7 @@ def check_resumable(run: Run) -> None:
         ConfigError: its rows, options or base model were others.
     """
     if run.resume_from is not None:
-        check_checkpoint(run.resume_from, run.model.prompt, run.fingerprint)
+        check_checkpoint(run.resume_from, run.model.prompt, run.fingerprint, run.config.prompt_placement)
 
 
 def begin(run: Run, optimizer: torch.optim.Optimizer) -> TrainerState:
@@ -39,7 +39,7 @@ def begin(run: Run, optimizer: torch.optim.Optimizer) -> TrainerState:
     state = fresh
     if run.resume_from is not None:
         state = replace(
-            read_checkpoint(run.resume_from, run.model.prompt, optimizer, run.fingerprint),
+            read_checkpoint(run.resume_from, run.model.prompt, optimizer, run.fingerprint, run.config.prompt_placement),
             max_steps=fresh.max_steps,
             num_train_epochs=fresh.num_train_epochs,
             num_train_examples=fresh.num_train_examples,
@@ -56,7 +56,9 @@ def best_prompt(run: Run, state: TrainerState) -> Tensor | None:
     if run.resume_from is None or state.best_model_checkpoint is None:
         return None
     path = run.resume_from.parent / state.best_model_checkpoint / WEIGHTS_NAME
-    return read_prompt(path).to(run.model.prompt.device) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_prompt(path, run.config.prompt_placement).to(run.model.prompt.device)
 
 
 def save(run: Run, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from ..config import PromptTuningConfig
+from ..engine.plans import packs
+from ..engine.texts import Texts
 from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
 from ..record import Metrics
@@ -21,10 +23,13 @@ from ..task import Task
 from ..types import Example
 from .listener import Listener
 
+KNOWN_TOKENS = 16
+"""So many tokens of a text that is known cost the memory of one that is computed, or less."""
+
 
 @dataclass
 class Run:
-    """Everything the loop works on."""
+    """Everything the loop works on; ``texts`` knows the rows' texts where these stand before the prompt."""
 
     model: PeftModelForCausalLM
     options: TrainOptions
@@ -33,6 +38,7 @@ class Run:
     validate: Callable[[], Metrics] | None
     listener: Listener
     resume_from: Path | None = None
+    texts: Texts | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,6 +63,16 @@ class Run:
         return self.options.metric_for_best_model or ("macro_f1" if self.task.is_classification else "eval_loss")
 
     @property
+    def tokens_per_pack(self) -> int:
+        """Tokens that are computed at once: enough to keep the machine busy, if nobody has asked for less."""
+        return self.options.tokens_per_pack or (1024 if self.model.prompt.device.type == "cpu" else 16_384)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the prompt stands behind the text."""
+        return self.model.prompt_placement == "suffix"
+
+    @property
     def config(self) -> PromptTuningConfig:
         """The config of the prompt that is trained."""
         config = self.model.active_peft_config
@@ -77,6 +93,7 @@ class Run:
             self.config.base_model_name_or_path,
             self.config.prompt_tuning_init,
             self.config.prompt_tuning_init_text,
+            *(["suffix"] if self.behind else []),  # a prefix adds nothing: runs of older releases go on
         )
         found = hashlib.sha256(json.dumps(facts).encode())
         for example in self.examples:
@@ -94,3 +111,20 @@ def batches_of_step(run: Run, step: int) -> list[list[Example]]:
     rows = order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
     size = run.options.per_device_train_batch_size
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+
+
+def packs_of(run: Run, batch: Sequence[Example]) -> list[Sequence[Example]]:
+    """A batch in parts of at most ``tokens_per_pack`` tokens to compute, and of a row at least."""
+    virtual = len(run.model.prompt)
+    if run.behind:
+        lengths = [virtual + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
+    else:
+        lengths = [len(row.input_ids) + len(row.label_ids) for row in batch]
+    return [batch[rows.start : rows.stop] for rows in packs(lengths, run.tokens_per_pack)]
+
+
+def read_texts(texts: Texts, examples: Sequence[Example], listener: Listener) -> None:
+    """Have the texts read that every epoch needs; it takes no time the second time."""
+    inputs = {example.input_ids for example in examples}
+    with listener.rows("reading the texts", len(inputs)) as progress:
+        texts.read(inputs, progress)

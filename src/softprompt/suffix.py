@@ -1,0 +1,106 @@
+"""A prompt behind the text: losses, label scores and padded batches in the order text, prompt, label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .engine.head import logits_of
+from .engine.loss import hidden_states, losses_of, token_losses
+from .engine.plans import packs
+from .engine.suffix import plan_answers, plan_choices_behind
+from .engine.texts import Texts, known_texts, read_for
+from .engine.tree import Plan
+from .forward import Batch
+from .output import LazyLogits, PromptedCausalLMOutput
+from .score import KEYS_PER_CALL
+from .types import IGNORE_INDEX, Example
+
+
+def answer_losses(
+    base: PreTrainedModel, prompt: Tensor, examples: Sequence[Example], texts: Texts | None = None
+) -> Tensor:
+    """Negative log-likelihood ``[S]`` of each token of the examples' labels; the gradient arrives in ``prompt``.
+
+    Args:
+        prompt: ``[P, D]``.
+        texts: knows the examples' texts; without it they are read here.
+    """
+    inputs = [example.input_ids for example in examples]
+    plan = plan_answers(len(prompt), inputs, [example.label_ids for example in examples], prompt.device)
+    known = None
+    if texts is not None:
+        known = known_texts(plan, inputs, texts.get)
+    elif torch.is_grad_enabled():  # apart, since no gradient goes through a text
+        known = read_for(base, plan, inputs)
+    return token_losses(base, plan, prompt, known=known)
+
+
+@torch.no_grad()
+def score_labels_behind(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    known: Texts | None = None,
+) -> Tensor:
+    """Log-probability ``[B, C]`` of each label behind text and prompt; see ``score.score_labels``.
+
+    Args:
+        known: knows the texts; without it they are read here.
+    """
+    inputs = [tuple(text) for text in texts]
+    parts = [torch.empty(0, len(labels), device=prompt.device)]
+    for rows in packs([(len(text) + len(prompt)) * len(labels) for text in inputs], KEYS_PER_CALL):
+        part = inputs[rows.start : rows.stop]
+        plan = plan_choices_behind(len(prompt), part, labels, prompt.device)
+        found = {} if known is None else known_texts(plan, part, known.get)
+        totals = torch.zeros(plan.num_groups, device=prompt.device)
+        totals.index_add_(0, plan.groups, -token_losses(base, plan, prompt, known=found))
+        parts.append(totals.view(len(part), len(labels)))
+    return torch.cat(parts)
+
+
+def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
+    """Loss and logits of a padded batch; see ``forward.forward_rows``.
+
+    The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
+    """
+    real = batch.real
+    flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
+    given = None if batch.inputs_embeds is None else flat
+    ids = flat if given is None else torch.arange(len(flat), device=flat.device)
+    labels = torch.full_like(ids, IGNORE_INDEX) if batch.labels is None else batch.labels[real]
+    plan, texts = _plan_rows(len(prompt), real.sum(1).tolist(), ids, labels)
+    # Texts of embeddings may take a gradient, and then are not known before it is asked for.
+    hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)
+
+    def compute() -> Tensor:
+        found = logits_of(base, hidden).to(real.device)
+        logits = found.new_zeros(len(real), len(prompt) + real.shape[1], found.shape[-1])
+        logits[:, : len(prompt)] = found[plan.tokens < 0].view(len(real), len(prompt), -1)
+        logits[:, len(prompt) :][real] = found[plan.places]
+        return logits
+
+    if batch.labels is None:
+        return PromptedCausalLMOutput(logits=LazyLogits(compute))
+    count = len(plan.targets) if batch.num_items is None else batch.num_items
+    return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=LazyLogits(compute))
+
+
+def _plan_rows(
+    num_virtual_tokens: int, lengths: Sequence[int], ids: Tensor, labels: Tensor
+) -> tuple[Plan, list[tuple[int, ...]]]:
+    """The plan of rows ``[t]`` of tokens and labels, and their texts: what stands before the first label."""
+    texts, answers, marks = [], [], []
+    for row, label in zip(torch.split(ids, list(lengths)), torch.split(labels, list(lengths)), strict=True):
+        supervised = (label != IGNORE_INDEX).nonzero()[:, 0].tolist()
+        cut = supervised[0] if supervised else len(row)
+        texts.append(tuple(row[:cut].tolist()))
+        # Plans leave an answer's last token out, which nothing reads. Here its logits may be read: one more goes.
+        answers.append([*row[cut:].tolist(), 0])
+        marks.append([*label[cut:].tolist(), IGNORE_INDEX])
+    return plan_answers(num_virtual_tokens, texts, answers, ids.device, marks), texts
