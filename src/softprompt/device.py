@@ -6,6 +6,7 @@ import random
 import sys
 
 import torch
+import transformers
 
 from .errors import ConfigError
 
@@ -45,8 +46,13 @@ def choose_dtype(name: str) -> torch.dtype | str:
     return _DTYPES[name]
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, torch on every device, and numpy where something has loaded it."""
+def seed_everything(seed: int, *, full_determinism: bool = False) -> None:
+    """Seed Python, torch on every device, and numpy where something has loaded it.
+
+    With ``full_determinism``, operations that have no deterministic algorithm raise an error from here on.
+    """
+    if full_determinism:
+        transformers.enable_full_determinism(seed)
     random.seed(seed)
     torch.manual_seed(seed)  # the accelerators' generators too, also before they are first used
     numpy = sys.modules.get("numpy")

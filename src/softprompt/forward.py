@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .engine.accumulate import mean_loss
 from .engine.head import logits_of
 from .engine.known import Known
 from .engine.loss import hidden_states, losses_of
-from .engine.plans import plan_rows
+from .engine.plans import default_tokens_per_pack, packs, plan_rows
 from .engine.tree import Plan
 from .errors import ConfigError
 from .generate import prompted_call, real_tokens
@@ -60,6 +61,15 @@ class Batch:
         """
         return real_tokens(self.tokens, self.attention_mask)
 
+    def rows(self, which: range) -> Batch:
+        """Some of the rows."""
+        part = slice(which.start, which.stop)
+        ids, embeds, mask, labels = (
+            each if each is None else each[part]
+            for each in (self.input_ids, self.inputs_embeds, self.attention_mask, self.labels)
+        )
+        return Batch(ids, embeds, mask, labels, self.num_items)
+
 
 def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) -> PromptedCausalLMOutput:
     """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read.
@@ -71,20 +81,43 @@ def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) ->
     flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
     ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.arange(len(flat), device=flat.device), flat)
     labels = None if batch.labels is None else batch.labels[real]
-    plan = plan_rows(len(prompt), real.sum(1).tolist(), ids, labels)
+    lengths = real.sum(1).tolist()
+    if isinstance(prompt, Tensor) and embeds is None and labels is not None and torch.is_grad_enabled():
+        parts = list(packs(lengths, default_tokens_per_pack(prompt.device)))
+        if len(parts) > 1:
+            return _forward_packs(base, prompt, batch, [batch.rows(part) for part in parts])
+    plan = plan_rows(len(prompt), lengths, ids, labels)
     hidden = hidden_states(base, plan, prompt, embeds)
-    logits = LazyLogits(_spread(base, hidden, plan, real, len(prompt)))
+    logits = LazyLogits(_spread(base, lambda: hidden, plan, real, len(prompt)))
     if labels is None:
         return PromptedCausalLMOutput(logits=logits)
     count = len(plan.targets) if batch.num_items is None else batch.num_items
     return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=logits)
 
 
-def _spread(base: PreTrainedModel, hidden: Tensor, plan: Plan, real: Tensor, length: int) -> Callable[[], Tensor]:
+def _forward_packs(
+    base: PreTrainedModel, prompt: Tensor, batch: Batch, parts: Sequence[Batch]
+) -> PromptedCausalLMOutput:
+    """A batch that is more than one pack: its loss, pack by pack; logits compute all anew if they are read."""
+    plans = [_plan(len(prompt), part) for part in parts]
+    whole = _plan(len(prompt), batch)
+    logits = _spread(base, lambda: hidden_states(base, whole, prompt), whole, batch.real, len(prompt))
+    return PromptedCausalLMOutput(loss=mean_loss(base, plans, prompt, batch.num_items), logits=LazyLogits(logits))
+
+
+def _plan(num_virtual_tokens: int, batch: Batch) -> Plan:
+    real = batch.real
+    labels = None if batch.labels is None else batch.labels[real]
+    return plan_rows(num_virtual_tokens, real.sum(1).tolist(), batch.tokens[real], labels)
+
+
+def _spread(
+    base: PreTrainedModel, hidden: Callable[[], Tensor], plan: Plan, real: Tensor, length: int
+) -> Callable[[], Tensor]:
     """A way to compute the logits ``[B, P + T, V]`` of flat hidden states; zeros at padding."""
 
     def compute() -> Tensor:
-        flat = logits_of(base, hidden).to(real.device)  # [P + tokens, V]
+        flat = logits_of(base, hidden()).to(real.device)  # [P + tokens, V]
         logits = flat.new_zeros(len(real), length + real.shape[1], flat.shape[-1])
         logits[:, :length] = flat[:length]
         logits[:, length:][real] = flat[plan.places]

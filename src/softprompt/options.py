@@ -116,11 +116,15 @@ class OptimizerOptions(_Options):
     text_cache_memory: float = Field(
         2.0, ge=0, description="GiB of memory for what is known of the texts of a suffix; the rest goes to disk."
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only the input of each layer for the backward pass: less memory, a third slower."
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="Course of the learning rate."
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
+    full_determinism: bool = Field(False, description="Deterministic algorithms alone (slower on a GPU).")
 
 
 class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):

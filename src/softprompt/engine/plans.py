@@ -12,6 +12,9 @@ from torch import Tensor
 from ..types import IGNORE_INDEX
 from .tree import ROOT, Plan, Tree
 
+TOKENS_PER_PACK = {"cpu": 1024, "cuda": 16_384}
+"""Most tokens computed at once with a gradient, by kind of device: enough to keep it busy."""
+
 MIN_SAVING = 24
 """Tokens that sharing a prefix must save; one more node costs about so much in time."""
 
@@ -178,6 +181,11 @@ def join(plans: Sequence[Plan]) -> Plan:
     together = {name: torch.cat(parts) for name, parts in columns.items()}
     tree = Tree(tuple(parents), tuple(lengths))
     return Plan(tree, targets=torch.cat([plan.targets for plan in plans]), num_groups=groups, **together)
+
+
+def default_tokens_per_pack(device: torch.device) -> int:
+    """``TOKENS_PER_PACK`` of a device."""
+    return TOKENS_PER_PACK.get(device.type, TOKENS_PER_PACK["cuda"])
 
 
 def packs(lengths: Sequence[int], tokens_per_pack: int) -> Iterator[range]:

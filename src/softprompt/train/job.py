@@ -137,7 +137,9 @@ def _say_what_was_read(parts: dict[str, list[Example]], task: Task, listener: Li
 
 def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCausalLM:
     """The base with a new prompt, seeded."""
-    seed_everything(options.seed)
+    seed_everything(options.seed, full_determinism=options.full_determinism)
+    if options.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable()
     is_text = options.prompt_tuning_init == PromptTuningInit.TEXT
     config = PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,

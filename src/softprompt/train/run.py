@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..config import PromptTuningConfig
-from ..engine.plans import packs
+from ..engine.plans import default_tokens_per_pack, packs
 from ..engine.texts import Texts
 from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
@@ -65,7 +65,7 @@ class Run:
     @property
     def tokens_per_pack(self) -> int:
         """Tokens that are computed at once: enough to keep the machine busy, if nobody has asked for less."""
-        return self.options.tokens_per_pack or (1024 if self.model.prompt.device.type == "cpu" else 16_384)
+        return self.options.tokens_per_pack or default_tokens_per_pack(self.model.prompt.device)
 
     @property
     def behind(self) -> bool:
