@@ -1,5 +1,6 @@
 """``softprompt bench`` on a tiny model: sides agree, and figures mean what they are called. No times are judged."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from softprompt.bench.bound import Bound, linears
 from softprompt.bench.evaluate import compare_scores
 from softprompt.bench.measure import speeds, spread
 from softprompt.bench.models import twin
-from softprompt.bench.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, SUBJECTS, TITLES
+from softprompt.bench.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
 from softprompt.bench.options import BenchOptions
 from softprompt.bench.rows import left_padded, left_padded_texts
 from softprompt.bench.shapes import random_base
 from softprompt.bench.subjects import make_subject
 from softprompt.bench.tables import GEMMA, SMOLLM2, as_markdown
+from softprompt.bench.train import compare_steps
+from softprompt.cli import evaluate
 from softprompt.options import build_options
 from softprompt.types import Example
 
@@ -30,6 +33,7 @@ BATCH = (Example((4, 5, 6), (7, 2)), Example((8,), (9, 10, 2)), Example((11, 12,
 EQUALLY_LONG = (Example((4, 5, 6), (7, 2)), Example((8, 9, 10), (11, 2)))
 SMALL = ("--model", "base", "--text_column", "tweet", "--max_length", "20", "--num_virtual_tokens", "4")
 FEW = ("--rounds", "2", "--per_device_train_batch_size", "4", "--num_threads", "1")
+LONG = {"suffix": ("--text_tokens", "40")}  # the rows' own texts are too short for it
 SPEED_KEYS = {
     "rows_per_second",
     "spread",
@@ -100,7 +104,8 @@ def test_train(place):
 def test_scoring(place, subject):
     result = json.loads(bench(place, subject, "--json", "--no_memory", check=True).stdout)
     assert result.keys() >= SPEED_KEYS | PEFT_KEYS
-    assert result["rows_per_batch"] == (4 if subject == "evaluate" else 64)
+    assert result["rows_per_batch"] == (32 if subject == "evaluate" else 64)
+    assert result.get("per_device_eval_batch_size") == (32 if subject == "evaluate" else None)
     assert result["max_relative_label_probability_difference"] < 1e-4
     assert result["max_relative_label_log_probability_difference"] < 1e-5
     assert result["max_label_share_difference"] < 1e-4
@@ -126,9 +131,24 @@ def test_ours_alone(place):
     assert result["max_relative_gradient_difference"] < 1e-4
 
 
+@pytest.mark.parametrize("against", ["peft", "none"])
+def test_suffix(place, against):
+    result = json.loads(bench(place, "suffix", "--json", *LONG["suffix"], "--against", against, check=True).stdout)
+    assert result.keys() >= SPEED_KEYS
+    assert not [key for key in result if "peft" in key or "drop_in" in key]
+    assert result["speedup_vs_prefix"] == pytest.approx(result["rows_per_second"] / result["prefix_rows_per_second"])
+    assert set(result["spread"]) == set(TITLES["suffix"])
+    assert result["read_texts_seconds"] > 0
+    assert result["texts_read"] == 16
+    assert result["max_relative_gradient_difference"] < 1e-4
+    assert result["max_relative_loss_difference"] < 1e-5
+    ratio = result["peak_memory_bytes"] / result["prefix_peak_memory_bytes"]
+    assert result["memory_ratio_vs_prefix"] == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_table_for_people(place, subject):
-    shown = bench(place, subject, "--no_memory", check=True).stdout
+    shown = bench(place, subject, "--no_memory", *LONG.get(subject, ()), check=True).stdout
     assert [line for line in TITLES[subject].values() if line not in shown] == []
     assert "alone" in " ".join(shown.split())
 
@@ -141,6 +161,7 @@ def test_a_table_for_people(place, subject):
         (("train", "--shape", "bloomz"), "there is bloomz-560m"),
         (("train", "--per_device_train_batch_size", "25"), "24 rows do not fill a batch of 25"),
         (("train", "--text_tokens", "61"), "context is 64 positions"),
+        (("suffix",), "0 rows with a text of at least 30 tokens do not fill a batch of 4"),
         (("generate", "--rounds", "0"), "rounds"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
@@ -200,8 +221,10 @@ def test_all_sides_train_the_same(place):
             assert torch.allclose(found[name][1], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_a_large_batch_is_packed_with_the_same_gradient(place, monkeypatch):
-    training = make_subject("train", options(place, per_device_train_batch_size=16))
+@pytest.mark.parametrize("subject", ["train", "suffix"])
+def test_a_large_batch_is_packed_with_the_same_gradient(place, monkeypatch, subject):
+    more = {"text_tokens": 40} if subject == "suffix" else {}
+    training = make_subject(subject, options(place, per_device_train_batch_size=16, **more))
     whole = training.make_side(OURS).run(training.batches[0])
     monkeypatch.setitem(ours.TOKENS_PER_PACK, "cpu", 30)
     cut = training.make_side(OURS).run(training.batches[0])
@@ -209,11 +232,71 @@ def test_a_large_batch_is_packed_with_the_same_gradient(place, monkeypatch):
     assert torch.allclose(cut[1], whole[1], rtol=1e-3, atol=1e-6)
 
 
+def test_a_prompt_behind_the_texts(place):
+    """Each side is right about its own order, and both have the same rows; texts are read before, once."""
+    training = make_subject("suffix", options(place, text_tokens=40))
+    batch = training.batches[0]
+    for name, behind in ((PREFIX, False), (OURS, True)):
+        loss, gradient = training.make_side(name).run(batch)
+        right, exact = reference.loss_and_gradient(training.alone, training.prompt, batch, behind=behind)
+        assert loss == pytest.approx(right, rel=1e-5)
+        assert torch.allclose(gradient, exact, rtol=1e-3, atol=1e-6)
+    side = training.make_side(OURS)
+    assert side._texts._held.keys() == {example.input_ids for batch in training.batches for example in batch}
+
+
+def test_long_texts_alone_are_taken(place):
+    """Of training rows first, then of the others."""
+    texts = [" ".join(cli_tools.WORDS[:20] * 2)[: 200 if i % 3 else 20] for i in range(12)]
+    rows = [{"tweet": f"{text} {i}", "label": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
+    for name in ("mixed", "validation"):
+        cli_tools.write_rows(place / f"{name}.csv", rows)
+    files = {
+        name: str(place / file) for name, file in (("train_file", "mixed.csv"), ("validation_file", "validation.csv"))
+    }
+    training = make_subject("suffix", options(place, max_length=50, **files))
+    assert [len(batch) for batch in training.batches] == [4] * 4, "8 long ones of each file"
+    assert all(len(example.input_ids) >= 30 for batch in training.batches for example in batch)
+
+
+def test_no_gradient_is_no_result():
+    right = torch.ones(2, 3)
+    assert compare_steps([(1.0, right)], 1.0, right)["max_relative_gradient_difference"] == 0
+    for wrong in (right * 1.1, right * torch.nan):
+        with pytest.raises(TrainingError, match="speed would mean nothing"):
+            compare_steps([(1.0, right), (1.0, wrong)], 1.0, right)
+
+
+def test_evaluation_goes_through_the_guides_batches(place):
+    evaluation = make_subject("evaluate", options(place))
+    (turn,) = evaluation.batches
+    assert turn == evaluation.work.examples[:16], "24 rows make one turn of four batches"
+    side = evaluation.make_side(PEFT_GUIDE)
+    prepared = side.prepare(turn)
+    assert [tuple(batch["input_ids"].shape) for batch in prepared] == [(4, 20)] * 4
+    assert [len(texts) for _, texts in side.run(prepared)] == [4] * 4
+    few = make_subject("evaluate", options(place, per_device_train_batch_size=10))
+    assert [len(turn) for turn in few.batches] == [20], "fewer rows, fewer batches"
+
+
+def test_our_evaluation_is_that_of_the_command(place, monkeypatch):
+    sizes = []
+    evaluation = make_subject("evaluate", options(place, per_device_train_batch_size=6))
+    real = ours.label_log_probs
+    monkeypatch.setattr(ours, "label_log_probs", lambda *a, **k: (sizes.append(k["batch_size"]), real(*a, **k))[1])
+    side = evaluation.make_side(OURS)
+    found = side.run(side.prepare(evaluation.batches[0]))
+    assert sizes == [inspect.signature(evaluate.command).parameters["batch_size"].default]
+    texts = [example.input_ids for example in evaluation.batches[0]]
+    alone = reference.label_scores(evaluation.alone, evaluation.prompt, texts, evaluation.classes.ids)
+    assert torch.allclose(found, alone, atol=1e-4), "in the order of the rows"
+
+
 def test_pefts_label_is_found_where_the_guide_looks(place):
     """The guide's evaluation: the loss of a row without padding is right, and there is a text for each row."""
     evaluation = make_subject("evaluate", options(place))
     side = evaluation.make_side(PEFT_BEST)
-    loss, texts = side.run(side.prepare(EQUALLY_LONG))
+    ((loss, texts),) = side.run(side.prepare(EQUALLY_LONG))
     right, _ = reference.loss_and_gradient(evaluation.alone, evaluation.prompt, EQUALLY_LONG)
     assert loss == pytest.approx(right, rel=1e-5)
     assert len(texts) == 2
@@ -313,6 +396,8 @@ def test_speeds():
     assert found["speedup_vs_peft_best"] == 4
     assert found["drop_in_speedup_vs_peft_guide"] == 4
     assert speeds(8, {OURS: [1.0]}) == {"rows_per_second": 8, "spread": {OURS: 0}}
+    found = speeds(8, {PREFIX: [4.0], OURS: [1.0]})
+    assert (found["prefix_rows_per_second"], found["speedup_vs_prefix"]) == (2, 4)
 
 
 def test_spread():
@@ -326,7 +411,10 @@ def test_spread():
 
 def measurements(place):
     common = (*SMALL, *FEW, "--train_file", "train.csv")
-    found = [report.Measurement(SMOLLM2, (subject, *common, "--no_memory")) for subject in SUBJECTS[1:]]
+    found = [
+        report.Measurement(SMOLLM2, (subject, *common, *LONG.get(subject, ()), "--no_memory"))
+        for subject in SUBJECTS[1:]
+    ]
     scale = ("--against", "none", "--text_tokens", "30")
     return [
         report.Measurement(SMOLLM2, ("train", *common)),
@@ -345,14 +433,14 @@ def test_a_report_is_resumed(place, monkeypatch, capsys):
     plan, folder = measurements(place), place / "benchmarks"
     assert report.measure_missing(plan, report.Rows(), folder, only=["evaluate"]) == 0
     assert report.measure_missing(plan, report.Rows(), folder) == 0
-    announced = [line for line in capsys.readouterr().out.splitlines() if " of 5: softprompt bench " in line]
-    assert len(announced) == 5, "the one that was there is not measured again"
+    announced = [line for line in capsys.readouterr().out.splitlines() if " of 6: softprompt bench " in line]
+    assert len(announced) == 6, "the one that was there is not measured again"
     stored = json.loads((folder / "results.json").read_text())
-    assert len(stored["measurements"]) == 5
+    assert len(stored["measurements"]) == 6
     assert stored["machine"]["cores"] > 0
     page = (folder / "results.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
-    assert len(titles) == 9
+    assert len(titles) == 10
     assert str(place) not in page
     (folder / "notes.md").write_text("## What stands in the way\n\nNothing.\n")
     assert report.main(["--page", "--folder", str(folder)]) == 0
@@ -381,7 +469,10 @@ def test_the_plan(tmp_path):
     gguf.parent.mkdir()
     gguf.touch()
     with_gemma, without = report.plan(str(gguf)), report.plan(None)
-    assert len(without) == 2 * 2 * 4 + 9
+    assert len(without) == 2 * (2 * 2 + 2) + 1 + 9
+    suffix = [each for each in with_gemma if "suffix" in each.arguments]
+    assert [each.model for each in suffix] == [SMOLLM2, GEMMA]
+    assert all("8" in each.arguments for each in suffix)
     assert {each.model for each in with_gemma} - {each.model for each in without} == {GEMMA}
     commands = [report.display(report.command_of(each, report.Rows())) for each in with_gemma]
     assert len(set(commands)) == len(commands)

@@ -142,10 +142,10 @@ def test_gradient_to_the_known_dropped(mutant, way, monkeypatch):
 
 
 def test_gradient_to_the_known_dropped_in_attention(monkeypatch):
-    def own_only(self, block, found):
-        ADD(self, block, found)
-        for node in self.of.keys() - {attention.OWN}:
-            self.of[node].zero_()
+    def own_only(self, block, skipped, found):
+        ADD(self, block, skipped, found)
+        for node in self._of.keys() - {attention.OWN}:
+            self._of[node].zero_()
 
     with tiny.float64():
         check_packs()

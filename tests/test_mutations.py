@@ -91,12 +91,12 @@ def first_row_only(self, keys, values, *args, **kwargs):
     )
 
 
-def first_block_only(self, block, found):
+def first_block_only(self, block, skipped, found):
     """``_Gradients.add`` through which only the first block behind the prompt sends its gradient there."""
     own = len(block)
     if block.start > 11:
         found = torch.cat([torch.zeros_like(found[:, :-own]), found[:, -own:]], dim=1)
-    ADD(self, block, found)
+    ADD(self, block, skipped, found)
 
 
 def counting_virtual(virtual, lengths, input_ids, labels):

@@ -105,7 +105,7 @@ class OptimizerOptions(_Options):
     max_grad_norm: float = Field(0.0, ge=0, description="Gradient clipping; 0 is off, as in the guide.")
     num_train_epochs: int = Field(50, ge=1, description="Passes over the training rows.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
-    per_device_eval_batch_size: int = Field(16, ge=1, description="Rows of one evaluation pass.")
+    per_device_eval_batch_size: int = Field(32, ge=1, description="Rows of one evaluation pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
     tokens_per_pack: int | None = Field(
         None,

@@ -17,7 +17,7 @@ import torch
 from ..errors import TrainingError
 from ..libraries import quiet
 from .models import load_models, twin
-from .names import DROP_IN, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, TITLES
+from .names import DROP_IN, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES
 from .options import BenchOptions
 from .rows import read_work
 
@@ -50,9 +50,13 @@ class Subject(ABC):
         stock: what PEFT's sides run on; the same weights in memory.
         alone: what the rows alone run on; the same weights.
         batches: of rows; the rounds go through them.
+        num_batches: batches of ``per_device_train_batch_size`` rows that are read.
+        least_tokens: rows with shorter texts are left out.
     """
 
     name: str
+    num_batches = BATCHES
+    least_tokens = 0
 
     def __init__(self, options: BenchOptions) -> None:
         torch.set_num_threads(options.num_threads)
@@ -60,12 +64,13 @@ class Subject(ABC):
         self.base, self.tokenizer = load_models(options)
         self.stock, self.alone = twin(self.base).eval(), twin(self.base).eval()
         self.device = self.base.get_input_embeddings().weight.device
-        self.work = read_work(options, self.tokenizer, self.base, BATCHES * options.per_device_train_batch_size)
+        rows = self.num_batches * options.per_device_train_batch_size
+        self.work = read_work(options, self.tokenizer, self.base, rows, self.least_tokens)
         self.batches = self.lay_out()
 
     def lay_out(self) -> list[Any]:
         """The batches that the rounds go through."""
-        return list(self.work.batches(self.options.per_device_train_batch_size, BATCHES))
+        return list(self.work.batches(self.options.per_device_train_batch_size, self.num_batches))
 
     @abstractmethod
     def make_side(self, name: str) -> Side:
@@ -92,8 +97,9 @@ class Subject(ABC):
 
 
 def side_names(options: BenchOptions, subject: str) -> list[str]:
-    """The sides that take turns."""
-    return [OURS] if options.against == "none" else list(TITLES[subject])
+    """The sides that take turns; ``suffix`` is compared with our own ``prefix``, PEFT or no PEFT."""
+    names = list(TITLES[subject])
+    return [name for name in names if name in (PREFIX, OURS)] if options.against == "none" else names
 
 
 def measure(subject: Subject, progress: Progress) -> dict[str, Any]:
@@ -157,9 +163,10 @@ def speeds(rows: int, times: dict[str, list[float]]) -> dict[str, Any]:
     speed = {name: rows / statistics.median(seconds) for name, seconds in times.items()}
     found: dict[str, Any] = {f"{KEY_PREFIX[name]}rows_per_second": value for name, value in speed.items()}
     for name in (OURS, DROP_IN):
-        for other, suffix in ((PEFT_GUIDE, "guide"), (PEFT_BEST, "best")):
+        for other in (PEFT_GUIDE, PEFT_BEST, PREFIX):
             if name in speed and other in speed:
-                found[f"{KEY_PREFIX[name]}speedup_vs_peft_{suffix}"] = speed[name] / speed[other]
+                versus = KEY_PREFIX[other].rstrip("_")
+                found[f"{KEY_PREFIX[name]}speedup_vs_{versus}"] = speed[name] / speed[other]
     found["spread"] = {name: spread(seconds) for name, seconds in times.items()}
     return found
 
@@ -173,11 +180,14 @@ def spread(times: Sequence[float]) -> float:
 
 
 def peaks(subject: str, options: BenchOptions, progress: Progress) -> dict[str, Any]:
-    """Peak memory of our side and of PEFT's, each in a process of its own, weights included."""
-    found: dict[str, Any] = {"peak_memory_bytes": _peak_in_own_process(subject, OURS, options, progress)}
-    if options.against == "peft":
-        peft = _peak_in_own_process(subject, PEFT_GUIDE, options, progress)
-        found |= {"peft_peak_memory_bytes": peft, "memory_ratio": found["peak_memory_bytes"] / peft}
+    """Peak memory of our side and of what it is compared with, each in a process of its own, weights included."""
+    own = _peak_in_own_process(subject, OURS, options, progress)
+    found: dict[str, Any] = {"peak_memory_bytes": own}
+    sides = side_names(options, subject)
+    for other, key, ratio in ((PEFT_GUIDE, "peft", "memory_ratio"), (PREFIX, "prefix", "memory_ratio_vs_prefix")):
+        if other in sides:
+            peak = _peak_in_own_process(subject, other, options, progress)
+            found |= {f"{key}_peak_memory_bytes": peak, ratio: own / peak}
     return found
 
 

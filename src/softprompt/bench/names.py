@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-SUBJECTS = ("train", "evaluate", "generate", "tasks")
+SUBJECTS = ("train", "suffix", "evaluate", "generate", "tasks")
 """What can be measured."""
 
 PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "softprompt"
-PEFT_SIDES = (PEFT_GUIDE, PEFT_BEST)
+PREFIX = "prefix"
+"""Our own training with the prompt before the text, which ``suffix`` is compared with."""
 
-KEY_PREFIX = {OURS: "", DROP_IN: "drop_in_", PEFT_GUIDE: "peft_guide_", PEFT_BEST: "peft_best_"}
+KEY_PREFIX = {OURS: "", DROP_IN: "drop_in_", PREFIX: "prefix_", PEFT_GUIDE: "peft_guide_", PEFT_BEST: "peft_best_"}
 """What a side's figures are called in the JSON object: ``peft_guide_rows_per_second``."""
 
 TITLES = {
@@ -17,6 +18,10 @@ TITLES = {
         PEFT_BEST: "PEFT, padded to the longest",
         DROP_IN: "softprompt, import changed",
         OURS: "softprompt train",
+    },
+    "suffix": {
+        PREFIX: "softprompt train",
+        OURS: "softprompt train --prompt_placement suffix",
     },
     "evaluate": {
         PEFT_GUIDE: "PEFT, the guide's evaluation",

@@ -16,13 +16,22 @@ from ..engine.compiled import compile_prompt
 from ..engine.known import Known
 from ..engine.loss import token_losses
 from ..engine.plans import join, packs, plan_choices
-from ..evaluate import plan_examples
-from ..score import score_labels
+from ..engine.texts import Texts
+from ..evaluate import Classes, label_log_probs, plan_examples
+from ..options import TrainOptions
+from ..suffix import answer_losses
+from ..train.run import KNOWN_TOKENS
 from ..types import Example
 from ..wrap import get_peft_model
 
 TOKENS_PER_PACK = {"cpu": 1024, "cuda": 16_384}
 """Most tokens of rows in one plan, as ``softprompt train`` has it; a larger batch takes several plans."""
+
+EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
+"""Rows that ``softprompt evaluate`` scores at a time by default."""
+
+TEXT_CACHE_BYTES = int(TrainOptions.model_fields["text_cache_memory"].default * 2**30)
+"""Memory for what is known of texts before a prompt, by default; what comes later goes to disk."""
 
 
 def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, float]:
@@ -32,14 +41,35 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
         The loss, and the seconds that went into building plans.
     """
     started = time.perf_counter()
-    most = TOKENS_PER_PACK.get(prompt.device.type, TOKENS_PER_PACK["cuda"])
     lengths = [len(example.input_ids) + len(example.label_ids) for example in batch]
-    parts = [batch[rows.start : rows.stop] for rows in packs(lengths, most)]
+    parts = _packs_of(batch, lengths, prompt.device)
     plans = [plan_examples(part, len(prompt), prompt.device) for part in parts]
     planning = time.perf_counter() - started
     loss = mean_loss(base, plans, prompt)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), planning
+
+
+def texts_of(base: Any) -> Texts:
+    """Where ``softprompt train --prompt_placement suffix`` keeps what it knows of its texts; nothing yet."""
+    return Texts(base, TEXT_CACHE_BYTES)
+
+
+def train_step_behind(base: Any, prompt: Tensor, batch: Sequence[Example], texts: Texts) -> float:
+    """As ``train_step``, where the prompt stands behind texts that are known; returns the loss."""
+    lengths = [len(prompt) + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
+    count = sum(len(row.label_ids) for row in batch)
+    total = 0.0
+    for part in _packs_of(batch, lengths, prompt.device):
+        loss = answer_losses(base, prompt, part, texts).sum() / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+def _packs_of(batch: Sequence[Example], lengths: Sequence[int], device: torch.device) -> list[Sequence[Example]]:
+    most = TOKENS_PER_PACK.get(device.type, TOKENS_PER_PACK["cuda"])
+    return [batch[rows.start : rows.stop] for rows in packs(lengths, most)]
 
 
 def drop_in(base: Any, prompt: Tensor) -> Any:
@@ -58,9 +88,9 @@ def compiled(base: Any, prompt: Tensor) -> Known:
 
 
 @torch.no_grad()
-def score(base: Any, prompt: Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probability ``[B, C]`` of each label behind each text, on the CPU."""
-    return score_labels(base, prompt, texts, labels).cpu()
+def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
+    """Log-probability ``[B, C]`` of each label behind each text, on the CPU; batches are those of our evaluation."""
+    return label_log_probs(model, examples, classes, batch_size=EVAL_BATCH_SIZE)
 
 
 @torch.no_grad()
@@ -71,7 +101,7 @@ def score_stream(
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
 ) -> Tensor:
-    """As ``score``, where row i has the prompt ``tasks[i]``: all rows in one run of the model."""
+    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``: one run of the model."""
     rows_of: dict[int, list[int]] = {}
     for row, task in enumerate(tasks):
         rows_of.setdefault(task, []).append(row)

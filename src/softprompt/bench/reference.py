@@ -12,13 +12,19 @@ from torch import Tensor
 from ..types import Example
 
 
-def loss_and_gradient(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, Tensor]:
-    """Mean loss over the supervised tokens of a batch, and its gradient ``[P, D]``, row by row."""
+def loss_and_gradient(
+    base: Any, prompt: Tensor, batch: Sequence[Example], *, behind: bool = False
+) -> tuple[float, Tensor]:
+    """Mean loss over the supervised tokens of a batch, and its gradient ``[P, D]``, row by row.
+
+    Args:
+        behind: whether the prompt stands behind the text: text, prompt, label.
+    """
     leaf = prompt.detach().clone().requires_grad_()
     count = sum(len(example.label_ids) for example in batch)
     total = 0.0
     for example in batch:
-        loss = -_log_probs(base, leaf, example.input_ids, example.label_ids).sum() / count
+        loss = -_log_probs(base, leaf, example.input_ids, example.label_ids, behind).sum() / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     assert leaf.grad is not None
@@ -38,20 +44,22 @@ def greedy(base: Any, prompt: Tensor, text: Sequence[int], max_new_tokens: int) 
     """The most probable continuation of a text, everything computed anew for each token."""
     ids = list(text)
     for _ in range(max_new_tokens):
-        ids.append(int(_logits(base, prompt, ids, 1)[-1].argmax()))
+        ids.append(int(_logits(base, (), prompt, ids, 1)[-1].argmax()))
     return ids[len(text) :]
 
 
-def _log_probs(base: Any, prompt: Tensor, text: Sequence[int], label: Sequence[int]) -> Tensor:
+def _log_probs(base: Any, prompt: Tensor, text: Sequence[int], label: Sequence[int], behind: bool = False) -> Tensor:
     """Log-probability of each token of a label behind a text."""
-    logits = _logits(base, prompt, [*text, *label], len(label) + 1)[:-1]
+    before, after = (text, label) if behind else ((), (*text, *label))
+    logits = _logits(base, before, prompt, after, len(label) + 1)[:-1]
     targets = torch.tensor(label, device=logits.device)
     return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _logits(base: Any, prompt: Tensor, ids: Sequence[int], last: int) -> Tensor:
-    """Logits ``[last, V]`` at the last positions of the prompt followed by ``ids``."""
-    rows = base.get_input_embeddings()(torch.tensor(ids, device=prompt.device))
-    together = torch.cat([prompt.to(rows.dtype), rows])[None]
+def _logits(base: Any, before: Sequence[int], prompt: Tensor, after: Sequence[int], last: int) -> Tensor:
+    """Logits ``[last, V]`` at the last positions of ``before``, the prompt and ``after``."""
+    ids = torch.tensor([*before, *after], device=prompt.device)
+    head, tail = base.get_input_embeddings()(ids).tensor_split([len(before)])
+    together = torch.cat([head, prompt.to(tail.dtype), tail])[None]
     logits: Tensor = base(inputs_embeds=together, use_cache=False, logits_to_keep=last).logits
     return logits[0]

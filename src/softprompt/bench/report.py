@@ -26,7 +26,7 @@ from .tables import BLOOM, GEMMA, SMOLLM2, as_markdown
 
 GEMMA_VARIABLE = "SOFTPROMPT_BENCH_GEMMA"
 RESULTS, PAGE, NOTES = "results.json", "results.md", "notes.md"
-SCALES = tuple((batch, tokens) for batch in (8, 32, 128) for tokens in (64, 256, 1024))
+SCALES = ((8, 64), (8, 256), (8, 1024), (32, 64), (32, 256), (128, 64))
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,27 @@ def plan(gemma: str | None) -> list[Measurement]:
         bases = {SMOLLM2: bases[SMOLLM2], GEMMA: ("--model", gemma), BLOOM: bases[BLOOM]}
     found = []
     for model, base in bases.items():
-        large = model == BLOOM
-        for virtual in ("8", "100"):
-            common = (*base, "--num_virtual_tokens", virtual)
-            few, some = (("--rounds", "3"), ("--rounds", "4")) if large else (("--rounds", "5"), ("--rounds", "8"))
-            found.append(Measurement(model, ("train", *common, *some)))
-        common = (*base, "--num_virtual_tokens", "8")
-        stream = ("--per_device_train_batch_size", "2" if large else "4")
-        found += [
-            Measurement(model, ("evaluate", *common, *some, "--no_memory")),
-            Measurement(model, ("tasks", *common, *few, *stream, "--no_memory")),
-            Measurement(model, ("generate", *common, *few, "--no_memory")),
-        ]
+        rounds = ("--rounds", "3" if model == BLOOM else "8")
+        found += [Measurement(model, ("train", *base, *_virtual(number), *rounds)) for number in (8, 100)]
+    few = ("--rounds", "3", "--no_memory")
+    for model, base in bases.items():
+        found.append(Measurement(model, ("evaluate", *base, *_virtual(8), *few)))
+        if model != BLOOM:  # 16 adapters and texts of 2 GiB of weights take long, and show nothing new
+            stream = ("--per_device_train_batch_size", "4")
+            found.append(Measurement(model, ("suffix", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
+            found.append(Measurement(model, ("tasks", *base, *_virtual(8), *stream, *few)))
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
-        rounds = "5" if batch * tokens <= 1 << 14 else "2"
-        size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens), "--rounds", rounds)
+        size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens), "--rounds", "3")
         found.append(Measurement(SMOLLM2, ("train", *bases[SMOLLM2], "--against", "none", *size)))
+    for model, base in bases.items():
+        if model != BLOOM:
+            found.append(Measurement(model, ("evaluate", *base, *_virtual(100), *few)))
+            found.append(Measurement(model, ("generate", *base, *_virtual(8), *few)))
     return found
+
+
+def _virtual(number: int) -> tuple[str, str]:
+    return "--num_virtual_tokens", str(number)
 
 
 def command_of(measurement: Measurement, rows: Rows) -> list[str]:

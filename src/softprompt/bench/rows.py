@@ -20,6 +20,9 @@ from .options import BenchOptions
 FEWEST_ROWS = 64
 """Rows that are read at least: fewer might not have all the labels."""
 
+ROWS_PER_LONG_ONE = 16
+"""Rows that are read for each that must have a long text."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -29,11 +32,13 @@ class Work:
         examples: the rows.
         classes: their labels in tokens; ``None`` for free targets.
         width: length that the guide pads to.
+        least_tokens: rows with shorter texts were left out.
     """
 
     examples: list[Example]
     classes: Classes | None
     width: int
+    least_tokens: int = 0
 
     def batches(self, size: int, most: int) -> list[list[Example]]:
         """Up to ``most`` batches of different rows.
@@ -43,22 +48,30 @@ class Work:
                 engine less.)
         """
         if len(self.examples) < size:
-            raise ConfigError(
-                f"{len(self.examples)} rows do not fill a batch of {size}; give more rows with train_file, or lower "
-                "per_device_train_batch_size"
-            )
+            rows, remedy = f"{len(self.examples)} rows", "give more rows with train_file"
+            if self.least_tokens:
+                rows = f"{rows} with a text of at least {self.least_tokens} tokens"
+                remedy = f"{remedy}, longer ones with text_tokens"
+            raise ConfigError(f"{rows} do not fill a batch of {size}; {remedy}, or lower per_device_train_batch_size")
         count = min(most, len(self.examples) // size)
         return [self.examples[i * size : (i + 1) * size] for i in range(count)]
 
 
-def read_work(options: BenchOptions, tokenizer: Any, base: Any, rows: int) -> Work:
-    """The first ``rows`` training rows, or as many as there are."""
-    limit = options.max_train_samples or max(rows, FEWEST_ROWS)
+def read_work(options: BenchOptions, tokenizer: Any, base: Any, rows: int, least_tokens: int = 0) -> Work:
+    """The first ``rows`` training rows, or as many as there are.
+
+    Args:
+        least_tokens: leave out rows with shorter texts. Where few are left (of the packaged rows, one in twelve has
+            30 tokens), those of validation and test follow.
+    """
+    limit = options.max_train_samples or max(rows * (ROWS_PER_LONG_ONE if least_tokens else 1), FEWEST_ROWS)
     splits = load_splits(options.model_copy(update={"max_train_samples": limit}))
     task = make_task(splits, options, end_token_id=default_end_token_id(tokenizer))
     room = context_length(base.config)
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=room)
     examples = encoder.encode_all(splits.train)
+    if least_tokens:
+        examples += encoder.encode_all([*splits.validation, *splits.test])
     width = options.max_length or 0
     if options.text_tokens is not None:
         examples = _with_texts_of(options.text_tokens, examples)
@@ -66,7 +79,8 @@ def read_work(options: BenchOptions, tokenizer: Any, base: Any, rows: int) -> Wo
         if room is not None and options.num_virtual_tokens + width > room:
             given = f"text_tokens={options.text_tokens} with {options.num_virtual_tokens} virtual tokens"
             raise ConfigError(f"{given} does not fit: the model's context is {room} positions")
-    return Work(examples, classes_of(task, encoder), width)
+    examples = [example for example in examples if len(example.input_ids) >= least_tokens]
+    return Work(examples, classes_of(task, encoder), width, least_tokens)
 
 
 def need_classes(work: Work) -> Classes:

@@ -9,10 +9,13 @@ from .evaluate import Evaluation
 from .generate import Generation
 from .measure import Progress, Subject, measure, peaks
 from .options import BenchOptions
+from .suffix import SuffixTraining
 from .tasks import MixedTasks
 from .train import Training
 
-_SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Training, Evaluation, Generation, MixedTasks)}
+_SUBJECTS: dict[str, type[Subject]] = {
+    each.name: each for each in (Training, SuffixTraining, Evaluation, Generation, MixedTasks)
+}
 
 
 def make_subject(name: str, options: BenchOptions) -> Subject:

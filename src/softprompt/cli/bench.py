@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..bench.names import KEY_PREFIX, OURS, PEFT_GUIDE, SUBJECTS, TITLES
+from ..bench.names import KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
 from ..errors import ConfigError
 from ..options import build_options, nearest
 from .show import console
@@ -68,10 +68,11 @@ def command(
 def _table(result: dict[str, Any]) -> Table:
     title = f"{result['subject']}: {result['model']}, {result['num_virtual_tokens']} virtual tokens"
     table = Table(title=title, box=None, header_style="bold", title_justify="left")
-    for name in ("", "rows/s", "against PEFT", "spread", "peak memory"):
+    other, against = (PREFIX, "prefix") if result["subject"] == "suffix" else (PEFT_GUIDE, "PEFT")
+    for name in ("", "rows/s", f"against {against}", "spread", "peak memory"):
         table.add_column(name, justify="right" if name else "left")
-    guide = result.get("peft_guide_rows_per_second")
-    memory = {OURS: result.get("peak_memory_bytes"), PEFT_GUIDE: result.get("peft_peak_memory_bytes")}
+    guide = result.get(f"{KEY_PREFIX[other]}rows_per_second")
+    memory = {OURS: result.get("peak_memory_bytes"), other: result.get(f"{against.lower()}_peak_memory_bytes")}
     for side, line in TITLES[result["subject"]].items():
         speed = result.get(f"{KEY_PREFIX[side]}rows_per_second")
         if speed is None:
@@ -96,6 +97,11 @@ def _caption(result: dict[str, Any]) -> str:
             f"gradients agree with each row alone to {result['max_relative_gradient_difference']:.0e}; "
             f"{result['gemm_bound_fraction']:.2f} of the bound of {result['gemm_library']}'s matrix products, "
             f"{result['torch_gemm_bound_fraction']:.2f} of torch's; plans take {result['plan_seconds_fraction']:.1%}"
+        )
+    if result["subject"] == "suffix":
+        return (
+            f"gradients agree with each row alone to {result['max_relative_gradient_difference']:.0e}; reading "
+            f"{result['texts_read']} texts, once for all epochs, took {result['read_texts_seconds']:.2f} seconds"
         )
     rows = result["rows_compared"]
     if result["subject"] == "generate":

@@ -1,6 +1,21 @@
 """The engine: a token tree, run on a frozen causal language model.
 
-Read in this order: ``tree.py`` (who attends to whom: integers only), ``run.py`` (tree + frozen base ->
-hidden states), ``loss.py`` (hidden states -> loss). The prompt's gradient arises in ``run.py``, where
-every row's pass reads the keys and values of the *one* pass over the prompt.
+Read in this order: ``tree.py`` (who attends to whom: integers only), ``packed.py`` and ``attention.py``
+(the tree in one sequence), ``loss.py`` (hidden states -> losses). ``docs/engine.md`` has the picture.
+
+========================  =========================================================================
+``tree`` ``plans``        nodes and tokens; rows, choices and several prompts as trees
+``run``                   which way a tree runs
+``packed`` ``attention``  the fast way: one sequence, attention by blocks; ``flex`` on GPUs
+``levels``                the way for all: a batch for each level, with a cache of what is above
+``view`` ``kernels``      a base with some layers exchanged, untouched itself; the layers
+``loss`` ``head``         from hidden states to losses, through the model's own head
+``accumulate``            more rows than memory holds
+``known`` ``compiled``    nodes computed once: prompts, and texts (``suffix``, ``texts``)
+``recompute``             gradient checkpointing
+``selfcheck``             model types that no test covers
+========================  =========================================================================
+
+The prompt's gradient arises in ``attention.py`` (``_Gradients.add``): all rows read one set of keys and values
+of the prompt, and what they send back adds up there.
 """
