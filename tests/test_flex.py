@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import test_engine
 import tiny
-from softprompt.engine import packed
+from softprompt.engine import flex, packed
 from softprompt.engine import run as running
-from softprompt.engine.flex import attend_flex, available
+from softprompt.engine.flex import attend_flex, available, trial
 from softprompt.engine.loss import hidden_states, token_losses
 from softprompt.engine.tree import Tree
 
@@ -53,6 +53,29 @@ def test_any_forest_with_some_nodes_known(lengths, data):
 
 def test_not_used_without_a_gpu():
     assert not available(torch.device("cpu"))
+
+
+@pytest.fixture
+def fresh_trial():
+    trial.cache_clear()
+    yield trial
+    trial.cache_clear()
+
+
+def test_the_trial_passes_where_flex_is_right(fresh_trial):
+    assert fresh_trial(torch.device("cpu"), gradient=False)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "fails"])
+def test_the_trial_notices(fault, fresh_trial, monkeypatch):
+    def broken(query, *_, **__):
+        if fault == "fails":
+            raise RuntimeError("no such kernel\nmore")
+        return torch.zeros_like(query)
+
+    monkeypatch.setattr(flex, "flex_attention", broken)
+    with pytest.warns(UserWarning, match="no such kernel. Prompts" if fault == "fails" else "off by"):
+        assert not fresh_trial(torch.device("cpu"), gradient=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
