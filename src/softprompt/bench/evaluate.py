@@ -5,7 +5,7 @@
                 label's positions say is the prediction).
 ``peft best``   the same, each batch padded to its longest row.
 ``softprompt``  label scoring, as ``softprompt evaluate`` does by default: the probability of every label behind
-                every text, rows sorted by length, in batches of its own size (16 rows), whatever PEFT's is. No row
+                every text, rows sorted by length, in batches of its own size (32 rows), whatever PEFT's is. No row
                 is padded, so a larger batch wastes nothing.
 """
 

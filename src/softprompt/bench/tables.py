@@ -39,7 +39,7 @@ included. PEFT has no such thing. Aimed at: {SUFFIX_AIM:g}x. *Reading*: texts a 
 *Gradient*: as above, of rows in the order text, prompt, label.""",
     "Evaluation": f"""\
 A turn is four batches of the guide. PEFT: the guide's loop over them (logits of all positions, the most probable tokens
-decoded). softprompt: the probability of every label, as `softprompt evaluate` does by default: 16 rows at a time, the
+decoded). softprompt: the probability of every label, as `softprompt evaluate` does by default: 32 rows at a time, the
 longest first; nothing is padded there, so a larger batch wastes nothing. Aimed at: {EVALUATION_AIM:g}x.
 *Probabilities*: largest relative difference from each row alone.""",
     "Generation": """\
