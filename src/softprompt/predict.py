@@ -37,7 +37,7 @@ def predict(
     *,
     generate: bool = False,
     max_new_tokens: int | None = None,
-    batch_size: int = 16,
+    batch_size: int = 32,
 ) -> Iterator[tuple[Row, Answer]]:
     """Answer rows in order, a few batches at a time, so that a file of any length streams through.
 

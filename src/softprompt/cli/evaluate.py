@@ -32,7 +32,7 @@ def command(
     output_dir: Annotated[
         Path | None, typer.Option("--output_dir", help="Folder for metrics.json [default: the adapter's].")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 32,
     generate: Annotated[bool, typer.Option("--generate", help="Also write freely: share of exact matches.")] = False,
     **given: Any,
 ) -> None:

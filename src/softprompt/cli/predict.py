@@ -39,7 +39,7 @@ def command(
         int | None,
         typer.Option("--max_new_tokens", min=1, help="Most tokens to write [default: 64 if there is room]."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 32,
     **given: Any,
 ) -> None:
     """Label a text, or a file of them."""
