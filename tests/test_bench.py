@@ -24,6 +24,7 @@ from softprompt.bench.subjects import make_subject
 from softprompt.bench.tables import GEMMA, SMOLLM2, as_markdown
 from softprompt.bench.train import compare_steps
 from softprompt.cli import evaluate
+from softprompt.engine import plans
 from softprompt.options import build_options
 from softprompt.types import Example
 
@@ -226,7 +227,7 @@ def test_a_large_batch_is_packed_with_the_same_gradient(place, monkeypatch, subj
     more = {"text_tokens": 40} if subject == "suffix" else {}
     training = make_subject(subject, options(place, per_device_train_batch_size=16, **more))
     whole = training.make_side(OURS).run(training.batches[0])
-    monkeypatch.setitem(ours.TOKENS_PER_PACK, "cpu", 30)
+    monkeypatch.setitem(plans.TOKENS_PER_PACK, "cpu", 30)
     cut = training.make_side(OURS).run(training.batches[0])
     assert cut[0] == pytest.approx(whole[0], rel=1e-5)
     assert torch.allclose(cut[1], whole[1], rtol=1e-3, atol=1e-6)
@@ -363,7 +364,7 @@ def test_a_twin_shares_weights_and_nothing_else():
 def test_linear_layers_are_counted(family):
     """Their weights are what the backbone has beside embeddings, norms and biases."""
     base = tiny.base(family)
-    counted = sum(weight.numel() * count for weight, count in linears(base))
+    counted = sum(weight.numel() for weight in linears(base))
     embeddings = {id(m.weight) for m in base.modules() if isinstance(m, torch.nn.Embedding)}
     matrices = [w for w in base.base_model.parameters() if w.ndim == 2 and id(w) not in embeddings]
     assert counted == sum(weight.numel() for weight in matrices)
@@ -378,7 +379,7 @@ def test_the_bound_counts_each_token_once():
     bound = Bound(base, [size])
     bound.measure()
     figures = bound.figures([bound.figures([1.0])["bound_seconds"] * 2])
-    per_token = sum(weight.numel() * count for weight, count in linears(base))
+    per_token = sum(weight.numel() for weight in linears(base))
     expected = 4 * (size.tokens * per_token + size.supervised * base.get_output_embeddings().weight.numel())
     assert figures["gflop_per_step"] * 1e9 == pytest.approx(expected)
     assert figures["gemm_bound_fraction"] == pytest.approx(0.5)

@@ -1,6 +1,7 @@
 """Faster layers against the stock ones, which modules are exchanged, and a base that notices nothing of it."""
 
 import copy
+import itertools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -245,6 +246,32 @@ def test_settings_of_a_class_are_told_apart():
     dense, sparse = (Gemma3nTextMLP(config, layer_idx=i).requires_grad_(False) for i in (0, 1))
     assert faster(dense) is GatedMLP
     assert faster(sparse) is Gemma3nTextMLP
+
+
+@onednn
+@pytest.mark.parametrize("shape", [(2, 130, 300, 260), (3, 5, 7, 6), (1, 2600, 64, 64)], ids=str)
+def test_batched_products_whatever_the_strides(shape):
+    """Parts of larger tensors and transposes, large and small, into new room and into a part of some."""
+    heads, n, k, m = shape
+    lefts = [torch.randn(heads, n, k), torch.randn(heads, k, n).mT, torch.randn(n, heads, k).transpose(0, 1)]
+    lefts.append(torch.randn(heads, k + 3, n)[:, 3:].mT)
+    rights = [torch.randn(heads, k, m), torch.randn(heads, m, k).mT, torch.randn(k, heads, m).transpose(0, 1)]
+    rights.append(torch.randn(m, heads, k).transpose(0, 1).mT)
+    for left, right in itertools.product(lefts, rights):
+        expected = left @ right
+        room = torch.full((heads, n + 4, m), torch.nan)
+        kernels.batched(left, right, out=room[:, 2:-2])
+        for found in (kernels.batched(left, right), room[:, 2:-2]):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert room[:, [0, 1, -2, -1]].isnan().all()
+
+
+@onednn
+def test_a_part_of_a_larger_weight_is_left_to_torch():
+    """oneDNN has nothing fast for it: a thousand times slower."""
+    layer = nn.Linear(24, 40).requires_grad_(False)
+    layer.weight = nn.Parameter(torch.randn(40, 3, 24)[:, 1], requires_grad=False)
+    assert faster(layer) is nn.Linear
 
 
 def test_without_onednn_products_are_torchs(monkeypatch):

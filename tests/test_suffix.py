@@ -41,7 +41,8 @@ from softprompt.suffix import answer_losses, score_labels_behind
 from softprompt.task import Task
 from softprompt.train.listener import Listener
 from softprompt.train.loop import fit
-from softprompt.train.run import Run, batches_of_step, packs_of
+from softprompt.train.packs import packs_behind, packs_in_front
+from softprompt.train.run import Run, batches_of_step
 from softprompt.types import Example
 
 P = 5
@@ -581,9 +582,15 @@ def test_a_batch_that_is_cut_trains_the_same(tmp_path: Path, placement: str) -> 
     whole = make_run(tmp_path / "whole", placement, **sizes)
     cut = make_run(tmp_path / "cut", placement, **sizes, tokens_per_pack=12)
     (batch, _) = batches_of_step(cut, 0)
-    assert len(packs_of(whole, batch)) == 1
-    assert 1 < len(packs_of(cut, batch)) <= 5
-    assert [row for pack in packs_of(cut, batch) for row in pack] == batch
+
+    def packs(run: Run) -> list[Sequence[Example]]:
+        if placement == "prefix":
+            return packs_in_front(batch, run.tokens_per_pack)
+        return packs_behind(batch, len(run.model.prompt), run.tokens_per_pack)
+
+    assert len(packs(whole)) == 1
+    assert 1 < len(packs(cut)) <= 5
+    assert [row for pack in packs(cut) for row in pack] == batch
     fit(whole)
     fit(cut)
     torch.testing.assert_close(cut.model.prompt, whole.model.prompt, rtol=0, atol=2e-5)

@@ -61,6 +61,18 @@ class Batch:
         """
         return real_tokens(self.tokens, self.attention_mask)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Real tokens of each row."""
+        lengths: list[int] = self.real.sum(1).tolist()
+        return lengths
+
+    @property
+    def ids(self) -> Tensor:
+        """``[t]`` of the real tokens of all rows; of embeddings, which have none, their numbers: all different."""
+        flat = self.tokens[self.real]
+        return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
+
     def rows(self, which: range) -> Batch:
         """Some of the rows."""
         part = slice(which.start, which.stop)
@@ -77,19 +89,15 @@ def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) ->
     Args:
         prompt: ``[P, D]``, or the compiled prompt.
     """
-    real = batch.real
-    flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
-    ids, embeds = (flat, None) if batch.inputs_embeds is None else (torch.arange(len(flat), device=flat.device), flat)
-    labels = None if batch.labels is None else batch.labels[real]
-    lengths = real.sum(1).tolist()
-    if isinstance(prompt, Tensor) and embeds is None and labels is not None and torch.is_grad_enabled():
-        parts = list(packs(lengths, default_tokens_per_pack(prompt.device)))
+    embeds = None if batch.inputs_embeds is None else batch.inputs_embeds[batch.real]  # [t, D] of the real tokens
+    if isinstance(prompt, Tensor) and embeds is None and batch.labels is not None and torch.is_grad_enabled():
+        parts = list(packs(batch.lengths, default_tokens_per_pack(prompt.device)))
         if len(parts) > 1:
             return _forward_packs(base, prompt, batch, [batch.rows(part) for part in parts])
-    plan = plan_rows(len(prompt), lengths, ids, labels)
+    plan = _plan(len(prompt), batch)
     hidden = hidden_states(base, plan, prompt, embeds)
-    logits = LazyLogits(_spread(base, lambda: hidden, plan, real, len(prompt)))
-    if labels is None:
+    logits = LazyLogits(_spread(base, lambda: hidden, plan, batch.real, len(prompt)))
+    if batch.labels is None:
         return PromptedCausalLMOutput(logits=logits)
     count = len(plan.targets) if batch.num_items is None else batch.num_items
     return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=logits)
@@ -106,9 +114,8 @@ def _forward_packs(
 
 
 def _plan(num_virtual_tokens: int, batch: Batch) -> Plan:
-    real = batch.real
-    labels = None if batch.labels is None else batch.labels[real]
-    return plan_rows(num_virtual_tokens, real.sum(1).tolist(), batch.tokens[real], labels)
+    labels = None if batch.labels is None else batch.labels[batch.real]
+    return plan_rows(num_virtual_tokens, batch.lengths, batch.ids, labels)
 
 
 def _spread(

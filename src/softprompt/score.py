@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.known import Known
-from .engine.loss import token_losses
+from .engine.loss import group_log_probs
 from .engine.plans import packs, plan_choices
 from .engine.run import ways
 
@@ -54,6 +54,4 @@ def _scores(
     base: PreTrainedModel, prompt: Tensor | Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> Tensor:
     plan = plan_choices(len(prompt), texts, labels, base.device)
-    totals = torch.zeros(plan.num_groups, device=base.device)
-    totals.index_add_(0, plan.groups, -token_losses(base, plan, prompt))
-    return totals.view(len(texts), len(labels))
+    return group_log_probs(base, plan, prompt).view(len(texts), len(labels))

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.head import logits_of
-from .engine.loss import hidden_states, losses_of, token_losses
+from .engine.loss import group_log_probs, hidden_states, losses_of, token_losses
 from .engine.plans import packs
 from .engine.suffix import plan_answers, plan_choices_behind
 from .engine.texts import Texts, known_texts, read_for
@@ -58,9 +58,7 @@ def score_labels_behind(
         part = inputs[rows.start : rows.stop]
         plan = plan_choices_behind(len(prompt), part, labels, prompt.device)
         found = {} if known is None else known_texts(plan, part, known.get)
-        totals = torch.zeros(plan.num_groups, device=prompt.device)
-        totals.index_add_(0, plan.groups, -token_losses(base, plan, prompt, known=found))
-        parts.append(totals.view(len(part), len(labels)))
+        parts.append(group_log_probs(base, plan, prompt, known=found).view(len(part), len(labels)))
     return torch.cat(parts)
 
 
@@ -70,11 +68,10 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
     """
     real = batch.real
-    flat = batch.tokens[real]  # [t] ids or [t, D] embeddings of the real tokens
-    given = None if batch.inputs_embeds is None else flat
-    ids = flat if given is None else torch.arange(len(flat), device=flat.device)
+    given = None if batch.inputs_embeds is None else batch.inputs_embeds[real]  # [t, D] of the real tokens
+    ids = batch.ids
     labels = torch.full_like(ids, IGNORE_INDEX) if batch.labels is None else batch.labels[real]
-    plan, texts = _plan_rows(len(prompt), real.sum(1).tolist(), ids, labels)
+    plan, texts = _plan_rows(len(prompt), batch.lengths, ids, labels)
     # Texts of embeddings may take a gradient, and then are not known before it is asked for.
     hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)
 

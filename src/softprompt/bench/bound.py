@@ -1,16 +1,16 @@
-"""The bound of a training step: its operations divided by the rate at which this machine multiplies matrices.
+"""The bound of a training step: the time of its matrix products alone.
 
 Counted are the products that nobody can avoid, each token once: every linear layer forward and backward to
 its input (weights are frozen, so there is no product for them) over the plan's T tokens, and the output
-matrix, both ways, over its S supervised positions. The rate is that of the bare products of these very
-shapes, measured in turn with the steps, by two libraries: torch's own product, and oneDNN's. Attention,
-norms and everything else count as nothing, so a step cannot reach the bound, only come near.
+matrix, both ways, over its S supervised positions. They are run bare, in turn with the steps, by two
+libraries: torch's own product, and oneDNN's. As in a step, each layer's own weights are multiplied, one
+layer after the other: a weight that is still in the processor's cache would be a rate no step can have.
+Attention, norms and everything else count as nothing, so a step cannot reach the bound, only come near.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,35 +21,43 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..families import base_facts
+from .measure import seconds_of
 from .ours import Size
 
 MOST_ROWS = 4096
 """Rows of a measured product; more do not change the rate."""
 
-REPEATS = 3
-"""Times that each product is measured in a round."""
+REPEATS = 2
+"""Times that the products are measured in a round."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class _Shape:
-    """All linear layers of one shape: one of their weights ``[N, K]``, and how often it comes."""
+class _Chain:
+    """Linear layers that all tokens pass, one after the other: their weights ``[N, K]``."""
 
-    weight: Tensor
-    count: int
+    weights: Sequence[Tensor]
     rows: int
-    times: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def flops_per_row(self) -> int:
-        """Operations per row of all these layers, forward and backward."""
-        return 4 * self.count * self.weight.numel()
+        """Operations per row, forward and backward."""
+        return 4 * sum(weight.numel() for weight in self.weights)
+
+    def measure(self, library: str, forward: Product, backward: Product) -> None:
+        """Time all products, forwards and then backwards."""
+        widths = {width for weight in self.weights for width in weight.shape}
+        states = {width: self.weights[0].new_ones(self.rows, width) for width in widths}
+        there = [(states[weight.shape[1]], weight) for weight in self.weights]
+        back = [(states[weight.shape[0]], weight) for weight in reversed(self.weights)]
+        seconds = _clock(forward, there) + _clock(backward, back)
+        self.seconds.setdefault(library, []).append(seconds)
 
     def seconds_per_row(self, library: str) -> float:
         """Of all these layers, forward and backward."""
-        forward, backward = zip(*self.times[library], strict=True)
-        return float(self.count * (statistics.median(forward) + statistics.median(backward)) / self.rows)
+        return statistics.median(self.seconds[library]) / self.rows
 
 
 class Bound:
@@ -64,22 +72,19 @@ class Bound:
         self._sizes = sizes
         tokens = round(statistics.mean(size.tokens for size in sizes))
         supervised = round(statistics.mean(size.supervised for size in sizes))
-        self._layers = [_Shape(weight, count, min(tokens, MOST_ROWS)) for weight, count in linears(base)]
+        self._layers = _Chain(linears(base), min(tokens, MOST_ROWS))
         head = base.get_output_embeddings().weight.detach()
-        self._head = _Shape(head, 1, min(supervised, MOST_ROWS))
+        self._head = _Chain([head], min(supervised, MOST_ROWS))
         self._attention_flops = _attention_flops_per_pair(base)
         self._libraries = _libraries(head)
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Time each product a few times."""
-        for shape in (*self._layers, self._head):
-            x, g = (shape.weight.new_ones(shape.rows, width) for width in reversed(shape.weight.shape))
-            for name, (forward, backward) in self._libraries.items():
-                times = shape.times.setdefault(name, [])
-                _clock(forward, x, shape.weight)  # out of the other library's caches
-                for _ in range(REPEATS):
-                    times.append((_clock(forward, x, shape.weight), _clock(backward, g, shape.weight)))
+        """Time all products a few times."""
+        for name, (forward, backward) in self._libraries.items():
+            for _ in range(REPEATS):
+                for chain in (self._layers, self._head):
+                    chain.measure(name, forward, backward)
 
     def figures(self, times: Sequence[float]) -> dict[str, Any]:
         """The bound and the share of it that steps reach.
@@ -107,25 +112,22 @@ class Bound:
         }
 
     def _flops(self, size: Size) -> int:
-        return size.tokens * sum(s.flops_per_row for s in self._layers) + size.supervised * self._head.flops_per_row
+        return size.tokens * self._layers.flops_per_row + size.supervised * self._head.flops_per_row
 
     def _seconds(self, size: Size, library: str) -> float:
-        linear = sum(shape.seconds_per_row(library) for shape in self._layers)
-        return size.tokens * linear + size.supervised * self._head.seconds_per_row(library)
+        layers, head = (chain.seconds_per_row(library) for chain in (self._layers, self._head))
+        return size.tokens * layers + size.supervised * head
 
 
-def linears(base: Any) -> list[tuple[Tensor, int]]:
-    """A weight ``[N, K]`` of each distinct shape of the backbone's linear layers, and how many have it."""
+def linears(base: Any) -> list[Tensor]:
+    """The weights ``[N, K]`` of the backbone's linear layers, in order."""
     head = base.get_output_embeddings()
-    found: dict[tuple[int, ...], tuple[Tensor, int]] = {}
+    found: list[Tensor] = []
     for module in base.base_model.modules():
-        if module is head or not isinstance(module, nn.Linear | Conv1D):
-            continue
-        weight = module.weight.detach()
-        weight = weight.t() if isinstance(module, Conv1D) else weight  # GPT-2 keeps [K, N]
-        first, count = found.get(tuple(weight.shape), (weight, 0))
-        found[tuple(weight.shape)] = (first, count + 1)
-    return list(found.values())
+        if module is not head and isinstance(module, nn.Linear | Conv1D):
+            weight = module.weight.detach()
+            found.append(weight.t() if isinstance(module, Conv1D) else weight)  # GPT-2 keeps [K, N]
+    return found
 
 
 def _attention_flops_per_pair(base: Any) -> int:
@@ -155,12 +157,9 @@ def _libraries(like: Tensor) -> dict[str, tuple[Product, Product]]:
     return found
 
 
-def _clock(product: Product, left: Tensor, weight: Tensor) -> float:
-    cuda = weight.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(weight.device)
-    started = time.perf_counter()
-    product(left, weight)
-    if cuda:
-        torch.cuda.synchronize(weight.device)
-    return time.perf_counter() - started
+def _clock(product: Product, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    def run(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        for left, weight in pairs:
+            product(left, weight)
+
+    return seconds_of(run, pairs, pairs[0][1].device)

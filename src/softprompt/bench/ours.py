@@ -14,18 +14,14 @@ from ..config import PromptTuningConfig
 from ..engine.accumulate import mean_loss
 from ..engine.compiled import compile_prompt
 from ..engine.known import Known
-from ..engine.loss import token_losses
-from ..engine.plans import join, packs, plan_choices
+from ..engine.loss import group_log_probs
+from ..engine.plans import default_tokens_per_pack, join, plan_choices
 from ..engine.texts import Texts
 from ..evaluate import Classes, label_log_probs, plan_examples
 from ..options import TrainOptions
-from ..suffix import answer_losses
-from ..train.run import KNOWN_TOKENS
+from ..train.packs import backward_behind, packs_behind, packs_in_front
 from ..types import Example
 from ..wrap import get_peft_model
-
-TOKENS_PER_PACK = {"cpu": 1024, "cuda": 16_384}
-"""Most tokens of rows in one plan, as ``softprompt train`` has it; a larger batch takes several plans."""
 
 EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
 """Rows that ``softprompt evaluate`` scores at a time by default."""
@@ -41,8 +37,7 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
         The loss, and the seconds that went into building plans.
     """
     started = time.perf_counter()
-    lengths = [len(example.input_ids) + len(example.label_ids) for example in batch]
-    parts = _packs_of(batch, lengths, prompt.device)
+    parts = packs_in_front(batch, default_tokens_per_pack(prompt.device))
     plans = [plan_examples(part, len(prompt), prompt.device) for part in parts]
     planning = time.perf_counter() - started
     loss = mean_loss(base, plans, prompt)
@@ -57,19 +52,9 @@ def texts_of(base: Any) -> Texts:
 
 def train_step_behind(base: Any, prompt: Tensor, batch: Sequence[Example], texts: Texts) -> float:
     """As ``train_step``, where the prompt stands behind texts that are known; returns the loss."""
-    lengths = [len(prompt) + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
-    count = sum(len(row.label_ids) for row in batch)
-    total = 0.0
-    for part in _packs_of(batch, lengths, prompt.device):
-        loss = answer_losses(base, prompt, part, texts).sum() / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total
-
-
-def _packs_of(batch: Sequence[Example], lengths: Sequence[int], device: torch.device) -> list[Sequence[Example]]:
-    most = TOKENS_PER_PACK.get(device.type, TOKENS_PER_PACK["cuda"])
-    return [batch[rows.start : rows.stop] for rows in packs(lengths, most)]
+    return backward_behind(
+        base, prompt, packs_behind(batch, len(prompt), default_tokens_per_pack(prompt.device)), texts
+    )
 
 
 def drop_in(base: Any, prompt: Tensor) -> Any:
@@ -109,9 +94,7 @@ def score_stream(
     plan = join(
         [plan_choices(len(prompts[task]), [texts[i] for i in rows], labels, device) for task, rows in rows_of.items()]
     )
-    losses = token_losses(base, plan, [prompts[task] for task in rows_of])
-    totals = torch.zeros(plan.num_groups, device=losses.device).index_add_(0, plan.groups, -losses)
-    found = totals.view(len(texts), len(labels)).cpu()
+    found = group_log_probs(base, plan, [prompts[task] for task in rows_of]).view(len(texts), len(labels)).cpu()
     order = torch.tensor([row for rows in rows_of.values() for row in rows])
     return torch.empty_like(found).index_copy_(0, order, found)
 

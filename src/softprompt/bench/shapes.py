@@ -23,6 +23,9 @@ def random_base(shape: str) -> Any:
     if shape not in SHAPES:
         raise ConfigError(f"shape {shape!r} is not known; there is {', '.join(SHAPES)}{nearest(shape, SHAPES)}")
     # bigscience/bloomz-560m's config.json: 24 layers of width 1024, 16 heads, 250,880 vocabulary entries.
+    with torch.device("meta"):  # or the output matrix, a copy of the embeddings, would be in memory for a moment
+        model = BloomForCausalLM(BloomConfig(vocab_size=250_880, hidden_size=1024, n_layer=24, n_head=16))
+    model.to_empty(device="cpu").tie_weights()
     torch.manual_seed(0)
-    model = BloomForCausalLM(BloomConfig(vocab_size=250_880, hidden_size=1024, n_layer=24, n_head=16))
+    model.init_weights()
     return model.requires_grad_(False).eval()

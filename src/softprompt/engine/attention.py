@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .kernels import batched
 from .tree import ROOT, Tree
 
 BLOCK = 128
@@ -100,16 +101,12 @@ class Packing:
     @property
     def length(self) -> int:
         """T, the tokens of the run."""
-        return self.tree.num_tokens - sum(self.tree.lengths[node] for node in self.known)
+        return self.starts[-1]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each node's tokens begin in the run (known ones have none there)."""
-        starts, total = [], 0
-        for node, length in enumerate(self.tree.lengths):
-            starts.append(total)
-            total += 0 if node in self.known else length
-        return starts
+        """Where each node's tokens begin in the run (known ones have none there); then its end."""
+        return self.tree.starts_without(self.known)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -254,7 +251,7 @@ class _Attention(torch.autograd.Function):
         kept: list[Tensor] = []
         for number, block in enumerate(packing.blocks):
             weights = scores.weights(number)[0]
-            torch.bmm(weights, scores.values(block), out=_rows(out, block))
+            batched(weights, scores.values(block), out=_rows(out, block))
             if any(ctx.needs_input_grad) and scores.keeps(block):
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *known, *kept)
@@ -276,13 +273,13 @@ class _Attention(torch.autograd.Function):
             weights, squash = (next(kept), None) if scores.keeps(block) else scores.weights(number)
             rows = _rows(grad, block)
             skipped = 0 if wanted else block.num_known_first
-            to_values.add(block, skipped, torch.bmm(weights[..., skipped:].transpose(1, 2), rows))
-            to_scores = torch.bmm(rows, scores.values(block).transpose(1, 2))
+            to_values.add(block, skipped, batched(weights[..., skipped:].transpose(1, 2), rows))
+            to_scores = batched(rows, scores.values(block).transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_scores, weights, -1, weights.dtype)
             if squash is not None:
                 to_scores.mul_(squash)
-            torch.bmm(to_scores, scores.keys(block), out=_rows(to_query, block))
-            to_keys.add(block, skipped, torch.bmm(to_scores[..., skipped:].transpose(1, 2), _rows(scores.query, block)))
+            batched(to_scores, scores.keys(block), out=_rows(to_query, block))
+            to_keys.add(block, skipped, batched(to_scores[..., skipped:].transpose(1, 2), _rows(scores.query, block)))
         return (
             _in_order(to_query.mul_(rule.scale)).transpose(1, 2).to(query.dtype),
             to_keys.of(OWN, key.dtype),
@@ -330,7 +327,7 @@ class _Scores:
     def weights(self, number: int) -> tuple[Tensor, Tensor | None]:
         """Attention weights ``[heads, n * group, m]``, and the derivative of the soft-cap, if there is one."""
         block, squash = self.packing.blocks[number], None
-        scores = torch.bmm(_rows(self.query, block), self.keys(block).transpose(1, 2))
+        scores = batched(_rows(self.query, block), self.keys(block).transpose(1, 2))
         if cap := self.rule.softcap:
             scores = scores.div_(cap).tanh_()
             squash = 1 - scores.square()

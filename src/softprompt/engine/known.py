@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Layers = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, ``[1, key heads, n, d]``."""
+
 
 @dataclass(frozen=True)
 class Known:

@@ -22,15 +22,13 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from .kernels import faster
-from .known import Known
+from .known import Known, Layers
 from .recompute import frugal
 from .tree import ROOT, Tree
 from .view import view
 
 CALL_OVERHEAD = 24
 """What one more call of the model costs, in tokens computed (SmolLM2-135M, 2 CPU cores: about 5 ms)."""
-
-Layers = list[tuple[Tensor, Tensor]]
 
 
 def run_levels(
@@ -45,7 +43,7 @@ def run_levels(
     # Keys and values that others read must not be made twice.
     copied = functools.cache(lambda wanted: view(backbone, faster if wanted else frugal))
     memory = _Memory(tree, known)
-    starts, total = _starts(tree, known)
+    *starts, total = tree.starts_without(known)
     parts: list[Tensor] = []
     order: list[Tensor] = []
     for level in tree.levels:
@@ -54,28 +52,16 @@ def run_levels(
             flat, hidden = _run_batch(copied(wanted), tree, nodes, starts, embeds, memory, wanted)
             order.append(flat)
             parts.append(hidden)
-    if not parts:
-        raise ValueError("a tree in which everything is known has nothing to compute")
     back = torch.empty(total, dtype=torch.long, device=embeds.device)
     back[torch.cat(order)] = torch.arange(total, device=embeds.device)
     return torch.cat(parts)[back], memory.in_order(range(total)) if keep else []
-
-
-def _starts(tree: Tree, known: Mapping[int, Known]) -> tuple[dict[int, int], int]:
-    """Where the tokens of each node to compute begin in the run, and how many there are."""
-    starts, total = {}, 0
-    for node, length in enumerate(tree.lengths):
-        if node not in known:
-            starts[node] = total
-            total += length
-    return starts, total
 
 
 def _run_batch(
     backbone: nn.Module,
     tree: Tree,
     nodes: list[int],
-    first: Mapping[int, int],
+    first: Sequence[int],
     embeds: Tensor,
     memory: _Memory,
     wanted: bool,

@@ -41,6 +41,14 @@ def token_losses(
     return losses_of(base, hidden_states(base, plan, prompt, known=known), plan)
 
 
+def group_log_probs(
+    base: PreTrainedModel, plan: Plan, prompt: Prompts, known: Mapping[int, Known] | None = None
+) -> Tensor:
+    """Log-probability ``[num_groups]`` of each group's supervised tokens together; arguments as ``token_losses``."""
+    losses = token_losses(base, plan, prompt, known)
+    return losses.new_zeros(plan.num_groups).index_add(0, plan.groups, -losses)
+
+
 def hidden_states(
     base: PreTrainedModel,
     plan: Plan,

@@ -19,7 +19,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi
 from .attention import Packing, Rule, attend
 from .flex import attend_flex
 from .kernels import faster
-from .known import Known
+from .known import Known, Layers
 from .recompute import frugal
 from .tree import Tree
 from .view import view
@@ -38,7 +38,7 @@ NAME = "softprompt_tree"
 
 def run_packed(
     backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known], keep: bool = False
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+) -> tuple[Tensor, Layers]:
     """Hidden states ``[T, D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too.
 
     Args:
@@ -58,7 +58,7 @@ class _State:
         self.packing = packing
         self._known = {node: known[node] for node in packing.known}
         self.keep = keep
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: Layers = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """``[1, T, heads, d]``."""

@@ -34,8 +34,7 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
     """
     rows = [row.tolist() for row in torch.split(input_ids, list(lengths))]
     builder = _Builder(num_virtual_tokens)
-    builder.grow(rows, sorted(range(len(rows)), key=rows.__getitem__))
-    tree = Tree(tuple(builder.parents), tuple(builder.lengths))
+    tree = builder.grow(rows)
     device = input_ids.device
     counts = torch.tensor(lengths, dtype=torch.long)
     places = torch.cat([torch.empty(0, dtype=torch.long), *(builder.places(row, tree) for row in range(len(rows)))])
@@ -54,15 +53,16 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
 
 
 class _Builder:
-    """Grows a tree of shared prefixes from sorted rows."""
+    """Grows a tree of shared prefixes."""
 
     def __init__(self, num_virtual_tokens: int, branches: _Branches | None = None) -> None:
         self.parents, self.lengths = [ROOT], [num_virtual_tokens]
         self._nodes: dict[int, list[int]] = {}  # row -> nodes that hold its tokens, from the top
         self._branches = branches  # what hangs on each row
 
-    def grow(self, rows: Sequence[Sequence[int]], order: Sequence[int]) -> None:
-        """Add rows, given in sorted order, below the prompt."""
+    def grow(self, rows: Sequence[Sequence[int]]) -> Tree:
+        """The tree of some rows below the prompt."""
+        order = sorted(range(len(rows)), key=lambda row: tuple(rows[row]))
         common = [_common(rows[a], rows[b]) for a, b in pairwise(order)]
         # Stretches of the order that remain to be placed: [low, high), tokens above, the nodes above.
         waiting: list[tuple[int, int, int, list[int]]] = [(0, len(order), 0, [0])]
@@ -79,6 +79,7 @@ class _Builder:
                 above = shared
             cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == shared), high]
             waiting += [(a, b, above, path) for a, b in reversed(list(pairwise(cuts)))]
+        return Tree(tuple(self.parents), tuple(self.lengths))
 
     def _leaf(self, parent: int, length: int) -> int:
         leaf = self._node(parent, length)
@@ -119,8 +120,7 @@ def plan_choices(
     """
     branches = _Branches(choices)
     builder = _Builder(num_virtual_tokens, branches)
-    builder.grow(texts, sorted(range(len(texts)), key=lambda i: list(texts[i])))
-    tree = Tree(tuple(builder.parents), tuple(builder.lengths))
+    tree = builder.grow(texts)
     tokens = [*range(-1, -1 - tree.num_tokens, -1)]  # where no text writes, the prompt stands
     places, predictors = list[int](), list[int]()
     for i, text in enumerate(texts):
@@ -133,10 +133,8 @@ def plan_choices(
         predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
     groups = [i * len(choices) + j for i in range(len(texts)) for j, choice in enumerate(choices) for _ in choice]
     targets = [token for choice in choices for token in choice] * len(texts)
-    ids, before, after, group, place = (
-        torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, predictors, targets, groups, places)
-    )
-    return Plan(tree, ids, before, after, group, len(texts) * len(choices), place)
+    columns = {"tokens": tokens, "predictors": predictors, "targets": targets, "groups": groups, "places": places}
+    return Plan.of(tree, len(texts) * len(choices), device, **columns)
 
 
 class _Branches:

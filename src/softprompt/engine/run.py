@@ -9,6 +9,7 @@ row sends back through the prompt's keys and values, and that sum is the gradien
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from ..families import is_verified
 from . import flex
-from .known import Known
-from .levels import Layers, run_levels
+from .known import Known, Layers
+from .levels import run_levels
 from .packed import PACKED, run_packed
 from .tree import Tree
 
@@ -50,12 +51,11 @@ def compute(
     """Keys, values and hidden states of each node that is not known; arguments as for ``run``."""
     known = known or {}
     hidden, layers = _run(backbone, tree, embeds, known, way, keep=True)
-    found, start = {}, 0
-    for node, length in enumerate(tree.lengths):
+    found = {}
+    for node, (start, stop) in enumerate(pairwise(tree.starts_without(known))):
         if node not in known:
-            part = slice(start, start + length)
-            found[node] = Known(tuple((k[:, :, part], v[:, :, part]) for k, v in layers), hidden[part])
-            start += length
+            own = tuple((keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in layers)
+            found[node] = Known(own, hidden[start:stop])
     return found
 
 
@@ -87,11 +87,5 @@ def ways(backbone: nn.Module) -> tuple[Way, ...]:
 def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
     if not known:
         return hidden
-    parts, start = [], 0
-    for node, length in enumerate(tree.lengths):
-        if node in known:
-            parts.append(known[node].hidden)
-        else:
-            parts.append(hidden[start : start + length])
-            start += length
-    return torch.cat(parts)
+    runs = pairwise(tree.starts_without(known))
+    return torch.cat([known[node].hidden if node in known else hidden[slice(*run)] for node, run in enumerate(runs)])

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..types import IGNORE_INDEX
 from .plans import plan_choices
@@ -102,15 +101,9 @@ def _forest(texts: Sequence[Sequence[int]], behind: Sequence[_Behind], num_group
         predictors += [start + predictor for predictor in below.predictors]
         targets += below.targets
         groups += below.groups
-    ids, before, after, group = (
-        torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, predictors, targets, groups)
-    )
-    return Plan(Tree(tuple(parents), tuple(lengths)), ids, before, after, group, num_groups, _given(ids))
-
-
-def _given(tokens: Tensor) -> Tensor:
-    """Flat positions of what is not the prompt."""
-    return (tokens >= 0).nonzero()[:, 0]
+    places = [at for at, token in enumerate(tokens) if token >= 0]
+    columns = {"tokens": tokens, "predictors": predictors, "targets": targets, "groups": groups, "places": places}
+    return Plan.of(Tree(tuple(parents), tuple(lengths)), num_groups, device, **columns)
 
 
 def texts_of(plan: Plan) -> list[int]:

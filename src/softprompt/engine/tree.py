@@ -13,9 +13,11 @@ depth in the tree, so what a row computes never depends on its batch mates or on
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 ROOT = -1
@@ -54,10 +56,13 @@ class Tree:
     @cached_property
     def starts(self) -> list[int]:
         """Flat index of each node's first token."""
-        starts, total = [], 0
-        for length in self.lengths:
-            starts.append(total)
-            total += length
+        return self.starts_without(())[:-1]
+
+    def starts_without(self, left_out: Container[int]) -> list[int]:
+        """Where each node's tokens begin when those of some nodes are left out; then the number of all."""
+        starts = [0]
+        for node, length in enumerate(self.lengths):
+            starts.append(starts[-1] + (0 if node in left_out else length))
         return starts
 
     @cached_property
@@ -144,6 +149,12 @@ class Plan:
     groups: Tensor
     num_groups: int
     places: Tensor
+
+    @classmethod
+    def of(cls, tree: Tree, num_groups: int, device: torch.device, **columns: Sequence[int]) -> Plan:
+        """A plan of lists of integers: ``tokens``, ``predictors``, ``targets``, ``groups``, ``places``."""
+        tensors = {name: torch.tensor(each, dtype=torch.long, device=device) for name, each in columns.items()}
+        return cls(tree, num_groups=num_groups, **tensors)
 
     @property
     def num_virtual(self) -> int:

@@ -46,9 +46,15 @@ def _copy(module: nn.Module, exchange: Exchange, shared: dict[str, Any]) -> nn.M
     kind, children = exchange(module), module._modules
     if kind is type(module) and not children:
         return module
-    copied: nn.Module = object.__new__(kind)  # FSDP's classes make more of their own __new__
+    copied = recast(module, kind)
     own = copied.__dict__
-    own.update(module.__dict__)
     own["_modules"] = {name: child and _copy(child, exchange, shared) for name, child in children.items()}
     own.update((name, value) for name, value in shared.items() if name in module.__dict__)
+    return copied
+
+
+def recast(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A module of another class with the attributes of ``module``, children and weights among them."""
+    copied: nn.Module = object.__new__(kind)  # FSDP's classes make more of their own __new__
+    copied.__dict__.update(module.__dict__)
     return copied

@@ -11,12 +11,12 @@ import torch
 from ..engine.accumulate import mean_loss
 from ..evaluate import plan_examples
 from ..record import EpochRecord, LogWriter, PartialEpoch, TrainerState
-from ..suffix import answer_losses
 from ..types import Example
 from .best import is_best
 from .guard import Snapshot, back_to, not_finite, take_step
+from .packs import backward_behind, packs_behind, packs_in_front
 from .resume import begin, best_prompt, save
-from .run import Run, batches_of_step, packs_of, read_texts
+from .run import Run, batches_of_step, read_texts
 from .schedule import learning_rate
 
 
@@ -87,19 +87,15 @@ def fit(run: Run) -> TrainerState:
 def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, int]:
     """Gradient of the mean loss over all supervised tokens of the step; returns that loss and their number."""
     base, prompt = run.model.base_model, run.model.prompt
-    packs = [pack for batch in batches for pack in packs_of(run, batch)]
-    tokens = sum(len(example.label_ids) for pack in packs for example in pack)
-    if not run.behind:  # the prompt is computed once for all packs
-        plans = [plan_examples(pack, len(prompt), prompt.device) for pack in packs]
-        loss = mean_loss(base, plans, prompt, tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item(), tokens
-    total = 0.0
-    for pack in packs:  # nothing is shared: losses and gradients just add up
-        loss = answer_losses(base, prompt, pack, run.texts).sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total, tokens
+    tokens = sum(len(example.label_ids) for batch in batches for example in batch)
+    if run.behind:
+        packs = [pack for batch in batches for pack in packs_behind(batch, len(prompt), run.tokens_per_pack)]
+        return backward_behind(base, prompt, packs, run.texts), tokens
+    packs = [pack for batch in batches for pack in packs_in_front(batch, run.tokens_per_pack)]
+    plans = [plan_examples(pack, len(prompt), prompt.device) for pack in packs]
+    loss = mean_loss(base, plans, prompt, tokens)  # the prompt is computed once for all packs
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), tokens
 
 
 def _due(strategy: str, every: int | None, done: int, ends_epoch: bool) -> bool:

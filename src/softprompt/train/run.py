@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..config import PromptTuningConfig
-from ..engine.plans import default_tokens_per_pack, packs
+from ..engine.plans import default_tokens_per_pack
 from ..engine.texts import Texts
 from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
@@ -22,9 +22,6 @@ from ..record import Metrics
 from ..task import Task
 from ..types import Example
 from .listener import Listener
-
-KNOWN_TOKENS = 16
-"""So many tokens of a text that is known cost the memory of one that is computed, or less."""
 
 
 @dataclass
@@ -111,16 +108,6 @@ def batches_of_step(run: Run, step: int) -> list[list[Example]]:
     rows = order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
     size = run.options.per_device_train_batch_size
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
-
-
-def packs_of(run: Run, batch: Sequence[Example]) -> list[Sequence[Example]]:
-    """A batch in parts of at most ``tokens_per_pack`` tokens to compute, and of a row at least."""
-    virtual = len(run.model.prompt)
-    if run.behind:
-        lengths = [virtual + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
-    else:
-        lengths = [len(row.input_ids) + len(row.label_ids) for row in batch]
-    return [batch[rows.start : rows.stop] for rows in packs(lengths, run.tokens_per_pack)]
 
 
 def read_texts(texts: Texts, examples: Sequence[Example], listener: Listener) -> None:
