@@ -205,10 +205,10 @@ def test_a_node_for_every_token_in_common(monkeypatch):
     check_frugal()
     real = plans._Builder.grow
 
-    def greedy(self, rows, order):
+    def greedy(self, rows):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plans, "MIN_SAVING", 1)
-            real(self, rows, order)
+            return real(self, rows)
 
     monkeypatch.setattr(plans._Builder, "grow", greedy)
     must_notice(check_frugal)
