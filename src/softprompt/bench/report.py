@@ -26,7 +26,7 @@ from .tables import BLOOM, GEMMA, SMOLLM2, as_markdown
 
 GEMMA_VARIABLE = "SOFTPROMPT_BENCH_GEMMA"
 RESULTS, PAGE, NOTES = "results.json", "results.md", "notes.md"
-SCALES = ((8, 64), (8, 256), (8, 1024), (32, 64), (32, 256), (128, 64))
+SCALES = ((8, 64), (8, 256), (8, 1024), (32, 64), (32, 256), (128, 64), (32, 1024), (128, 256))
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def plan(gemma: str | None) -> list[Measurement]:
             found.append(Measurement(model, ("suffix", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
             found.append(Measurement(model, ("tasks", *base, *_virtual(8), *stream, *few)))
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
-        size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens), "--rounds", "3")
-        found.append(Measurement(SMOLLM2, ("train", *bases[SMOLLM2], "--against", "none", *size)))
+        size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens))
+        rounds = ("--rounds", "3" if batch * tokens <= 8192 else "1")
+        found.append(Measurement(SMOLLM2, ("train", *bases[SMOLLM2], "--against", "none", *size, *rounds)))
     for model, base in bases.items():
         if model != BLOOM:
             found.append(Measurement(model, ("evaluate", *base, *_virtual(100), *few)))

@@ -29,9 +29,9 @@ of the rows alone, unpadded, by plain calls of the model.""",
     "Training, only the import changed": """\
 `get_peft_model(...)` of either package on the guide's padded batches, in turn: `model(**batch).loss.backward()`.""",
     "The bound": """\
-Operations of a step's unique tokens (linear layers forward and backward, output matrix at supervised positions) divided
-by the rate of these very matrix products, measured in turn with the steps. Attention, norms and all else count as
-nothing. The share is of the faster library's bound; in brackets, of torch's own products.""",
+The time of a step's matrix products alone, each unique token once (linear layers forward and backward, output matrix at
+supervised positions): run bare, each layer's own weights one after the other, in turn with the steps. Attention, norms
+and all else count as nothing. The share is of the faster library's bound; in brackets, of torch's own products.""",
     "The prompt behind the text": f"""\
 `softprompt train --prompt_placement suffix` (text, prompt, label; each text is read once, before the clock) against our
 own `softprompt train`: forward and backward of a batch of 8 rows, all with texts of at least 30 tokens, template
@@ -51,9 +51,9 @@ Rows of 16 prompts, shuffled. PEFT: grouped by task, `set_adapter` for each grou
     "Peak memory": """\
 Of a whole process, weights included, that goes through four batches; GiB.""",
     "Scaling": f"""\
-`softprompt train` alone. Aimed at: rows per second within {SCALING_AIM:.0%} of the bound's own growth, that is, the
-column *relative to the first* between {1 - SCALING_AIM:g} and {1 + SCALING_AIM:g}. Attention grows with the square of
-the text and is not in the bound; *attention counted* adds its operations to those of the step.""",
+`softprompt train` alone. Aimed at: rows per second within {SCALING_AIM:.0%} of the bound's own growth, that is, a share
+relative to the first (in brackets) between {1 - SCALING_AIM:g} and {1 + SCALING_AIM:g}. Attention grows with the square
+of the text and is not in the bound; *attention counted* adds its operations to those of the step.""",
 }
 
 
@@ -214,14 +214,18 @@ def _memory(results: Sequence[Result]) -> str:
 
 def _scaling(results: Sequence[Result]) -> str:
     ordered = sorted(results, key=lambda result: (result["per_device_train_batch_size"], result["text_tokens"]))
-    first = ordered[0]["gemm_bound_fraction"]
 
     def speed_of_bound(result: Result) -> str:
         return f"{result['rows_per_batch'] / result['bound_seconds']:.2f}"
 
-    def with_attention(result: Result) -> str:
-        more = result["attention_gflop_per_step"] / result["gflop_per_step"]
-        return f"{result['gemm_bound_fraction'] * (1 + more):.2f}"
+    def share(result: Result) -> float:
+        return float(result["gemm_bound_fraction"])
+
+    def with_attention(result: Result) -> float:
+        return share(result) * (1 + result["attention_gflop_per_step"] / result["gflop_per_step"])
+
+    def relative(of: Callable[[Result], float]) -> Column:
+        return lambda result: f"{of(result):.2f} ({of(result) / of(ordered[0]):.2f})"
 
     return _table(
         "Scaling",
@@ -231,9 +235,8 @@ def _scaling(results: Sequence[Result]) -> str:
             "text tokens": lambda result: str(result["text_tokens"]),
             "rows/s": _number("rows_per_second"),
             "bound, rows/s": speed_of_bound,
-            "share of the bound": _number("gemm_bound_fraction"),
-            "relative to the first": lambda result: f"{result['gemm_bound_fraction'] / first:.2f}",
-            "attention counted": with_attention,
+            "share of the bound": relative(share),
+            "attention counted": relative(with_attention),
             "GiB": lambda result: (
                 f"{result['peak_memory_bytes'] / 2**30:.2f}" if "peak_memory_bytes" in result else "-"
             ),
