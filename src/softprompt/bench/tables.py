@@ -222,7 +222,7 @@ def _scaling(results: Sequence[Result]) -> str:
         return float(result["gemm_bound_fraction"])
 
     def with_attention(result: Result) -> float:
-        return share(result) * (1 + result["attention_gflop_per_step"] / result["gflop_per_step"])
+        return share(result) * (1 + float(result["attention_gflop_per_step"] / result["gflop_per_step"]))
 
     def relative(of: Callable[[Result], float]) -> Column:
         return lambda result: f"{of(result):.2f} ({of(result) / of(ordered[0]):.2f})"
