@@ -141,7 +141,8 @@ def _in_turns(subject: Subject, sides: dict[str, Side], progress: Progress) -> d
     for number in range(subject.options.rounds):
         progress(f"round {number + 1} of {subject.options.rounds}")
         batch = subject.batches[number % len(subject.batches)]
-        for name, side in sides.items():
+        # Each side finds the memory as the one before it has left it: there and back again is fair.
+        for name, side in reversed(sides.items()) if number % 2 else sides.items():
             times[name].append(seconds_of(side.run, side.prepare(batch), subject.device))
         subject.after_round()
     return times

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "Label a text, or a file of them.",
     "inspect": "Show what the virtual tokens have become.",
     "bench": "Measure speed and memory against PEFT.",
+    "benchmark": "Compare methods over tasks, seeds and numbers of training rows.",
     "push": "Upload an adapter folder to the Hub.",
 }
 
