@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from .between import recording
 from .kernels import faster
 from .known import Known, Layers
 from .recompute import frugal
@@ -32,28 +33,44 @@ CALL_OVERHEAD = 24
 
 
 def run_levels(
-    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known], keep: bool = False
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known],
+    keep: bool = False,
+    states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
     """Hidden states ``[T, D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too.
 
     Args:
         embeds: ``[T, D]`` in flat order.
         known: what has been computed already, by node.
+        states: filled with what each layer answers, ``[T, D]``.
     """
-    # Keys and values that others read must not be made twice.
-    copied = functools.cache(lambda wanted: view(backbone, faster if wanted else frugal))
+    answers: list[Tensor] = []  # of the layers of a batch
+
+    @functools.cache
+    def copied(wanted: bool) -> nn.Module:
+        exchange = faster if wanted else frugal  # keys and values that others read must not be made twice
+        return view(backbone, exchange if states is None else recording(exchange, answers))
+
     memory = _Memory(tree, known)
     *starts, total = tree.starts_without(known)
     parts: list[Tensor] = []
     order: list[Tensor] = []
+    between: list[list[Tensor]] = []
     for level in tree.levels:
         for nodes in buckets([node for node in level if node not in known], tree.lengths):
             wanted = keep or any(node in tree.inner for node in nodes)
-            flat, hidden = _run_batch(copied(wanted), tree, nodes, starts, embeds, memory, wanted)
+            answers.clear()
+            flat, real, hidden = _run_batch(copied(wanted), tree, nodes, starts, embeds, memory, wanted)
             order.append(flat)
             parts.append(hidden)
+            between.append([answer.to(embeds.device)[real] for answer in answers])
     back = torch.empty(total, dtype=torch.long, device=embeds.device)
     back[torch.cat(order)] = torch.arange(total, device=embeds.device)
+    if states is not None:
+        states += [torch.cat(layer)[back] for layer in zip(*between, strict=True)]
     return torch.cat(parts)[back], memory.in_order(range(total)) if keep else []
 
 
@@ -65,8 +82,12 @@ def _run_batch(
     embeds: Tensor,
     memory: _Memory,
     wanted: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run some nodes of one level; returns where they are in the run ``[t]`` and their hidden states ``[t, D']``."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run some nodes of one level.
+
+    Returns:
+        Where their tokens are in the run ``[t]``, in the batch ``[B, L]``, and their hidden states ``[t, D']``.
+    """
     device = embeds.device
     lengths = torch.tensor([tree.lengths[node] for node in nodes], device=device)
     starts = torch.tensor([first[node] for node in nodes], device=device)
@@ -85,7 +106,7 @@ def _run_batch(
     if wanted:
         memory.keep(prefix, nodes, flat, real)
     # A base that is spread over devices answers on the last one.
-    return flat[real], output.last_hidden_state.to(device)[real]
+    return flat[real], real, output.last_hidden_state.to(device)[real]
 
 
 class _Memory:

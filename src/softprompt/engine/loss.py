@@ -55,15 +55,18 @@ def hidden_states(
     prompt: Prompts,
     embeds: Tensor | None = None,
     known: Mapping[int, Known] | None = None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Last hidden states ``[T, D']`` of a plan in flat order.
 
-    ``embeds`` ``[t, D]`` stand in for the embeddings of the caller's tokens (at ``plan.places``) when given.
+    Args:
+        embeds: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
+        states: filled with what each layer answers for the tokens that are not known, ``[T', D]``.
     """
     check_depth(base.config, plan.tree.depth)
     known = _compiled(plan, prompt) | dict(known or {})
     inputs = _embed(base, plan, _to_compute(plan, known), prompt, embeds)
-    return run(base.base_model, plan.tree, inputs, known)
+    return run(base.base_model, plan.tree, inputs, known, states=states)
 
 
 def _compiled(plan: Plan, prompt: Prompts) -> dict[int, Known]:

@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
 from .attention import Packing, Rule, attend
+from .between import recording
 from .flex import attend_flex
 from .kernels import faster
 from .known import Known, Layers
@@ -37,17 +38,26 @@ NAME = "softprompt_tree"
 
 
 def run_packed(
-    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known], keep: bool = False
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known],
+    keep: bool = False,
+    states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
     """Hidden states ``[T, D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too.
 
     Args:
         embeds: ``[T, D]`` in flat order.
         known: what has been computed already, by node.
+        states: filled with what each layer answers, ``[T, D]``.
     """
     packing = Packing(tree, frozenset(node for node in known if tree.lengths[node]), embeds.device)
-    state = _State(packing, known, keep)
-    output = _view(backbone, state)(inputs_embeds=embeds[None], position_ids=packing.positions[None], use_cache=False)
+    state, answers = _State(packing, known, keep), list[Tensor]()
+    copied = _view(backbone, state, None if states is None else answers)
+    output = copied(inputs_embeds=embeds[None], position_ids=packing.positions[None], use_cache=False)
+    if states is not None:
+        states += [answer[0] for answer in answers]
     return output.last_hidden_state[0], state.kept
 
 
@@ -69,7 +79,7 @@ class _State:
         return by(query, key, value, self.packing, rule, known)
 
 
-def _view(backbone: nn.Module, state: _State) -> nn.Module:
+def _view(backbone: nn.Module, state: _State, answers: list[Tensor] | None) -> nn.Module:
     config: Any = copy.copy(backbone.config)
     config._attn_implementation_internal = NAME
 
@@ -79,7 +89,7 @@ def _view(backbone: nn.Module, state: _State) -> nn.Module:
     def exchange(module: nn.Module) -> type[nn.Module]:
         return TreeBloomAttention if type(module) is BloomAttention else exchanged(module)
 
-    copied = view(backbone, exchange, {"config": config})
+    copied = view(backbone, exchange if answers is None else recording(exchange, answers), {"config": config})
     for module in copied.modules():
         if "layer_idx" in module.__dict__:
             module.__dict__["tree_state"] = state

@@ -26,7 +26,12 @@ Way = Literal["packed", "levels"]
 
 
 def run(
-    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known] | None = None, way: Way | None = None
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known] | None = None,
+    way: Way | None = None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Hidden states of all tokens of a tree.
 
@@ -36,12 +41,13 @@ def run(
         embeds: ``[T', D]`` input embeddings in flat order, of the tokens whose node is not known.
         known: what has been computed already, by node.
         way: the way to run; the fastest that fits, by default.
+        states: filled with what each layer answers for the tokens that are not known, ``[T', D]``.
 
     Returns:
         ``[T, D']`` last hidden states in flat order, known ones included (D' may differ from D, as in OPT-350m).
     """
     known = known or {}
-    hidden, _ = _run(backbone, tree, embeds, known, way)
+    hidden, _ = _run(backbone, tree, embeds, known, way, states=states)
     return _with_known(hidden, tree, known)
 
 
@@ -60,14 +66,20 @@ def compute(
 
 
 def _run(
-    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known], way: Way | None, keep: bool = False
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known],
+    way: Way | None,
+    keep: bool = False,
+    states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
     """Hidden states ``[T', D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too."""
     if known and not len(embeds):  # nothing is new: empty rows, labels of one token
         nothing = next(iter(known.values())).map(lambda states: states[..., :0, :])
         return nothing.hidden, list(nothing.layers)
     runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
-    return runs(backbone, tree, embeds, known, keep=keep)
+    return runs(backbone, tree, embeds, known, keep=keep, states=states)
 
 
 def ways(backbone: nn.Module) -> tuple[Way, ...]:

@@ -1,0 +1,101 @@
+"""What layers answer, handed out as by-products of a run, against transformers' own hidden states of rows alone."""
+
+import pytest
+import torch
+
+import tiny
+from softprompt.engine.between import means
+from softprompt.engine.known import Known
+from softprompt.engine.loss import hidden_states
+from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.engine.run import compute, run, ways
+from softprompt.engine.tree import ROOT, Tree
+
+families = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+
+def plain_states(model, embeds):
+    """Of each layer but the last, ``[t, D]``; the last one is not told before its norm."""
+    output = model.base_model(inputs_embeds=embeds[None], output_hidden_states=True)
+    return [each[0] for each in output.hidden_states[1:-1]]
+
+
+@families
+@pytest.mark.parametrize("way", ["packed", "levels"])
+def test_states_are_those_of_rows_alone(family, way, float64):
+    model = tiny.fresh(family, dtype=torch.float64)
+    if way not in ways(model.base_model):
+        pytest.skip(f"{family} runs level by level only")
+    tree = Tree((ROOT, 0, 1, 1, 0, 4), (5, 3, 2, 4, 0, 6))
+    embeds = torch.randn(tree.num_tokens, tiny.width(model))
+    states = []
+    hidden = run(model.base_model, tree, embeds, way=way, states=states)
+    torch.testing.assert_close(hidden, run(model.base_model, tree, embeds, way=way), rtol=0, atol=0)
+    for node in (2, 3, 5):
+        path = [*tree.path(node), *tree.span(node)]
+        expected = plain_states(tiny.fresh(family, dtype=torch.float64), embeds[path])
+        assert len(states) == len(expected) + 1
+        for got, plain in zip(states, expected, strict=False):
+            torch.testing.assert_close(got[path], plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["packed", "levels"])
+def test_known_tokens_have_no_states(way):
+    model = tiny.base("llama")
+    whole = Tree((ROOT, 0, 0), (5, 3, 4))
+    embeds = torch.randn(12, tiny.width(model))
+    states, expected = [], []
+    run(model.base_model, whole, embeds, way=way, states=expected)
+    prompt = compute(model.base_model, Tree((ROOT,), (5,)), embeds[:5])[0]
+    run(model.base_model, whole, embeds[5:], {0: prompt}, way, states=states)
+    for got, all_of_it in zip(states, expected, strict=True):
+        torch.testing.assert_close(got, all_of_it[5:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["packed", "levels"])
+def test_the_base_keeps_no_hooks(way):
+    model = tiny.fresh("llama")
+    run(model.base_model, Tree((ROOT,), (4,)), torch.randn(4, tiny.width(model)), way=way, states=[])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("Recorded" in type(module).__name__ for module in model.modules())
+
+
+def test_states_carry_the_gradient_of_the_prompt():
+    """So that a prompt can be trained for what is read between the layers."""
+    model = tiny.base("llama")
+    prompt = tiny.prompt_for(model).requires_grad_()
+    (row,) = tiny.ids(6)
+    states = []
+    hidden_states(model, plan_rows(len(prompt), [6], row, None), prompt, states=states)
+    (found,) = torch.autograd.grad(states[0].sum(), prompt)
+    embeds = torch.cat([prompt, model.get_input_embeddings()(row)])
+    (expected,) = torch.autograd.grad(plain_states(model, embeds)[0].sum(), prompt)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_means():
+    states = [torch.arange(12.0).view(6, 2), -torch.arange(12.0).view(6, 2)]
+    found = means(states, torch.tensor([0, 2, -1, 0, 2, 2]), 3)
+    assert found.shape == (3, 2, 2)
+    assert found[0].tolist() == [[3, 4], [-3, -4]]
+    assert found[1].tolist() == [[0, 0], [0, 0]]
+    assert found[2].tolist() == [[20 / 3, 23 / 3], [-20 / 3, -23 / 3]]
+
+
+def test_means_of_texts_under_a_compiled_prompt_are_by_products_of_scoring():
+    """One run gives the labels' probabilities and the texts' means, each as if its row were alone."""
+    model = tiny.base("llama")
+    prompt = tiny.prompt_for(model)
+    texts = [row.tolist() for row in tiny.ids(4, 6, 1)]
+    plan = plan_choices(len(prompt), texts, [[3, 4], [5]], torch.device("cpu"))
+    rows = torch.full((plan.tree.num_tokens,), -1)
+    rows[plan.places] = torch.repeat_interleave(torch.tensor([4, 6, 1]))
+    known = compute(model.base_model, Tree((ROOT,), (len(prompt),)), prompt)[0]
+    assert isinstance(known, Known)
+    states = []
+    hidden_states(model, plan, known, states=states)
+    found = means(states, rows[plan.tree.lengths[0] :], 3)
+    for row, text in enumerate(texts):
+        embeds = torch.cat([prompt, model.get_input_embeddings()(torch.tensor(text))])
+        expected = torch.stack([state[len(prompt) :].mean(0) for state in plain_states(model, embeds)])
+        torch.testing.assert_close(found[row, :-1], expected, rtol=1e-4, atol=1e-5)
