@@ -58,7 +58,7 @@ def test_sample_vocab_one_row_for_all(monkeypatch):
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def behind(backbone, tree, embeds, *_):
+def behind(backbone, tree, embeds, *_, **__):
     """``run`` with each row in front of the prompt instead of behind it."""
     prompt, out = embeds[: tree.lengths[0]], []
     for node in range(1, len(tree.lengths)):
