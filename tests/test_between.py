@@ -6,10 +6,7 @@ import pytest
 import torch
 
 import tiny
-from softprompt.engine.between import means
-from softprompt.engine.known import Known
-from softprompt.engine.loss import hidden_states
-from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.engine.between import Means, but_first
 from softprompt.engine.run import compute, run, ways
 from softprompt.engine.tree import ROOT, Tree
 
@@ -72,37 +69,27 @@ def test_states_carry_the_gradient_of_the_prompt():
     model = tiny.base("llama")
     prompt = tiny.prompt_for(model).requires_grad_()
     (row,) = tiny.ids(6)
-    states = []
-    hidden_states(model, plan_rows(len(prompt), [6], row, None), prompt, states=states)
-    (found,) = torch.autograd.grad(states[0].sum(), prompt)
     embeds = torch.cat([prompt, model.get_input_embeddings()(row)])
-    (expected,) = torch.autograd.grad(plain_states(model, embeds)[0].sum(), prompt)
+    states = []
+    run(model.base_model, Tree((ROOT, 0), (len(prompt), 6)), embeds, states=states)
+    (found,) = torch.autograd.grad(states[0].sum(), prompt, retain_graph=True)
+    (expected,) = torch.autograd.grad(plain_states(copy.deepcopy(model), embeds)[0].sum(), prompt)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_means():
     states = [torch.arange(12.0).view(6, 2), -torch.arange(12.0).view(6, 2)]
-    found = means(states, torch.tensor([0, 2, -1, 0, 2, 2]), 3)
-    assert found.shape == (3, 2, 2)
+    means = Means(torch.tensor([10, 13, 11, 14, 15, 10]), torch.tensor([0, 0, 2, 2, 2, 3]), 4)
+    means.take(states, torch.tensor([10, 11, 12, 13, 14, 15]))
+    found = means.found
+    assert found.shape == (4, 2, 2)
     assert found[0].tolist() == [[3, 4], [-3, -4]]
     assert found[1].tolist() == [[0, 0], [0, 0]]
     assert found[2].flatten().tolist() == pytest.approx([20 / 3, 23 / 3, -20 / 3, -23 / 3])
+    assert found[3].tolist() == [[0, 1], [0, -1]]
 
 
-def test_means_of_texts_under_a_compiled_prompt_are_by_products_of_scoring():
-    """One run gives the labels' probabilities and the texts' means, each as if its row were alone."""
-    model = tiny.base("llama")
-    prompt = tiny.prompt_for(model)
-    texts = [row.tolist() for row in tiny.ids(4, 6, 1)]
-    plan = plan_choices(len(prompt), texts, [[3, 4], [5]], torch.device("cpu"))
-    rows = torch.full((plan.tree.num_tokens,), -1)
-    rows[plan.places] = torch.repeat_interleave(torch.tensor([4, 6, 1]))
-    known = compute(model.base_model, Tree((ROOT,), (len(prompt),)), prompt)[0]
-    assert isinstance(known, Known)
-    states = []
-    hidden_states(model, plan, known, states=states)
-    found = means(states, rows[plan.tree.lengths[0] :], 3)
-    for row, text in enumerate(texts):
-        embeds = torch.cat([prompt, model.get_input_embeddings()(torch.tensor(text))])
-        expected = torch.stack([state[len(prompt) :].mean(0) for state in plain_states(model, embeds)])
-        torch.testing.assert_close(found[row, :-1], expected, rtol=1e-4, atol=1e-5)
+def test_all_tokens_but_the_first_count():
+    places, rows = but_first(torch.tensor([9, 3, 4, 5, 7, 8]), [1, 0, 3, 2])
+    assert places.tolist() == [9, 4, 5, 8]
+    assert rows.tolist() == [0, 2, 2, 3]

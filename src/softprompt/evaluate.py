@@ -18,6 +18,7 @@ from .engine.plans import plan_rows
 from .engine.texts import Texts
 from .engine.tree import Plan
 from .model import PeftModelForCausalLM
+from .readout import Readout
 from .record import Metrics
 from .score import score_labels
 from .suffix import answer_losses, score_labels_behind
@@ -30,17 +31,22 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a task as the model sees them: names and token ids with the end token, side by side."""
+    """The classes of a task as the model sees them: names and token ids with the end token, side by side.
+
+    Attributes:
+        readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
+    """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    readout: Readout | None = None
 
 
-def classes_of(task: Task, encoder: Encoder) -> Classes | None:
+def classes_of(task: Task, encoder: Encoder, readout: Readout | None = None) -> Classes | None:
     """The classes of a task in tokens; ``None`` for a generation task."""
     if not task.is_classification:
         return None
-    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels))
+    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels), readout)
 
 
 def label_log_probs(
@@ -52,19 +58,51 @@ def label_log_probs(
     progress: Progress | None = None,
     known: Texts | None = None,
 ) -> Tensor:
-    """Log-probability of each class's label text behind each example: ``[N, C]`` float32 on the CPU.
+    """Log-probability of each class for each example: ``[N, C]`` float32 on the CPU.
+
+    That of the class's label text behind the example; with a read-out, what both say together.
 
     Args:
         known: knows the texts of examples that stand before the prompt; without it they are read here.
     """
+    if classes.readout is None:
+        return _label_scores(model, examples, classes, batch_size, progress, known)
+    return classes.readout.mix(*scores_and_means(model, examples, classes, batch_size=batch_size, progress=progress))
+
+
+def scores_and_means(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability ``[N, C]`` of each label's text, and the mean hidden states ``[N, layers, D]`` of the texts."""
+    means: list[Tensor] = []
+    scores = _label_scores(model, examples, classes, batch_size, progress, means=means)
+    order = torch.tensor([row for rows in batches_by_length(examples, batch_size) for row in rows])
+    found = torch.cat(means).cpu()
+    return scores, torch.empty_like(found).index_copy_(0, order, found)
+
+
+def _label_scores(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    batch_size: int,
+    progress: Progress | None,
+    known: Texts | None = None,
+    means: list[Tensor] | None = None,
+) -> Tensor:
     scores = torch.empty(len(examples), len(classes.ids))
     prompt = model.prompt if model.prompt_placement == "suffix" else model.compiled()
     for rows in batches_by_length(examples, batch_size):
         texts = [examples[row].input_ids for row in rows]
         if isinstance(prompt, Tensor):
-            found = score_labels_behind(model.base_model, prompt, texts, classes.ids, known)
+            found = score_labels_behind(model.base_model, prompt, texts, classes.ids, known, means)
         else:
-            found = score_labels(model.base_model, prompt, texts, classes.ids)
+            found = score_labels(model.base_model, prompt, texts, classes.ids, means)
         scores[rows] = found.cpu()
         if progress:
             progress(len(rows))

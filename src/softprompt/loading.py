@@ -15,6 +15,7 @@ from .task import TASK_NAME, Task
 
 if TYPE_CHECKING:  # read_task serves without torch, so that a command can check its data before it waits for that
     from .model import PeftModelForCausalLM
+    from .readout import Readout
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Prompted:
     tokenizer: Any
     config: PromptTuningConfig
     task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
+    readout: Readout | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -71,7 +73,8 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
     if model_given and config.base_model_name_or_path not in (None, base.name):
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)
-    return Prompted(model, base.tokenizer, config, read_task(adapter))
+    task = read_task(adapter)
+    return Prompted(model, base.tokenizer, config, task, read_readout(adapter, task, model))
 
 
 def check_same_base(adapter: str, trained_on: str, given: str) -> None:
@@ -126,6 +129,23 @@ def read_task(adapter: str) -> Task | None:
         return Task.read(find_file(adapter, TASK_NAME))
     except FileAbsentError:
         return None
+
+
+def read_readout(adapter: str, task: Task | None, model: PeftModelForCausalLM) -> Readout | None:
+    """The read-out of an adapter, ``None`` when it has none.
+
+    Raises:
+        AdapterError: it is damaged, or does not fit task and model.
+    """
+    from .readout import Readout
+    from .record import READOUT_NAME
+
+    try:
+        path = find_file(adapter, READOUT_NAME)
+    except FileAbsentError:
+        return None
+    num_classes = len(task.labels) if task is not None else 0
+    return Readout.read(path, num_classes, model.base_model.config.get_text_config().num_hidden_layers)
 
 
 def read_start(adapter: str) -> Any:

@@ -92,6 +92,9 @@ class PromptOptions(_Options):
         "prefix",
         description="prefix: prompt, text, label. suffix: text, prompt, label; each text is read once for all epochs.",
     )
+    readout: bool = Field(
+        False, description="Also learn a linear read-out of the hidden states, which decides with the prompt (classes)."
+    )
 
 
 class OptimizerOptions(_Options):

@@ -70,7 +70,7 @@ def _default_length(prompted: Prompted) -> int:
 
 def _choose(prompted: Prompted, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
-    classes = classes_of(encoder.task, encoder)
+    classes = classes_of(encoder.task, encoder, prompted.readout)
     assert classes is not None
     scores = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
     confidence, best = scores.softmax(1).max(1)

@@ -20,7 +20,7 @@ from .families import base_facts
 from .files import inside, write_text
 from .model import PeftModel, PeftModelForCausalLM
 from .options import EMBEDDED_MODEL, ModelOptions, build_options
-from .record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME
+from .record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, READOUT_NAME, STATE_NAME, TRAIN_METRICS_NAME
 from .report.folder import CARD_NAME, write_card
 from .report.update import update_card
 from .state import set_peft_model_state_dict
@@ -30,6 +30,7 @@ TRAINER_WEIGHTS_NAME = "model.safetensors"
 SHARED = [
     files.WEIGHTS_NAME,
     files.START_NAME,
+    READOUT_NAME,
     CONFIG_NAME,
     TASK_NAME,
     CARD_NAME,

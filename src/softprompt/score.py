@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .engine.between import Means, but_first
 from .engine.known import Known
 from .engine.loss import group_log_probs
 from .engine.plans import packs, plan_choices
@@ -15,6 +16,8 @@ from .engine.run import ways
 
 TOKENS_PER_CALL = 4096
 """Most tokens of texts and label branches in one call."""
+TOKENS_WITH_STATES = 1024
+"""The same where hidden states of all layers are kept for a moment (70 kB a token in SmolLM2-135M, float32)."""
 KEYS_PER_CALL = 1 << 14
 """Most keys that the label branches of one call attend to, level by level. Each branch then has a copy of its text's
 keys and values (46 kB a key in SmolLM2-135M, float32), so many classes mean few texts at a time."""
@@ -22,7 +25,11 @@ keys and values (46 kB a key in SmolLM2-135M, float32), so many classes mean few
 
 @torch.no_grad()
 def score_labels(
-    base: PreTrainedModel, prompt: Tensor | Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    base: PreTrainedModel,
+    prompt: Tensor | Known,
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    means: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probability of each label behind each text.
 
@@ -30,28 +37,41 @@ def score_labels(
         prompt: ``[P, D]``, or the compiled prompt.
         texts: B rows of token ids.
         labels: C labels of token ids, end token included, so that no label is a prefix of another.
+        means: parts ``[b, layers, D]`` of the texts' mean hidden states are put here, in order.
 
     Returns:
         ``[B, C]`` float32: the sum of the log-probabilities of the label's tokens.
     """
-    calls = _calls(base, prompt, texts, labels)
-    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels) for rows in calls]
+    calls = _calls(base, prompt, texts, labels, TOKENS_PER_CALL if means is None else TOKENS_WITH_STATES)
+    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels, means) for rows in calls]
     return torch.cat(parts) if parts else torch.empty(0, len(labels), device=base.device)
 
 
 def _calls(
-    base: PreTrainedModel, prompt: Tensor | Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    base: PreTrainedModel,
+    prompt: Tensor | Known,
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    most: int,
 ) -> Iterator[range]:
     """Cut texts into what one call computes."""
     if ways(base.base_model)[0] == "levels":
         longest = len(prompt) + max((len(text) for text in texts), default=0)
         return packs([longest * len(labels)] * len(texts), KEYS_PER_CALL)
     branches = sum(len(label) - 1 for label in labels)
-    return packs([len(text) + branches for text in texts], TOKENS_PER_CALL)
+    return packs([len(text) + branches for text in texts], most)
 
 
 def _scores(
-    base: PreTrainedModel, prompt: Tensor | Known, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    base: PreTrainedModel,
+    prompt: Tensor | Known,
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    means: list[Tensor] | None,
 ) -> Tensor:
     plan = plan_choices(len(prompt), texts, labels, base.device)
-    return group_log_probs(base, plan, prompt).view(len(texts), len(labels))
+    collected = Means(*but_first(plan.places, [len(text) for text in texts]), len(texts))
+    found = group_log_probs(base, plan, prompt, means=None if means is None else collected)
+    if means is not None:
+        means.append(collected.found)
+    return found.view(len(texts), len(labels))

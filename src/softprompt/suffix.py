@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .engine.between import Means, but_first
 from .engine.head import logits_of
 from .engine.loss import group_log_probs, hidden_states, losses_of, token_losses
 from .engine.plans import packs
-from .engine.suffix import plan_answers, plan_choices_behind
+from .engine.suffix import plan_answers, plan_choices_behind, text_places
 from .engine.texts import Texts, known_texts, read_for
 from .engine.tree import Plan
 from .forward import Batch
@@ -46,19 +47,24 @@ def score_labels_behind(
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     known: Texts | None = None,
+    means: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probability ``[B, C]`` of each label behind text and prompt; see ``score.score_labels``.
 
     Args:
         known: knows the texts; without it they are read here.
+        means: as for ``score_labels``; texts are then read here.
     """
     inputs = [tuple(text) for text in texts]
     parts = [torch.empty(0, len(labels), device=prompt.device)]
     for rows in packs([(len(text) + len(prompt)) * len(labels) for text in inputs], KEYS_PER_CALL):
         part = inputs[rows.start : rows.stop]
         plan = plan_choices_behind(len(prompt), part, labels, prompt.device)
-        found = {} if known is None else known_texts(plan, part, known.get)
-        parts.append(group_log_probs(base, plan, prompt, known=found).view(len(part), len(labels)))
+        found = {} if known is None or means is not None else known_texts(plan, part, known.get)
+        collected = None if means is None else Means(*but_first(text_places(plan), [len(t) for t in part]), len(part))
+        parts.append(group_log_probs(base, plan, prompt, found, collected).view(len(part), len(labels)))
+        if means is not None and collected is not None:
+            means.append(collected.found)
     return torch.cat(parts)
 
 

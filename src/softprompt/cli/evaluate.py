@@ -70,7 +70,7 @@ def command(
         metrics = evaluate(
             prompted.model,
             examples,
-            classes_of(task, encoder),
+            classes_of(task, encoder, prompted.readout),
             batch_size=batch_size,
             split=split,
             progress=lambda done: progress.update(bar, advance=done),

@@ -39,17 +39,53 @@ def _recorded(kind: type[nn.Module], into: list[Tensor]) -> type[nn.Module]:
     return type(f"Recorded{kind.__name__}", (kind,), {"forward": forward})
 
 
-def means(states: Sequence[Tensor], rows: Tensor, num_rows: int) -> Tensor:
-    """Mean hidden state of each row in each layer: ``[num_rows, layers, D]`` in float32.
+class Means:
+    """Mean hidden state of rows in each layer, as a by-product of a run.
 
     Args:
-        states: of each layer ``[T, D]``.
-        rows: ``[T]`` row of each token; -1 for tokens that do not count. A row without tokens has zeros.
+        places: ``[t]`` flat position, in the plan, of each token that counts.
+        rows: ``[t]`` row that it counts for; a token may count for several rows.
+        num_rows: B.
     """
-    kept = rows >= 0
-    rows = rows[kept]
-    counts = torch.zeros(num_rows, device=rows.device).index_add_(0, rows, torch.ones_like(rows, dtype=torch.float32))
-    found = states[0].new_zeros(num_rows, len(states), states[0].shape[-1], dtype=torch.float32)
-    for layer, each in enumerate(states):
-        found[:, layer].index_add_(0, rows, each[kept].float())
-    return found / counts.clamp_min(1)[:, None, None]
+
+    def __init__(self, places: Tensor, rows: Tensor, num_rows: int) -> None:
+        self._places, self._rows, self._num_rows = places, rows, num_rows
+        self.found: Tensor
+        """``[B, layers, D]`` float32 after the run; zeros for a row without tokens."""
+
+    def take(self, states: Sequence[Tensor], computed: Tensor) -> None:
+        """Average.
+
+        Args:
+            states: what each layer answers, ``[T', D]``.
+            computed: ``[T']`` ascending flat positions of these tokens; all that count must be among them.
+        """
+        at = torch.searchsorted(computed, self._places)
+        counts = torch.bincount(self._rows, minlength=self._num_rows).clamp_min(1)
+        totals = [
+            states[0]
+            .new_zeros(self._num_rows, each.shape[-1], dtype=torch.float32)
+            .index_add_(0, self._rows, each[at].float())
+            for each in states
+        ]
+        self.found = torch.stack([total / counts[:, None] for total in totals], dim=1)
+
+
+def but_first(places: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which tokens of rows count for their means: all but the first, unless it is the only one.
+
+    Models park attention on the first token of a text, whose hidden states are many times larger than others'
+    ("massive activations", Sun et al. 2024, arXiv:2402.17762).
+
+    Args:
+        places: ``[t]`` flat positions of the tokens of all rows, one row after the other.
+        lengths: tokens of each row.
+
+    Returns:
+        Places and rows for ``Means``.
+    """
+    counts = torch.tensor(lengths, dtype=torch.long, device=places.device)
+    rows = torch.repeat_interleave(counts)
+    first = torch.zeros_like(rows, dtype=torch.bool)
+    first[(counts.cumsum(0) - counts)[counts > 1]] = True
+    return places[~first], rows[~first]

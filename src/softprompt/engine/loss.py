@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from ..families import check_depth
+from .between import Means
 from .head import logits_of
 from .known import Known
 from .run import run
@@ -25,7 +26,11 @@ Prompts = Tensor | Known | Sequence[Known]
 
 
 def token_losses(
-    base: PreTrainedModel, plan: Plan, prompt: Prompts, known: Mapping[int, Known] | None = None
+    base: PreTrainedModel,
+    plan: Plan,
+    prompt: Prompts,
+    known: Mapping[int, Known] | None = None,
+    means: Means | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each supervised token of a plan.
 
@@ -34,18 +39,23 @@ def token_losses(
         plan: tokens under one prompt or several, or texts with a prompt behind them.
         prompt: ``[P, D]`` virtual tokens, where the gradient arrives; or the compiled prompt.
         known: other nodes of the plan that have been computed already.
+        means: takes mean hidden states on the way.
 
     Returns:
         ``[S]`` in float32, in nats.
     """
-    return losses_of(base, hidden_states(base, plan, prompt, known=known), plan)
+    return losses_of(base, hidden_states(base, plan, prompt, known=known, means=means), plan)
 
 
 def group_log_probs(
-    base: PreTrainedModel, plan: Plan, prompt: Prompts, known: Mapping[int, Known] | None = None
+    base: PreTrainedModel,
+    plan: Plan,
+    prompt: Prompts,
+    known: Mapping[int, Known] | None = None,
+    means: Means | None = None,
 ) -> Tensor:
     """Log-probability ``[num_groups]`` of each group's supervised tokens together; arguments as ``token_losses``."""
-    losses = token_losses(base, plan, prompt, known)
+    losses = token_losses(base, plan, prompt, known, means)
     return losses.new_zeros(plan.num_groups).index_add(0, plan.groups, -losses)
 
 
@@ -55,18 +65,27 @@ def hidden_states(
     prompt: Prompts,
     embeds: Tensor | None = None,
     known: Mapping[int, Known] | None = None,
-    states: list[Tensor] | None = None,
+    means: Means | None = None,
 ) -> Tensor:
     """Last hidden states ``[T, D']`` of a plan in flat order.
 
     Args:
         embeds: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
-        states: filled with what each layer answers for the tokens that are not known, ``[T', D]``.
+        means: takes mean hidden states on the way.
     """
     check_depth(base.config, plan.tree.depth)
     known = _compiled(plan, prompt) | dict(known or {})
-    inputs = _embed(base, plan, _to_compute(plan, known), prompt, embeds)
-    return run(base.base_model, plan.tree, inputs, known, states=states)
+    computed = _to_compute(plan, known)
+    inputs = _embed(base, plan, computed, prompt, embeds)
+    if means is None:
+        return run(base.base_model, plan.tree, inputs, known)
+    states: list[Tensor] = []
+    hidden = run(base.base_model, plan.tree, inputs, known, states=states)
+    if not states:  # nothing was computed: empty texts behind a compiled prompt
+        config = base.config.get_text_config()
+        states = [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
+    means.take(states, computed)
+    return hidden
 
 
 def _compiled(plan: Plan, prompt: Prompts) -> dict[int, Known]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..types import IGNORE_INDEX
 from .plans import plan_choices
@@ -109,3 +110,9 @@ def _forest(texts: Sequence[Sequence[int]], behind: Sequence[_Behind], num_group
 def texts_of(plan: Plan) -> list[int]:
     """The nodes that hold the texts of a plan, in their order."""
     return [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
+
+
+def text_places(plan: Plan) -> Tensor:
+    """Flat positions of the tokens of all texts, in their order."""
+    places = [place for node in texts_of(plan) for place in plan.tree.span(node)]
+    return torch.tensor(places, dtype=torch.long, device=plan.tokens.device)

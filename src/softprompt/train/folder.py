@@ -17,6 +17,7 @@ from ..record import (
     LOSS_PICTURE,
     METRICS_NAME,
     OPTIONS_NAME,
+    READOUT_NAME,
     STATE_NAME,
     TRAIN_METRICS_NAME,
 )
@@ -26,6 +27,7 @@ RUN_FILES = (
     WEIGHTS_NAME,
     CONFIG_NAME,
     START_NAME,
+    READOUT_NAME,
     TASK_NAME,
     OPTIONS_NAME,
     STATE_NAME,

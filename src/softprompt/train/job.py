@@ -19,12 +19,13 @@ from ..config import PromptTuningConfig, PromptTuningInit, TaskType
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..engine.texts import Texts
-from ..errors import MissingExtraError
-from ..evaluate import Classes, classes_of, evaluate
+from ..errors import ConfigError, MissingExtraError
+from ..evaluate import Classes, classes_of, evaluate, scores_and_means
 from ..families import context_length
 from ..files import write_text
 from ..model import PeftModelForCausalLM
 from ..options import EMBEDDED_MODEL, TrainOptions
+from ..readout import fit_readout
 from ..record import (
     CONFUSION_PICTURE,
     LOSS_PICTURE,
@@ -49,6 +50,8 @@ from .run import Run, read_texts
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
 NUM_SHOWN = 3
+READOUT_SHARE = 0.5
+"""How much a read-out decides; the prompt decides the rest."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,18 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     start = _write_start(options, model.prompt.detach().clone())
     with texts or nullcontext():
         state = fit(run)
+    prepared = _with_readout(options, model, prepared, listener)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
-    return _finish(options, model, prepared.task, state, metrics, listener)
+    return _finish(options, model, prepared, state, metrics, listener)
 
 
 def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, listener: Listener) -> Prepared:
     """Encode the rows of a run."""
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
+    if options.readout and not task.is_classification:
+        raise ConfigError(
+            "readout reads classes, and this is a generation task; leave it out, or say --task classification"
+        )
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     _say_what_was_read(parts, task, listener)
@@ -211,6 +219,20 @@ def _validator(
     return validate
 
 
+def _with_readout(
+    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, listener: Listener
+) -> Prepared:
+    """The classes with a read-out of the states under the finished prompt, if one is asked for."""
+    if not options.readout or prepared.classes is None:
+        return prepared
+    size = options.per_device_eval_batch_size
+    with listener.rows("reading the states", len(prepared.train)) as progress:
+        _, means = scores_and_means(model, prepared.train, prepared.classes, batch_size=size, progress=progress)
+    gold = [prepared.classes.names.index(str(example.label)) for example in prepared.train]
+    readout = fit_readout(means, gold, len(prepared.classes.names), share=READOUT_SHARE)
+    return replace(prepared, classes=replace(prepared.classes, readout=readout))
+
+
 def _test(
     options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, listener: Listener
 ) -> Metrics:
@@ -223,7 +245,8 @@ def _test(
     tuned = model.prompt.detach().clone()
     with torch.no_grad(), listener.rows("testing the untuned prompt", len(prepared.test)) as progress:
         model.prompt.copy_(start)
-        untuned = evaluate(model, prepared.test, prepared.classes, batch_size=size, progress=progress)
+        classes = prepared.classes and replace(prepared.classes, readout=None)
+        untuned = evaluate(model, prepared.test, classes, batch_size=size, progress=progress)
         model.prompt.copy_(tuned)
     baselines = {UNTUNED: _row(untuned)}
     if prepared.classes is not None:
@@ -261,7 +284,7 @@ def _write_start(options: TrainOptions, start: torch.Tensor) -> torch.Tensor:
 def _finish(
     options: TrainOptions,
     model: PeftModelForCausalLM,
-    task: Task,
+    prepared: Prepared,
     state: TrainerState,
     metrics: Metrics | None,
     listener: Listener,
@@ -280,8 +303,10 @@ def _finish(
             plot_confusion_matrix(metrics.confusion_matrix, metrics.labels, folder / CONFUSION_PICTURE)
     except MissingExtraError as missing:
         listener.note(f"no pictures: {missing}")
-    task.save(folder)
+    prepared.task.save(folder)
     state.save(folder)
+    if prepared.classes is not None and prepared.classes.readout is not None:
+        prepared.classes.readout.save(folder)
     config = model.active_peft_config
     assert isinstance(config, PromptTuningConfig)
     replace(config, inference_mode=True).save_pretrained(folder)

@@ -1,0 +1,141 @@
+"""A linear read-out: classes from what the frozen model represents, beside what it says.
+
+A model often represents more than a short prompt makes it say. The hidden states of a text, averaged over its
+tokens and over the middle layers, go through one linear map to the classes: ``C (D + 1)`` learned numbers. The
+states are by-products of the pass that scores the labels, so reading them costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import AdapterError
+from .record import READOUT_NAME
+
+MIDDLE = (0.3, 0.8)
+"""Which layers are read, as shares of the depth (docs/log.md has the trials)."""
+L2 = 33.0
+"""Strength of the regularisation: much, since rows are few and features many."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A linear map from mean hidden states to classes.
+
+    Attributes:
+        layers: ``[L]`` indices of the decoder layers that are read.
+        scale: ``[L, D]`` factor of each layer's states, before they are summed over the layers.
+        weight: ``[C, D]``.
+        bias: ``[C]``.
+        share: scalar in [0, 1]: how much its log-probability counts; the rest is the prompt's.
+    """
+
+    layers: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    share: Tensor
+
+    def log_probs(self, means: Tensor) -> Tensor:
+        """Log-probability ``[B, C]`` of each class, given mean hidden states ``[B, all layers, D]``."""
+        features = torch.einsum("bld,ld->bd", means[:, self.layers], self.scale)
+        return (features @ self.weight.T + self.bias).log_softmax(-1)
+
+    def mix(self, scores: Tensor, means: Tensor) -> Tensor:
+        """What prompt and read-out say together: log-probabilities ``[B, C]``.
+
+        Args:
+            scores: ``[B, C]`` log-probability of each label's text under the prompt.
+            means: ``[B, all layers, D]``.
+        """
+        both = (1 - self.share) * scores.log_softmax(-1) + self.share * self.log_probs(means)
+        return both.log_softmax(-1)
+
+    def save(self, folder: Path) -> None:
+        """Write ``readout.safetensors`` into ``folder``, atomically."""
+        tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
+        unfinished = folder / f".{READOUT_NAME}.tmp"
+        save_file(tensors, unfinished)
+        unfinished.replace(folder / READOUT_NAME)
+
+    @classmethod
+    def read(cls, path: Path, num_classes: int, num_layers: int) -> Readout:
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            AdapterError: it is damaged, or of another task or model.
+        """
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(f"{path} cannot be read ({error})") from None
+        names = [field.name for field in fields(cls)]
+        if sorted(tensors) != sorted(names):
+            raise AdapterError(f"{path} is damaged: it must hold {', '.join(names)}")
+        found = cls(**tensors)
+        count, width = found.scale.shape if found.scale.ndim == 2 else (0, 0)
+        shapes = ((count,), (count, width), (num_classes, width), (num_classes,), ())
+        if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
+            raise AdapterError(f"{path} does not fit the task: it must read {num_classes} classes")
+        if not all(bool(torch.isfinite(tensors[name].double()).all()) for name in names):
+            raise AdapterError(f"{path} has NaN or infinite numbers; train the adapter again")
+        if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
+            raise AdapterError(f"{path} reads layers that the base model, which has {num_layers}, lacks")
+        return found
+
+
+def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> Readout:
+    """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
+
+    Classes count alike, however many rows they have. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
+    L-BFGS in float64; the standardisation is folded into the result.
+
+    Args:
+        means: ``[N, all layers, D]`` of the training rows.
+        targets: ``[N]`` class of each.
+        share: see ``Readout``.
+    """
+    layers = middle_layers(means.shape[1])
+    states = means[:, layers].double().cpu()
+    deviation = states.std(0, unbiased=False).clamp_min(1e-6)
+    scale = 1 / (len(layers) * deviation)
+    centre = (states.mean(0) * scale).sum(0)
+    features = torch.einsum("bld,ld->bd", states, scale) - centre
+    gold = torch.tensor(targets)
+    counts = torch.bincount(gold, minlength=num_classes)
+    weights = torch.where(counts > 0, len(gold) / (counts > 0).sum() / counts.clamp_min(1), 0.0).double()
+    weight, bias = _logistic_regression(features, gold, weights, l2)
+    bias = torch.where(counts > 0, bias - weight @ centre, -30.0)  # a class without rows is not to be read
+    numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
+    return Readout(layers, *(each.float() for each in numbers))
+
+
+def _logistic_regression(features: Tensor, gold: Tensor, weights: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(len(weights), features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(weights), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        search.zero_grad()
+        logits = features @ weight.T + bias
+        entropy = torch.nn.functional.cross_entropy(logits, gold, weights, reduction="sum")
+        total: Tensor = entropy + l2 / 2 * weight.square().sum() + 1e-6 * bias.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        search.step(objective)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def middle_layers(num_layers: int) -> Tensor:
+    """Indices of the layers that are read, of so many; at least one."""
+    low, high = (round(share * num_layers) for share in MIDDLE)
+    return torch.arange(max(low - 1, 0), max(high, low, 1))
