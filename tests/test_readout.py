@@ -223,5 +223,5 @@ def test_a_run_without_it_leaves_none_behind(place: Path) -> None:
 
 
 def test_free_text_has_nothing_to_read(place: Path) -> None:
-    with pytest.raises(ConfigError, match="readout reads classes"):
+    with pytest.raises(ConfigError, match="readout needs classes"):
         train(options_for(place, output_dir=place / "free", task="generation"))

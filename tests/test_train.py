@@ -20,6 +20,7 @@ from cli_tools import make_base, rows, write_rows
 from softprompt.adapter import START_NAME, read_prompt, write_prompt
 from softprompt.checkpoint import checkpoints, write_checkpoint
 from softprompt.config import PromptTuningConfig
+from softprompt.engine.texts import Texts
 from softprompt.errors import AdapterError, ConfigError, SoftPromptError, TrainingError
 from softprompt.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
 from softprompt.files import write_folder, write_text
@@ -135,6 +136,58 @@ def test_it_trains_as_a_plain_loop_does(tmp_path: Path, options: dict[str, Any])
     torch.testing.assert_close(run.model.prompt.detach(), prompt, rtol=0, atol=1e-6)
     assert watch.losses == pytest.approx(losses, rel=1e-6)
     assert not torch.allclose(prompt, start, atol=1e-2)
+
+
+def plain_choice_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
+    """Cross-entropy between the labels' texts, every (row, label) alone through the model."""
+    options, base = run.options, tiny.base("llama")
+    behind = options.prompt_placement == "suffix"
+    prompt = start.clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([prompt], lr=options.learning_rate, weight_decay=options.weight_decay)
+    scheduler = transformers.get_scheduler(options.lr_scheduler_type, optimizer, 0, run.max_steps)
+    losses = []
+    for step in range(run.max_steps):
+        found = []
+        for example in (example for batch in batches_of_step(run, step) for example in batch):
+            scores = []
+            for label in CLASSES.ids:
+                text, answer = (base.get_input_embeddings()(torch.tensor(ids)) for ids in (example.input_ids, label))
+                embeds = torch.cat([text, prompt, answer] if behind else [prompt, text, answer])
+                logits = base(inputs_embeds=embeds[None]).logits[0, -len(label) - 1 : -1]
+                scores.append(-torch.nn.functional.cross_entropy(logits, torch.tensor(label), reduction="sum"))
+            gold = torch.tensor(CLASSES.names.index(str(example.label)))
+            found.append(torch.nn.functional.cross_entropy(torch.stack(scores), gold))
+        loss = torch.stack(found).mean()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return prompt.detach(), losses
+
+
+@pytest.mark.parametrize("more", [{}, {"tokens_per_pack": 9}, {"gradient_accumulation_steps": 2}], ids=str)
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+@pytest.mark.parametrize("known", [False, True])
+def test_training_to_tell_classes_apart(tmp_path: Path, placement: str, known: bool, more: dict[str, Any]) -> None:
+    if placement == "prefix" and known:
+        pytest.skip("a text behind the prompt cannot be known")
+    run, watch = watched(tmp_path, objective="classes", prompt_placement=placement, **more)
+    config = replace(run.config, prompt_placement=placement, peft_type=None)
+    torch.manual_seed(0)
+    texts = Texts(tiny.base("llama"), 1 << 30) if known else None
+    run = replace(run, model=PeftModelForCausalLM(tiny.base("llama"), config), classes=CLASSES, texts=texts)
+    start = run.model.prompt.detach().clone()
+    fit(run)
+    prompt, losses = plain_choice_loop(run, start)
+    torch.testing.assert_close(run.model.prompt.detach(), prompt, rtol=0, atol=1e-5)
+    assert watch.losses == pytest.approx(losses, rel=1e-5)
+    assert not torch.allclose(prompt, start, atol=1e-2)
+
+
+def test_runs_of_another_objective_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, objective=objective) for objective in ("language_modeling", "classes")]
+    assert runs[0].fingerprint != runs[1].fingerprint
 
 
 def test_rows_come_once_an_epoch_and_in_a_new_order(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ class PromptOptions(_Options):
 class OptimizerOptions(_Options):
     """How the prompt learns."""
 
+    objective: Literal["language_modeling", "classes"] = Field(
+        "language_modeling",
+        description="language_modeling: the loss of the label's tokens, as in the guide. "
+        "classes: cross-entropy between the label texts, so that only telling them apart counts.",
+    )
     learning_rate: float = Field(3e-2, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Beta 1 of AdamW.")

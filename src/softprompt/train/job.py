@@ -109,6 +109,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         listener=listener,
         resume_from=resume_from,
         texts=texts,
+        classes=prepared.classes,
     )
     check_resumable(run)
     make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
@@ -123,10 +124,9 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
 def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, listener: Listener) -> Prepared:
     """Encode the rows of a run."""
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
-    if options.readout and not task.is_classification:
-        raise ConfigError(
-            "readout reads classes, and this is a generation task; leave it out, or say --task classification"
-        )
+    for wanted, what in ((options.readout, "readout"), (options.objective == "classes", "objective=classes")):
+        if wanted and not task.is_classification:
+            raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     _say_what_was_read(parts, task, listener)

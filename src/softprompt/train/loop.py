@@ -13,6 +13,7 @@ from ..evaluate import plan_examples
 from ..record import EpochRecord, LogWriter, PartialEpoch, TrainerState
 from ..types import Example
 from .best import is_best
+from .choices import backward_classes, packs_of_choices
 from .guard import Snapshot, back_to, not_finite, take_step
 from .packs import backward_behind, packs_behind, packs_in_front
 from .resume import begin, best_prompt, save
@@ -85,8 +86,16 @@ def fit(run: Run) -> TrainerState:
 
 
 def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, int]:
-    """Gradient of the mean loss over all supervised tokens of the step; returns that loss and their number."""
+    """Gradient of the mean loss over all supervised tokens of the step; returns that loss and their number.
+
+    Of ``objective=classes``, the mean is over the rows.
+    """
     base, prompt = run.model.base_model, run.model.prompt
+    if run.options.objective == "classes":
+        assert run.classes is not None
+        rows = [example for batch in batches for example in batch]
+        choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes)]
+        return backward_classes(base, prompt, choices, run.classes, run.texts, behind=run.behind), len(rows)
     tokens = sum(len(example.label_ids) for batch in batches for example in batch)
     if run.behind:
         packs = [pack for batch in batches for pack in packs_behind(batch, len(prompt), run.tokens_per_pack)]

@@ -18,16 +18,17 @@ KNOWN_TOKENS = 16
 
 def packs_in_front(batch: Sequence[Example], tokens_per_pack: int) -> list[Sequence[Example]]:
     """Packs of at most so many tokens to compute, and of a row at least, under a prompt that is computed once."""
-    return _cut(batch, [len(row.input_ids) + len(row.label_ids) for row in batch], tokens_per_pack)
+    return cut(batch, [len(row.input_ids) + len(row.label_ids) for row in batch], tokens_per_pack)
 
 
 def packs_behind(batch: Sequence[Example], num_virtual_tokens: int, tokens_per_pack: int) -> list[Sequence[Example]]:
     """The same for a prompt behind texts, which are known."""
     sizes = [num_virtual_tokens + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
-    return _cut(batch, sizes, tokens_per_pack)
+    return cut(batch, sizes, tokens_per_pack)
 
 
-def _cut(batch: Sequence[Example], sizes: Sequence[int], most: int) -> list[Sequence[Example]]:
+def cut(batch: Sequence[Example], sizes: Sequence[int], most: int) -> list[Sequence[Example]]:
+    """Rows in stretches whose sizes add up to at most so many, or of one row."""
     return [batch[rows.start : rows.stop] for rows in packs(sizes, most)]
 
 

@@ -16,6 +16,7 @@ import torch
 from ..config import PromptTuningConfig
 from ..engine.plans import default_tokens_per_pack
 from ..engine.texts import Texts
+from ..evaluate import Classes
 from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
 from ..record import Metrics
@@ -26,7 +27,12 @@ from .listener import Listener
 
 @dataclass
 class Run:
-    """Everything the loop works on; ``texts`` knows the rows' texts where these stand before the prompt."""
+    """Everything the loop works on.
+
+    Attributes:
+        texts: knows the rows' texts where these stand before the prompt.
+        classes: between which the prompt is to choose, for ``objective=classes``.
+    """
 
     model: PeftModelForCausalLM
     options: TrainOptions
@@ -36,6 +42,7 @@ class Run:
     listener: Listener
     resume_from: Path | None = None
     texts: Texts | None = None
+    classes: Classes | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,7 +97,9 @@ class Run:
             self.config.base_model_name_or_path,
             self.config.prompt_tuning_init,
             self.config.prompt_tuning_init_text,
-            *(["suffix"] if self.behind else []),  # a prefix adds nothing: runs of older releases go on
+            # What is as it was in older releases adds nothing, so that their runs go on.
+            *(["suffix"] if self.behind else []),
+            *([self.options.objective] if self.options.objective != "language_modeling" else []),
         )
         found = hashlib.sha256(json.dumps(facts).encode())
         for example in self.examples:

@@ -1,0 +1,73 @@
+"""Training to tell classes apart: cross-entropy between the label texts of a task.
+
+The language-model loss also rewards making the labels likely among all texts; with a few dozen rows most of its
+gradient goes there. Here only the labels' probabilities relative to each other count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..engine.loss import group_log_probs
+from ..engine.plans import plan_choices
+from ..engine.suffix import plan_choices_behind
+from ..engine.texts import Texts, known_texts, read_for
+from ..evaluate import Classes
+from ..types import Example
+from .packs import KNOWN_TOKENS, cut
+from .run import Run
+
+
+def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes) -> list[Sequence[Example]]:
+    """Packs of at most ``tokens_per_pack`` tokens of texts and label branches, or of one row."""
+    branches = sum(len(ids) - 1 for ids in classes.ids)
+    if run.behind:
+        sizes = [len(run.model.prompt) + branches + len(row.input_ids) // KNOWN_TOKENS for row in batch]
+    else:
+        sizes = [len(row.input_ids) + branches for row in batch]
+    return cut(batch, sizes, run.tokens_per_pack)
+
+
+def backward_classes(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    parts: Sequence[Sequence[Example]],
+    classes: Classes,
+    texts: Texts | None,
+    *,
+    behind: bool,
+) -> float:
+    """Add the gradient of the mean cross-entropy of all rows to ``prompt.grad``; returns that loss, in nats."""
+    rows = sum(map(len, parts))
+    total = 0.0
+    for part in parts:
+        scores = choice_scores(base, prompt, [row.input_ids for row in part], classes, texts, behind=behind)
+        gold = torch.tensor([classes.names.index(str(row.label)) for row in part], device=scores.device)
+        loss = F.cross_entropy(scores, gold, reduction="sum") / rows
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+def choice_scores(
+    base: PreTrainedModel,
+    prompt: Tensor,
+    inputs: Sequence[tuple[int, ...]],
+    classes: Classes,
+    texts: Texts | None,
+    *,
+    behind: bool,
+) -> Tensor:
+    """Log-probability ``[B, C]`` of each label text behind each text; differentiable in ``prompt``."""
+    if not behind:
+        found = group_log_probs(base, plan_choices(len(prompt), inputs, classes.ids, prompt.device), prompt)
+    else:
+        plan = plan_choices_behind(len(prompt), inputs, classes.ids, prompt.device)
+        known = read_for(base, plan, inputs) if texts is None else known_texts(plan, inputs, texts.get)
+        found = group_log_probs(base, plan, prompt, known)
+    return found.view(len(inputs), len(classes.ids))
