@@ -1,0 +1,1 @@
+"""``softprompt benchmark``: how well methods label, over tasks, seeds and numbers of training rows."""

@@ -1,0 +1,158 @@
+"""What a benchmark measures: a YAML file becomes frozen options. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import ConfigError
+from ..options import DataOptions, ModelOptions, TrainOptions, build_options, nearest, read_yaml
+from .methods import GUIDE, KINDS, SOFTPROMPT
+
+OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "seed"}
+"""Options of a training run that the benchmark sets itself, beside those of the model and of the rows."""
+_NAME = re.compile(r"\w[\w.+-]*")
+
+
+class TaskOptions(DataOptions):
+    """One task: where its rows are, as for ``softprompt train``, and what is known of it."""
+
+    labels: list[str] | None = Field(None, min_length=2, description="All labels in order [default: as they come].")
+    instruction: str | None = Field(None, description="What to do, in words [default: one made of the labels].")
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, value: list[str] | None) -> list[str] | None:
+        return _distinct(value) if value else value
+
+
+class MethodSpec(BaseModel):
+    """One method under the name it has in the table.
+
+    Attributes:
+        kind: a name of ``methods.KINDS``.
+        options: those that differ from the kind's own defaults.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    options: dict[str, Any] = {}
+
+
+class QualityOptions(ModelOptions):
+    """A whole benchmark."""
+
+    tasks: dict[str, TaskOptions] = Field(..., min_length=1, description="Name -> rows.")
+    methods: dict[str, MethodSpec] = Field(..., min_length=1, description="Name -> method.")
+    output_dir: Path = Field(..., description="Folder for scores, predictions, table and pictures.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Each draws its own training rows.")
+    shots: list[int] = Field([50], min_length=1, description="Numbers of training rows.")
+    max_test_rows: int | None = Field(None, ge=1, description="Test on a fixed sample of so many rows.")
+    reference: str | None = Field(None, description="Method that others are compared with [default: the first].")
+    bootstrap_samples: int = Field(2000, ge=100, description="Resamples behind an interval.")
+
+    @field_validator("seeds", "shots")
+    @classmethod
+    def _each_once(cls, value: list[int], info: Any) -> list[int]:
+        least = 1 if info.field_name == "shots" else 0
+        if min(value) < least:
+            raise ValueError(f"{min(value)} is less than {least}")
+        return _distinct(value)
+
+    @model_validator(mode="after")
+    def _known_reference(self) -> QualityOptions:
+        for name in (*self.tasks, *self.methods):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} will not do: files are called after it; use letters, digits, ._+-")
+        if self.reference is not None and self.reference not in self.methods:
+            close = nearest(self.reference, self.methods)
+            raise ValueError(f"reference={self.reference!r} is not among the methods{close}")
+        return self
+
+    @property
+    def compared_with(self) -> str:
+        """Name of the reference method."""
+        return self.reference or next(iter(self.methods))
+
+
+def read_spec(path: Path) -> QualityOptions:
+    """Read a benchmark's YAML file; paths in it are as seen from the current folder.
+
+    Raises:
+        ConfigError: it is missing, not YAML, or has a name or value that cannot work.
+    """
+    values = {name.replace("-", "_"): value for name, value in read_yaml(path).items()}
+    if "tasks" in values:
+        tasks = _mapping(values["tasks"], f"{path}: tasks must be lines of 'name:', with the task's options below")
+        values["tasks"] = {name: _task(name, given, path) for name, given in tasks.items()}
+    if "methods" in values:
+        values["methods"] = _methods(values["methods"], path)
+    return build_options(QualityOptions, values, where=str(path))
+
+
+def _task(name: str, given: Any, path: Path) -> TaskOptions:
+    where = f"{path}, task {name}"
+    options = build_options(TaskOptions, _mapping(given, f"{where}: no options stand below it"), where=where)
+    if options.task == "generation":
+        raise ConfigError(f"{where}: task=generation has no labels to compare; a benchmark needs classes")
+    return options
+
+
+def _methods(given: Any, path: Path) -> dict[str, MethodSpec]:
+    """Methods from a list of names, or from lines of ``name: {option: value}``."""
+    problem = f"{path}: methods must be a list of names, or lines of 'name: {{option: value}}'"
+    if isinstance(given, list):
+        entries: list[tuple[Any, Any]] = []
+        for each in given:
+            entries += [(each, None)] if isinstance(each, str) else _mapping(each, problem).items()
+    else:
+        entries = list(_mapping(given, problem).items())
+    names = [name for name, _ in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{path}: the method {twice[0]!r} stands there twice")
+    return {name: _method(name, options, path) for name, options in entries}
+
+
+def _method(name: str, given: Any, path: Path) -> MethodSpec:
+    where = f"{path}, method {name}"
+    values = _mapping(given or {}, f"{where}: what stands below it must be lines of 'option: value'")
+    values = {option.replace("-", "_"): value for option, value in values.items()}
+    if name in KINDS and name != SOFTPROMPT:
+        build_options(KINDS[name].options, values, where=where)
+        return MethodSpec(kind=name, options=values)
+    if not values and name not in (GUIDE, SOFTPROMPT):
+        known = [GUIDE, *KINDS]
+        raise ConfigError(
+            f"{path}: there is no method {name!r}{nearest(name, known)} (there is {', '.join(known)}; with options of "
+            "softprompt train below it, a name stands for such a run)"
+        )
+    for option in values:
+        if option in OURS or option in ModelOptions.model_fields or option in _ROWS:
+            raise ConfigError(f"{where}: {option} is the same for all methods, or set by the benchmark itself")
+    build_options(TrainOptions, {**values, "output_dir": "-"}, where=where)
+    return MethodSpec(kind=SOFTPROMPT, options=values)
+
+
+_ROWS = DataOptions.model_fields.keys() - {"template", "max_length"}
+
+
+def _mapping(value: Any, problem: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(problem)
+    return dict(value)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} stands there twice")
+    return values
