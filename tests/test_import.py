@@ -51,6 +51,7 @@ LAYERS = {
     "model.py": 5,
     "peft_model.py": 5,
     "generate.py": 5,
+    "readout.py": 5,
     "score.py": 5,
     "suffix.py": 5,
     "evaluate.py": 6,

@@ -56,12 +56,12 @@ class Scores:
         return [cell for task in self.spec.tasks for cell in self.cells(task, method, shots)]
 
     def compare(self, method: str, shots: int) -> dict[str, Interval]:
-        """Differences from the reference, by task; under ``""`` their mean, where every task has one."""
+        """Differences from the reference, by task where both have all seeds; under ``""`` their mean, where all do."""
         found: dict[str, Interval] = {}
         parts: list[tuple[float, torch.Tensor]] = []
         for task in self.spec.tasks:
             pairs = self._pairs(task, method, shots)
-            if pairs:
+            if len(pairs) == len(self.spec.seeds):
                 ours, theirs = zip(*pairs, strict=True)
                 parts.append(differences(ours, theirs, self.spec.bootstrap_samples))
                 found[task] = interval(*parts[-1])

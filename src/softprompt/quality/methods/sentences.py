@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,13 +61,22 @@ class Setfit(Method):
         if len(set(labels)) == 1:  # no pair to push apart
             log_probs[:, labels[0]] = 0.0
             return Fitted(log_probs, 0)
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # setfit shows every deprecation of the libraries below it
+        with _silence():
             model = _setfit_model(data.texts_of(rows), labels, seed, SetfitOptions(**self.given))
             found = model.predict_proba(data.texts_of(data.test), as_numpy=True, show_progress_bar=False)
         log_probs[:, sorted(set(labels))] = torch.from_numpy(found).double().log()
         body = sum(parameter.numel() for parameter in model.model_body.parameters())
         return Fitted(log_probs, body + model.model_head.coef_.size + model.model_head.intercept_.size)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No losses, bars, log lines and deprecations of setfit (imported inside) and the libraries below it."""
+    out = io.StringIO()
+    redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(out)
+    with quiet(), warnings.catch_warnings(), redirected[0], redirected[1]:
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _setfit_model(texts: Sequence[str], labels: Sequence[int], seed: int, options: SetfitOptions) -> Any:

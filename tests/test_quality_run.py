@@ -1,0 +1,236 @@
+"""The loop of a benchmark: each cell once, kept as soon as it is finished, whatever happens to the process."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_tools import SOFTPROMPT, environment
+from quality_tools import make_place, make_spec, write_config
+from softprompt import ConfigError, DataError, TrainingError
+from softprompt.cli import main
+from softprompt.quality import run as loop
+from softprompt.quality.cells import COLUMNS, PREDICTIONS, SCORES, read_cells, read_predictions
+from softprompt.quality.methods.common import Fitted, Method
+from softprompt.quality.run import plan, run
+from softprompt.quality.spec import QualityOptions
+from softprompt.types import Row
+
+NAMES = ["majority", "tfidf", "zero_shot"]
+
+
+class Counted(Method):
+    """Answers by the seed, and takes note of each call; the test says what else happens."""
+
+    uses_base = False
+    calls: list[tuple[str, int, int]] = []
+    accident: Any = None
+
+    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> Fitted:
+        self.calls.append((self.work.data.name, len(rows), seed))
+        if self.accident is not None and len(self.calls) == self.accident[0]:
+            raise self.accident[1]
+        generator = torch.Generator().manual_seed(seed)
+        return Fitted(torch.randn(len(self.work.data.test), 2, generator=generator), len(rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(tmp_path_factory.mktemp("quality"))
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "method_class", lambda kind: Counted)
+    monkeypatch.setattr(Counted, "calls", [])
+    monkeypatch.setattr(Counted, "accident", None)
+
+
+@pytest.fixture
+def spec(place: Path, tmp_path: Path) -> QualityOptions:
+    return make_spec(place, output_dir=str(tmp_path / "out"), methods=NAMES, shots=[4, 8], seeds=[0, 1, 2])
+
+
+def measure(spec: QualityOptions) -> int:
+    return run(spec, plan(spec), lambda text: None)
+
+
+def stable(folder: Path) -> list[dict[str, str]]:
+    """The lines of the CSV without what differs from run to run."""
+    with open(folder / SCORES, encoding="utf-8", newline="") as handle:
+        return [{k: v for k, v in line.items() if k not in ("seconds", "date")} for line in csv.DictReader(handle)]
+
+
+def test_every_cell_once(spec: QualityOptions) -> None:
+    assert measure(spec) == 0
+    lines = stable(spec.output_dir)
+    assert len(lines) == 3 * 2 * 3
+    assert {(line["method"], line["shots"], line["seed"]) for line in lines} == {
+        (method, shots, seed) for method in NAMES for shots in "48" for seed in "012"
+    }
+    assert {line["trained_numbers"] for line in lines if line["method"] == "tfidf"} == {"4", "8"}
+    files = {path.name for path in (spec.output_dir / PREDICTIONS).iterdir()}
+    assert files == {key.file_name for key in read_cells(spec.output_dir)}
+    Counted.calls.clear()
+    assert measure(spec) == 0
+    assert not Counted.calls
+    assert stable(spec.output_dir) == lines
+
+
+def test_what_reads_no_rows_is_computed_once(spec: QualityOptions) -> None:
+    measure(spec)
+    assert len(Counted.calls) == 6 + 6 + 1
+    zero = [line for line in stable(spec.output_dir) if line["method"] == "zero_shot"]
+    assert len({line["macro_f1"] for line in zero}) == 1
+    assert len({line["settings"] for line in zero}) == 1
+
+
+@pytest.mark.parametrize("number", [1, 5, 13])
+def test_an_interrupted_run_goes_on(number: int, spec: QualityOptions, place: Path, tmp_path: Path) -> None:
+    whole = spec.model_copy(update={"output_dir": tmp_path / "whole"})
+    measure(whole)
+    Counted.calls.clear()
+    Counted.accident = (number, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        measure(spec)
+    assert len(read_cells(spec.output_dir)) == number - 1
+    Counted.accident = None
+    measure(spec)
+    assert len(Counted.calls) == 13 + 1  # the interrupted one twice
+    assert stable(spec.output_dir) == stable(whole.output_dir)
+
+
+def test_a_cell_that_fails_is_left_out_and_tried_again(spec: QualityOptions) -> None:
+    Counted.accident = (2, TrainingError("the loss is nan"))
+    said: list[str] = []
+    assert run(spec, plan(spec), said.append) == 1
+    assert "  failed: the loss is nan" in said
+    assert len(read_cells(spec.output_dir)) == 17
+    Counted.calls.clear()
+    Counted.accident = None
+    assert measure(spec) == 0
+    assert len(Counted.calls) == 1
+    assert len(read_cells(spec.output_dir)) == 18
+
+
+def test_more_seeds_and_methods_later(spec: QualityOptions, place: Path) -> None:
+    measure(spec)
+    Counted.calls.clear()
+    methods = {**spec.methods, "mine": make_spec(place, methods={"mine": {"num_train_epochs": 2}}).methods["mine"]}
+    more = spec.model_copy(update={"seeds": [0, 1, 2, 3], "methods": methods})
+    measure(more)
+    assert sorted(Counted.calls) == sorted(
+        [("words", n, 3) for n in (4, 8)] * 2 + [("words", n, s) for n in (4, 8) for s in range(4)]
+    )
+
+
+def test_another_model_in_the_same_folder(spec: QualityOptions) -> None:
+    measure(spec)
+    other = spec.model_copy(update={"model_name_or_path": "some/model"})
+    measure(other)
+    cells = read_cells(spec.output_dir)
+    assert len(cells) == 36
+    assert len(list((spec.output_dir / PREDICTIONS).iterdir())) == 36
+    assert all(read_predictions(spec.output_dir, key) for key in cells)
+
+
+def test_a_line_that_was_cut_off_is_measured_again(spec: QualityOptions) -> None:
+    measure(spec)
+    lines, path = stable(spec.output_dir), spec.output_dir / SCORES
+    path.write_bytes(path.read_bytes()[:-20])
+    Counted.calls.clear()
+    assert len(read_cells(spec.output_dir)) == 17
+    measure(spec)
+    assert stable(spec.output_dir) == lines
+
+
+def test_a_header_that_was_cut_off(spec: QualityOptions) -> None:
+    spec.output_dir.mkdir(parents=True)
+    (spec.output_dir / SCORES).write_text("task,meth")
+    measure(spec)
+    assert len(read_cells(spec.output_dir)) == 18
+
+
+def test_other_options_under_the_same_name_are_refused(spec: QualityOptions, place: Path) -> None:
+    measure(spec)
+    for change in ({"max_test_rows": 5}, {"dtype": "bfloat16"}):
+        with pytest.raises(ConfigError, match="words, majority, 4 shots, seed 0 with other rows or options"):
+            plan(spec.model_copy(update=change))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("a,b\n", "other columns"), (",".join(COLUMNS) + "\nwords,knn\n", "line 2 does not fit")],
+)
+def test_a_csv_of_something_else(content: str, says: str, spec: QualityOptions) -> None:
+    spec.output_dir.mkdir(parents=True)
+    (spec.output_dir / SCORES).write_text(content)
+    with pytest.raises(DataError, match=says):
+        plan(spec)
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["benchmark", *map(str, arguments)])
+    return int(left.value.code or 0)
+
+
+def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(place, output_dir=str(tmp_path), methods=NAMES)
+    assert command(config, "--dry_run") == 0
+    assert "6 of 6 cells are missing" in capsys.readouterr().out
+    assert not (tmp_path / SCORES).exists()
+    assert command(config) == 0
+    out = capsys.readouterr().out
+    assert "1 of 6: words, majority, 8 shots, seed 0" in out
+    assert "| method | words | all tasks |" in out
+    page = (tmp_path / "results.md").read_text()
+    (tmp_path / "results.md").unlink()
+    Counted.calls.clear()
+    assert command(config, "--table") == 0
+    assert (tmp_path / "results.md").read_text() == page
+    assert not Counted.calls
+
+
+def test_the_command_says_when_a_cell_failed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Counted.accident = (1, TrainingError("the loss is nan"))
+    config = write_config(place, output_dir=str(tmp_path), methods=NAMES)
+    assert command(config) == 1
+    assert "1 cells failed" in capsys.readouterr().out
+    assert (tmp_path / "results.md").exists()
+
+
+def test_a_table_of_nothing(place: Path, tmp_path: Path) -> None:
+    assert command(write_config(place, output_dir=str(tmp_path / "new")), "--table") == 0
+
+
+def test_a_killed_process_loses_one_cell_at_most(place: Path, tmp_path: Path) -> None:
+    """The real command, killed without warning when the first lines are there, and run again."""
+    slow = {"mine": {"num_train_epochs": 30, "num_virtual_tokens": 2}}
+    config = write_config(place, output_dir=str(tmp_path), methods=slow, seeds=list(range(6)))
+    process = subprocess.Popen([SOFTPROMPT, "benchmark", str(config)], env=environment(), stdout=subprocess.PIPE)
+    path, until = tmp_path / SCORES, time.monotonic() + 100
+    while not (path.exists() and path.read_bytes().count(b"\n") > 2) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = read_cells(tmp_path)
+    assert 2 <= len(kept) < 6
+    done = subprocess.run(
+        [SOFTPROMPT, "benchmark", str(config)], env=environment(), capture_output=True, check=True, text=True
+    )
+    assert f"of {6 - len(kept)}: " in done.stdout
+    now = read_cells(tmp_path)
+    assert len(now) == 6
+    assert {key: now[key] for key in kept} == kept
