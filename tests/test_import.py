@@ -39,6 +39,7 @@ LAYERS = {
     "prompt.py": 2,
     "initialize.py": 2,
     "encode.py": 2,
+    "tensors.py": 2,
     "adapter.py": 3,
     "checkpoint.py": 3,
     "inspection.py": 3,
@@ -51,6 +52,7 @@ LAYERS = {
     "model.py": 5,
     "peft_model.py": 5,
     "generate.py": 5,
+    "ensemble.py": 5,
     "readout.py": 5,
     "score.py": 5,
     "suffix.py": 5,
@@ -80,6 +82,7 @@ SAME = {
     ("peft_model.py", "model.py"),  # for type checkers: from_pretrained gives its subclass
     ("model.py", "suffix.py"),
     ("saving.py", "state.py"),
+    ("loading.py", "evaluate.py"),
     ("suffix.py", "forward.py"),
     ("suffix.py", "score.py"),
 }

@@ -177,7 +177,7 @@ def test_scores_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = tiny.base("llama"), [example.input_ids for example in examples()]
     prompt = tiny.prompt_for(model, P).detach()
     whole = score_labels_behind(model, prompt, texts, LABELS)
-    monkeypatch.setattr("softprompt.suffix.KEYS_PER_CALL", 60)
+    monkeypatch.setattr("softprompt.score.TOKENS_PER_CALL", 60)
     torch.testing.assert_close(score_labels_behind(model, prompt, texts, LABELS), whole, rtol=0, atol=1e-5)
     assert score_labels_behind(model, prompt, [], LABELS).shape == (0, len(LABELS))
 

@@ -7,7 +7,8 @@ part          tokenised                    special tokens
 ============  ===========================  ================================================================
 input text    as one text                  those that the tokenizer puts in front (BOS, where it adds one);
                                            those that it would append (EOS, SEP) are left off
-label         alone, apart from the text   none of the tokenizer's; ``task.end_token_id`` at the end
+label         behind ``task.label_prefix`` none of the tokenizer's; ``task.end_token_id`` at the end
+              only, apart from the text
 ============  ===========================  ================================================================
 
 What happens to a row that is too long (``max_length``, or what the model's context leaves beside the
@@ -176,7 +177,8 @@ class Encoder:
         return [self._front + ids for ids in _plain_ids(self.tokenizer, texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
-        ids = _plain_ids(self.tokenizer, [to_text(label, self.task.label_column, where)])[0]
+        text = self.task.label_prefix + to_text(label, self.task.label_column, where)
+        ids = _plain_ids(self.tokenizer, [text])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -184,6 +186,18 @@ class Encoder:
 
     def _skeleton(self) -> str:
         return self.render(dict.fromkeys(self._template.fields), "the template")
+
+
+def shortest_starts(labels: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """The shortest start of each label that no other label has, none of which is the start of another label."""
+    return tuple(
+        next(
+            label[:n]
+            for n in range(1, len(label) + 1)
+            if n == len(label) or all(other[:n] != label[:n] for j, other in enumerate(labels) if j != i)
+        )
+        for i, label in enumerate(labels)
+    )
 
 
 def default_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import metrics as measures
-from .encode import Encoder
+from .encode import Encoder, shortest_starts
 from .engine.loss import token_losses
 from .engine.plans import plan_rows
 from .engine.texts import Texts
 from .engine.tree import Plan
+from .ensemble import Ensemble
 from .model import PeftModelForCausalLM
 from .readout import Readout
 from .record import Metrics
@@ -31,22 +32,28 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a task as the model sees them: names and token ids with the end token, side by side.
+    """The classes of a task as the model sees them: names and the token ids that stand for them, side by side.
 
     Attributes:
+        ids: of each label with the end token, or of the start that tells it from others (``Task.label_scoring``).
         readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
+        ensemble: further prompts behind the text, which decide with the model's own.
     """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     readout: Readout | None = None
+    ensemble: Ensemble | None = None
 
 
-def classes_of(task: Task, encoder: Encoder, readout: Readout | None = None) -> Classes | None:
+def classes_of(
+    task: Task, encoder: Encoder, readout: Readout | None = None, ensemble: Ensemble | None = None
+) -> Classes | None:
     """The classes of a task in tokens; ``None`` for a generation task."""
     if not task.is_classification:
         return None
-    return Classes(task.labels, tuple(encoder.label_ids(label) for label in task.labels), readout)
+    ids = tuple(encoder.label_ids(label) for label in task.labels)
+    return Classes(task.labels, shortest_starts(ids) if task.label_scoring == "start" else ids, readout, ensemble)
 
 
 def label_log_probs(
@@ -60,7 +67,7 @@ def label_log_probs(
 ) -> Tensor:
     """Log-probability of each class for each example: ``[N, C]`` float32 on the CPU.
 
-    That of the class's label text behind the example; with a read-out, what both say together.
+    That of the class's label text behind the example; with an ensemble or a read-out, what all say together.
 
     Args:
         known: knows the texts of examples that stand before the prompt; without it they are read here.
@@ -78,7 +85,7 @@ def scores_and_means(
     batch_size: int,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability ``[N, C]`` of each label's text, and the mean hidden states ``[N, layers, D]`` of the texts."""
+    """Log-probability ``[N, C]`` of each label, and mean hidden states ``[N, layers, D]`` of the texts."""
     means: list[Tensor] = []
     scores = _label_scores(model, examples, classes, batch_size, progress, means=means)
     order = torch.tensor([row for rows in batches_by_length(examples, batch_size) for row in rows])
@@ -100,7 +107,9 @@ def _label_scores(
     for rows in batches_by_length(examples, batch_size):
         texts = [examples[row].input_ids for row in rows]
         if isinstance(prompt, Tensor):
-            found = score_labels_behind(model.base_model, prompt, texts, classes.ids, known, means)
+            several = prompt if classes.ensemble is None else classes.ensemble.beside(prompt)
+            found = score_labels_behind(model.base_model, several, texts, classes.ids, known, means)
+            found = found if classes.ensemble is None else classes.ensemble.join(found)
         else:
             found = score_labels(model.base_model, prompt, texts, classes.ids, means)
         scores[rows] = found.cpu()

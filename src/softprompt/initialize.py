@@ -73,3 +73,10 @@ def embed(ids: Tensor, word_embeddings: nn.Module) -> Tensor:
 def vocabulary_size(word_embeddings: nn.Module) -> int:
     """Rows of the embedding table."""
     return int(getattr(word_embeddings, "num_embeddings", next(word_embeddings.parameters()).shape[0]))
+
+
+def embedding_rms(word_embeddings: nn.Module) -> float:
+    """Root mean square of the numbers in the base's input embeddings, from some thousands of entries."""
+    size = vocabulary_size(word_embeddings)
+    ids = torch.arange(0, size, max(1, size // 4096))
+    return float(embed(ids, word_embeddings).square().mean().sqrt())

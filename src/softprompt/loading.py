@@ -14,6 +14,8 @@ from .options import ModelOptions
 from .task import TASK_NAME, Task
 
 if TYPE_CHECKING:  # read_task serves without torch, so that a command can check its data before it waits for that
+    from .ensemble import Ensemble
+    from .evaluate import Classes
     from .model import PeftModelForCausalLM
     from .readout import Readout
 
@@ -27,6 +29,7 @@ class Prompted:
     config: PromptTuningConfig
     task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
     readout: Readout | None = None
+    ensemble: Ensemble | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -34,6 +37,12 @@ class Prompted:
         from .families import context_length
 
         return context_length(self.model.base_model.config)
+
+    def classes(self, encoder: Encoder) -> Classes | None:
+        """The classes of an encoder's task, with all of the adapter that decides between them."""
+        from .evaluate import classes_of
+
+        return classes_of(encoder.task, encoder, self.readout, self.ensemble)
 
     def encoder(self, task: Task, *, room_for_answer: int = 0) -> Encoder:
         """An encoder of rows for this model; see ``Encoder``."""
@@ -74,7 +83,8 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)
     task = read_task(adapter)
-    return Prompted(model, base.tokenizer, config, task, read_readout(adapter, task, model))
+    readout, ensemble = read_readout(adapter, task, model), read_ensemble(adapter, model)
+    return Prompted(model, base.tokenizer, config, task, readout, ensemble)
 
 
 def check_same_base(adapter: str, trained_on: str, given: str) -> None:
@@ -146,6 +156,24 @@ def read_readout(adapter: str, task: Task | None, model: PeftModelForCausalLM) -
         return None
     num_classes = len(task.labels) if task is not None else 0
     return Readout.read(path, num_classes, model.base_model.config.get_text_config().num_hidden_layers)
+
+
+def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
+    """The prompts that answer beside an adapter's own, ``None`` when it has none.
+
+    Raises:
+        AdapterError: they are damaged, or do not fit it.
+    """
+    from .ensemble import Ensemble
+    from .record import ENSEMBLE_NAME
+
+    try:
+        path = find_file(adapter, ENSEMBLE_NAME)
+    except FileAbsentError:
+        return None
+    if model.prompt_placement != "suffix":
+        raise AdapterError(f"{path}: only a prompt behind the text can have others beside it")
+    return Ensemble.read(path, model.prompt)
 
 
 def read_start(adapter: str) -> Any:

@@ -95,6 +95,13 @@ class PromptOptions(_Options):
     readout: bool = Field(
         False, description="Also learn a linear read-out of the hidden states, which decides with the prompt (classes)."
     )
+    num_folds: int = Field(
+        0,
+        ge=0,
+        description="Cut the rows into so many parts and train a further prompt without each; all decide together, "
+        "and what each has not seen says how far to trust them (classes, suffix). 0 is off.",
+    )
+    fold_repeats: int = Field(1, ge=1, description="Cut the rows anew so many times, with new prompts each time.")
 
 
 class OptimizerOptions(_Options):
@@ -105,7 +112,13 @@ class OptimizerOptions(_Options):
         description="language_modeling: the loss of the label's tokens, as in the guide. "
         "classes: cross-entropy between the label texts, so that only telling them apart counts.",
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rows of rare classes count more, so that all classes count alike."
+    )
     learning_rate: float = Field(3e-2, gt=0, description="Peak learning rate of AdamW.")
+    scale_learning_rate: bool = Field(
+        False, description="Take learning_rate in units of the size (RMS) of the base's input embeddings."
+    )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Beta 1 of AdamW.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Beta 2 of AdamW.")
@@ -136,8 +149,16 @@ class OptimizerOptions(_Options):
 
 
 class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
-    """All options of ``softprompt train``, flat, as in a YAML file."""
+    """All options of ``softprompt train``, flat, as in a YAML file.
 
+    Defaults are the guide's. A recipe replaces those that were not given (``train/recipe.py``).
+    """
+
+    recipe: Literal["guide", "default", "best"] = Field(
+        "default",
+        description="What is not given is set by: guide, Hugging Face's guide; default, quick and steady; "
+        "best, slower and better.",
+    )
     output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
     overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
     resume_from_checkpoint: str | None = Field(
@@ -163,6 +184,8 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
                 raise ValueError(f"{name}_strategy=steps needs {name}_steps")
         if self.metric_for_best_model in ("macro_f1", "accuracy") and self.task == "generation":
             raise ValueError(f"metric_for_best_model={self.metric_for_best_model} needs classes; use eval_loss")
+        if self.num_folds == 1:
+            raise ValueError("num_folds=1 would leave no rows to learn from; give 0, or 2 and more")
         return self
 
 

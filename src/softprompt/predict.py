@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .encode import Encoder
-from .evaluate import classes_of, generate_texts, label_log_probs
+from .evaluate import generate_texts, label_log_probs
 from .loading import Prompted
 from .task import Task
 from .types import Row
@@ -70,7 +70,7 @@ def _default_length(prompted: Prompted) -> int:
 
 def _choose(prompted: Prompted, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
-    classes = classes_of(encoder.task, encoder, prompted.readout)
+    classes = prompted.classes(encoder)
     assert classes is not None
     scores = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
     confidence, best = scores.softmax(1).max(1)

@@ -8,16 +8,15 @@ states are by-products of the pass that scores the labels, so reading them costs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import AdapterError
 from .record import READOUT_NAME
+from .tensors import read_tensors, write_tensors
 
 MIDDLE = (0.3, 0.8)
 """Which layers are read, as shares of the depth (docs/log.md has the trials)."""
@@ -48,6 +47,10 @@ class Readout:
         features = torch.einsum("bld,ld->bd", means[:, self.layers], self.scale)
         return (features @ self.weight.T + self.bias).log_softmax(-1)
 
+    def cooled(self, temperature: float) -> Readout:
+        """The same with logits divided by a temperature."""
+        return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
+
     def mix(self, scores: Tensor, means: Tensor) -> Tensor:
         """What prompt and read-out say together: log-probabilities ``[B, C]``.
 
@@ -60,10 +63,7 @@ class Readout:
 
     def save(self, folder: Path) -> None:
         """Write ``readout.safetensors`` into ``folder``, atomically."""
-        tensors = {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
-        unfinished = folder / f".{READOUT_NAME}.tmp"
-        save_file(tensors, unfinished)
-        unfinished.replace(folder / READOUT_NAME)
+        write_tensors(folder / READOUT_NAME, vars(self))
 
     @classmethod
     def read(cls, path: Path, num_classes: int, num_layers: int) -> Readout:
@@ -72,20 +72,13 @@ class Readout:
         Raises:
             AdapterError: it is damaged, or of another task or model.
         """
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise AdapterError(f"{path} cannot be read ({error})") from None
         names = [field.name for field in fields(cls)]
-        if sorted(tensors) != sorted(names):
-            raise AdapterError(f"{path} is damaged: it must hold {', '.join(names)}")
+        tensors = read_tensors(path, names)
         found = cls(**tensors)
         count, width = found.scale.shape if found.scale.ndim == 2 else (0, 0)
         shapes = ((count,), (count, width), (num_classes, width), (num_classes,), ())
         if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
             raise AdapterError(f"{path} does not fit the task: it must read {num_classes} classes")
-        if not all(bool(torch.isfinite(tensors[name].double()).all()) for name in names):
-            raise AdapterError(f"{path} has NaN or infinite numbers; train the adapter again")
         if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
             raise AdapterError(f"{path} reads layers that the base model, which has {num_layers}, lacks")
         return found
@@ -109,12 +102,17 @@ def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: 
     centre = (states.mean(0) * scale).sum(0)
     features = torch.einsum("bld,ld->bd", states, scale) - centre
     gold = torch.tensor(targets)
-    counts = torch.bincount(gold, minlength=num_classes)
-    weights = torch.where(counts > 0, len(gold) / (counts > 0).sum() / counts.clamp_min(1), 0.0).double()
-    weight, bias = _logistic_regression(features, gold, weights, l2)
-    bias = torch.where(counts > 0, bias - weight @ centre, -30.0)  # a class without rows is not to be read
+    weights = class_weights(targets, num_classes)
+    weight, bias = _logistic_regression(features, gold, weights.double(), l2)
+    bias = torch.where(weights > 0, bias - weight @ centre, -30.0)  # a class without rows is not to be read
     numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
     return Readout(layers, *(each.float() for each in numbers))
+
+
+def class_weights(gold: Sequence[int], num_classes: int) -> Tensor:
+    """Weights ``[C]`` under which all classes that have rows count alike; their mean over the rows is 1."""
+    counts = torch.bincount(torch.tensor(gold, dtype=torch.long), minlength=num_classes)
+    return torch.where(counts > 0, len(gold) / (counts > 0).sum() / counts.clamp_min(1), 0.0)
 
 
 def _logistic_regression(features: Tensor, gold: Tensor, weights: Tensor, l2: float) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STATE_NAME = "trainer_state.json"
 READOUT_NAME = "readout.safetensors"
+ENSEMBLE_NAME = "ensemble.safetensors"
 """Beside the adapter's weights; PEFT does not know the file and leaves it alone."""
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own

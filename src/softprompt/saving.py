@@ -20,7 +20,15 @@ from .families import base_facts
 from .files import inside, write_text
 from .model import PeftModel, PeftModelForCausalLM
 from .options import EMBEDDED_MODEL, ModelOptions, build_options
-from .record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, READOUT_NAME, STATE_NAME, TRAIN_METRICS_NAME
+from .record import (
+    CONFUSION_PICTURE,
+    ENSEMBLE_NAME,
+    LOSS_PICTURE,
+    METRICS_NAME,
+    READOUT_NAME,
+    STATE_NAME,
+    TRAIN_METRICS_NAME,
+)
 from .report.folder import CARD_NAME, write_card
 from .report.update import update_card
 from .state import set_peft_model_state_dict
@@ -31,6 +39,7 @@ SHARED = [
     files.WEIGHTS_NAME,
     files.START_NAME,
     READOUT_NAME,
+    ENSEMBLE_NAME,
     CONFIG_NAME,
     TASK_NAME,
     CARD_NAME,

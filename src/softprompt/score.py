@@ -42,24 +42,33 @@ def score_labels(
     Returns:
         ``[B, C]`` float32: the sum of the log-probabilities of the label's tokens.
     """
-    calls = _calls(base, prompt, texts, labels, TOKENS_PER_CALL if means is None else TOKENS_WITH_STATES)
-    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels, means) for rows in calls]
+    cuts = calls(base, texts, labels, num_virtual_tokens=len(prompt), with_states=means is not None)
+    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels, means) for rows in cuts]
     return torch.cat(parts) if parts else torch.empty(0, len(labels), device=base.device)
 
 
-def _calls(
+def calls(
     base: PreTrainedModel,
-    prompt: Tensor | Known,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
-    most: int,
+    *,
+    num_virtual_tokens: int,
+    behind: int = 0,
+    with_states: bool = False,
 ) -> Iterator[range]:
-    """Cut texts into what one call computes."""
+    """Cut texts into what one call computes.
+
+    Args:
+        num_virtual_tokens: of a prompt.
+        behind: how many prompts stand behind each text; 0 for one in front of all.
+        with_states: whether the hidden states of all layers are kept.
+    """
     if ways(base.base_model)[0] == "levels":
-        longest = len(prompt) + max((len(text) for text in texts), default=0)
-        return packs([longest * len(labels)] * len(texts), KEYS_PER_CALL)
+        longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
+        return packs([longest * len(labels) * max(behind, 1)] * len(texts), KEYS_PER_CALL)
     branches = sum(len(label) - 1 for label in labels)
-    return packs([len(text) + branches for text in texts], most)
+    below = behind * (num_virtual_tokens + branches) or branches
+    return packs([len(text) + below for text in texts], TOKENS_WITH_STATES if with_states else TOKENS_PER_CALL)
 
 
 def _scores(

@@ -11,13 +11,12 @@ from transformers import PreTrainedModel
 from .engine.between import Means, but_first
 from .engine.head import logits_of
 from .engine.loss import group_log_probs, hidden_states, losses_of, token_losses
-from .engine.plans import packs
 from .engine.suffix import plan_answers, plan_choices_behind, text_places
 from .engine.texts import Texts, known_texts, read_for
 from .engine.tree import Plan
 from .forward import Batch
 from .output import LazyLogits, PromptedCausalLMOutput
-from .score import KEYS_PER_CALL
+from .score import calls
 from .types import IGNORE_INDEX, Example
 
 
@@ -49,20 +48,28 @@ def score_labels_behind(
     known: Texts | None = None,
     means: list[Tensor] | None = None,
 ) -> Tensor:
-    """Log-probability ``[B, C]`` of each label behind text and prompt; see ``score.score_labels``.
+    """Log-probability of each label behind text and prompt; see ``score.score_labels``.
 
     Args:
+        prompt: ``[P, D]``; or several, ``[M, P, D]``, which stand side by side behind each text.
         known: knows the texts; without it they are read here.
         means: as for ``score_labels``; texts are then read here.
+
+    Returns:
+        ``[B, C]``, or ``[B, M, C]``.
     """
     inputs = [tuple(text) for text in texts]
-    parts = [torch.empty(0, len(labels), device=prompt.device)]
-    for rows in packs([(len(text) + len(prompt)) * len(labels) for text in inputs], KEYS_PER_CALL):
+    *several, length, width = prompt.shape
+    number = several[0] if several else 1
+    matrix = prompt.reshape(-1, width)
+    parts = [torch.empty(0, *several, len(labels), device=prompt.device)]
+    with_states = means is not None
+    for rows in calls(base, inputs, labels, num_virtual_tokens=length, behind=number, with_states=with_states):
         part = inputs[rows.start : rows.stop]
-        plan = plan_choices_behind(len(prompt), part, labels, prompt.device)
+        plan = plan_choices_behind(length, part, labels, prompt.device, [range(number)] * len(part))
         found = {} if known is None or means is not None else known_texts(plan, part, known.get)
         collected = None if means is None else Means(*but_first(text_places(plan), [len(t) for t in part]), len(part))
-        parts.append(group_log_probs(base, plan, prompt, found, collected).view(len(part), len(labels)))
+        parts.append(group_log_probs(base, plan, matrix, found, collected).view(len(part), *several, len(labels)))
         if means is not None and collected is not None:
             means.append(collected.found)
     return torch.cat(parts)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import AdapterError, DataError
 from .files import read_json, write_json
 
 TASK_NAME = "task.json"
+LabelScoring = Literal["text", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class Task:
         labels: the classes in a fixed order; empty for a generation task.
         max_length: most tokens of text and label together; ``None`` for what the model's context leaves.
         end_token_id: id that ends every label; ``None`` when the tokenizer has none.
+        label_prefix: what stands before every label, a space where the template does not end in one.
+        label_scoring: what is read of each label to choose between them: its whole ``text``, or the shortest
+            ``start`` that no other label has.
     """
 
     text_columns: tuple[str, ...]
@@ -36,6 +40,8 @@ class Task:
     labels: tuple[str, ...] = ()
     max_length: int | None = None
     end_token_id: int | None = None
+    label_prefix: str = ""
+    label_scoring: LabelScoring = "text"
 
     @property
     def is_classification(self) -> bool:
@@ -78,11 +84,13 @@ class Task:
         values = read_json(path)
         columns, labels = values.get("text_columns"), values.get("labels") or []
         numbers = [values.get(name) for name in ("max_length", "end_token_id")]
+        prefix, scoring = values.get("label_prefix", ""), values.get("label_scoring", "text")
         if not (
             columns
             and _is_texts(columns)
             and _is_texts(labels)
-            and _is_texts([values.get("label_column"), values.get("template")])
+            and _is_texts([values.get("label_column"), values.get("template"), prefix])
+            and scoring in get_args(LabelScoring)
             and all(number is None or (type(number) is int and number >= 0) for number in numbers)
         ):
             raise AdapterError(f"{path} is damaged: it must hold the fields {', '.join(f.name for f in fields(cls))}")
@@ -93,6 +101,8 @@ class Task:
             labels=tuple(labels),
             max_length=numbers[0],
             end_token_id=numbers[1],
+            label_prefix=prefix,
+            label_scoring=scoring,
         )
 
 

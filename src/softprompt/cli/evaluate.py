@@ -57,7 +57,7 @@ def command(
     prompted = load(adapter, given)
 
     from ..encode import default_end_token_id
-    from ..evaluate import classes_of, evaluate
+    from ..evaluate import evaluate
 
     if known is None:  # an adapter of PEFT's: labels end as softprompt would end them
         task = replace(task, end_token_id=default_end_token_id(prompted.tokenizer))
@@ -70,7 +70,7 @@ def command(
         metrics = evaluate(
             prompted.model,
             examples,
-            classes_of(task, encoder, prompted.readout),
+            prompted.classes(encoder),
             batch_size=batch_size,
             split=split,
             progress=lambda done: progress.update(bar, advance=done),

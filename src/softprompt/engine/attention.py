@@ -140,7 +140,8 @@ class Packing:
             yield group
 
     def _is_leaf(self, node: int) -> bool:
-        return node not in self.tree.inner
+        """Whether no token stands below a node (empty nodes may)."""
+        return self.tree.ends[node] == self.tree.span(node).stop
 
     def _siblings(self, node: int, other: int) -> bool:
         return self.tree.parents[node] == self.tree.parents[other] != ROOT

@@ -33,12 +33,12 @@ class _Behind(NamedTuple):
         targets, groups: of each supervised token.
     """
 
-    parents: Sequence[int]
-    lengths: Sequence[int]
-    tokens: Sequence[int]
-    predictors: Sequence[int]
-    targets: Sequence[int]
-    groups: Sequence[int]
+    parents: list[int]
+    lengths: list[int]
+    tokens: list[int]
+    predictors: list[int]
+    targets: list[int]
+    groups: list[int]
 
 
 def plan_answers(
@@ -72,23 +72,45 @@ def plan_choices_behind(
     texts: Sequence[Sequence[int]],
     choices: Sequence[Sequence[int]],
     device: torch.device,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """Every choice behind the prompt behind every text; group ``i * len(choices) + j``.
+    """Every choice behind a prompt behind every text; group ``i * len(choices) + j``.
 
     Text and prompt are computed once, whatever the number of choices, and so is what choices share at their start.
+    Several prompts may stand side by side behind a text, each as if it were alone.
+
+    Args:
+        num_virtual_tokens: P, of each prompt.
+        prompts: which prompts stand behind each text: prompt k is rows ``k P .. (k + 1) P - 1`` of the matrix
+            ``[prompts * P, D]``. Groups then count pairs i of text and prompt, in this order. ``None``: the first.
     """
     # Choices under a prompt alone are just what hangs on each text.
     one = plan_choices(num_virtual_tokens, [()], choices, torch.device("cpu"))
     tokens, predictors, targets, groups = (
         column.tolist() for column in (one.tokens, one.predictors, one.targets, one.groups)
     )
-    behind = [
-        _Behind(
-            one.tree.parents, one.tree.lengths, tokens, predictors, targets, [i * one.num_groups + j for j in groups]
-        )
-        for i in range(len(texts))
-    ]
-    return _forest(texts, behind, len(texts) * one.num_groups, device)
+    first = _Behind([*one.tree.parents], [*one.tree.lengths], tokens, predictors, targets, groups)
+    behind, pairs = [], 0
+    for mine in [[0]] * len(texts) if prompts is None else prompts:
+        rows = [prompt * num_virtual_tokens for prompt in mine]
+        parts = [first._replace(tokens=[token - row if token < 0 else token for token in tokens]) for row in rows]
+        behind.append(_side_by_side(parts, pairs, one.num_groups))
+        pairs += len(parts)
+    return _forest(texts, behind, pairs * one.num_groups, device)
+
+
+def _side_by_side(parts: Sequence[_Behind], first: int, num_groups: int) -> _Behind:
+    """What stands behind one text; the groups of part k begin at ``(first + k) * num_groups``."""
+    together = _Behind([], [], [], [], [], [])
+    for k, part in enumerate(parts, first):
+        nodes, start = len(together.parents), len(together.tokens)
+        together.parents.extend(parent if parent == ROOT else parent + nodes for parent in part.parents)
+        together.lengths.extend(part.lengths)
+        together.tokens.extend(part.tokens)
+        together.predictors.extend(start + predictor for predictor in part.predictors)
+        together.targets.extend(part.targets)
+        together.groups.extend(k * num_groups + group for group in part.groups)
+    return together
 
 
 def _forest(texts: Sequence[Sequence[int]], behind: Sequence[_Behind], num_groups: int, device: torch.device) -> Plan:

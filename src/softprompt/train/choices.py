@@ -23,11 +23,12 @@ from .packs import KNOWN_TOKENS, cut
 from .run import Run
 
 
-def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes) -> list[Sequence[Example]]:
-    """Packs of at most ``tokens_per_pack`` tokens of texts and label branches, or of one row."""
+def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, prompts: int = 1) -> list[Sequence[Example]]:
+    """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row."""
     branches = sum(len(ids) - 1 for ids in classes.ids)
     if run.behind:
-        sizes = [len(run.model.prompt) + branches + len(row.input_ids) // KNOWN_TOKENS for row in batch]
+        below = prompts * (len(run.model.prompt) + branches)
+        sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     else:
         sizes = [len(row.input_ids) + branches for row in batch]
     return cut(batch, sizes, run.tokens_per_pack)
@@ -41,17 +42,27 @@ def backward_classes(
     texts: Texts | None,
     *,
     behind: bool,
+    weights: Tensor | None = None,
 ) -> float:
-    """Add the gradient of the mean cross-entropy of all rows to ``prompt.grad``; returns that loss, in nats."""
+    """Add the gradient of the mean cross-entropy of all rows to ``prompt.grad``; returns that loss, in nats.
+
+    Args:
+        weights: ``[C]`` how much a row of each class counts; ``None`` for 1.
+    """
     rows = sum(map(len, parts))
     total = 0.0
     for part in parts:
         scores = choice_scores(base, prompt, [row.input_ids for row in part], classes, texts, behind=behind)
-        gold = torch.tensor([classes.names.index(str(row.label)) for row in part], device=scores.device)
-        loss = F.cross_entropy(scores, gold, reduction="sum") / rows
+        gold = torch.tensor(gold_of(part, classes), device=scores.device)
+        loss = F.cross_entropy(scores, gold, weight=weights, reduction="sum") / rows
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
+
+
+def gold_of(examples: Sequence[Example], classes: Classes) -> list[int]:
+    """Index of the right class of each example."""
+    return [classes.names.index(str(example.label)) for example in examples]
 
 
 def choice_scores(
@@ -63,11 +74,26 @@ def choice_scores(
     *,
     behind: bool,
 ) -> Tensor:
-    """Log-probability ``[B, C]`` of each label text behind each text; differentiable in ``prompt``."""
+    """Log-probability ``[B, C]`` of each label behind each text; differentiable in ``prompt`` ``[P, D]``."""
     if not behind:
         found = group_log_probs(base, plan_choices(len(prompt), inputs, classes.ids, prompt.device), prompt)
-    else:
-        plan = plan_choices_behind(len(prompt), inputs, classes.ids, prompt.device)
-        known = read_for(base, plan, inputs) if texts is None else known_texts(plan, inputs, texts.get)
-        found = group_log_probs(base, plan, prompt, known)
-    return found.view(len(inputs), len(classes.ids))
+        return found.view(len(inputs), len(classes.ids))
+    return choice_scores_behind(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
+
+
+def choice_scores_behind(
+    base: PreTrainedModel,
+    prompts: Tensor,
+    inputs: Sequence[tuple[int, ...]],
+    which: Sequence[Sequence[int]],
+    classes: Classes,
+    texts: Texts | None,
+) -> Tensor:
+    """Log-probability ``[pairs, C]`` of each label behind some of several prompts ``[M, P, D]`` behind each text.
+
+    Args:
+        which: the prompts behind each text; pairs come in this order.
+    """
+    plan = plan_choices_behind(prompts.shape[1], inputs, classes.ids, prompts.device, which)
+    known = read_for(base, plan, inputs) if texts is None else known_texts(plan, inputs, texts.get)
+    return group_log_probs(base, plan, prompts.flatten(0, 1), known).view(-1, len(classes.ids))

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..options import TrainOptions
 from ..record import (
     CONFUSION_PICTURE,
+    ENSEMBLE_NAME,
     LOG_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
@@ -28,6 +29,7 @@ RUN_FILES = (
     CONFIG_NAME,
     START_NAME,
     READOUT_NAME,
+    ENSEMBLE_NAME,
     TASK_NAME,
     OPTIONS_NAME,
     STATE_NAME,

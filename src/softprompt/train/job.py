@@ -19,13 +19,13 @@ from ..config import PromptTuningConfig, PromptTuningInit, TaskType
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..engine.texts import Texts
-from ..errors import ConfigError, MissingExtraError
-from ..evaluate import Classes, classes_of, evaluate, scores_and_means
+from ..errors import MissingExtraError
+from ..evaluate import Classes, classes_of, evaluate
 from ..families import context_length
 from ..files import write_text
+from ..initialize import embedding_rms
 from ..model import PeftModelForCausalLM
 from ..options import EMBEDDED_MODEL, TrainOptions
-from ..readout import fit_readout
 from ..record import (
     CONFUSION_PICTURE,
     LOSS_PICTURE,
@@ -43,15 +43,15 @@ from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import fit
+from .recipe import follow
 from .resume import check_resumable
 from .rows import TaskRows, read_task_rows
 from .run import Run, read_texts
+from .voices import with_voices
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
 NUM_SHOWN = 3
-READOUT_SHARE = 0.5
-"""How much a read-out decides; the prompt decides the rest."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,12 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         SoftPromptError: bad options, data or base model, before anything is trained; or a run that cannot go on.
     """
     listener = listener or Listener()
+    rows = rows or read_task_rows(options)
+    options, task = follow(options, rows.task)
     resume_from = None if options.dry_run else check_output_dir(options)
     context = context_length(load_config(options))  # the config first: it says best what is no base model
     tokenizer = load_tokenizer(options)
-    prepared = prepare(options, rows or read_task_rows(options), tokenizer, context, listener)
+    prepared = prepare(options, replace(rows, task=task), tokenizer, context, listener)
     if options.dry_run:
         for example in prepared.train[:NUM_SHOWN]:
             listener.note(show_example(tokenizer, example))
@@ -110,13 +112,15 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         resume_from=resume_from,
         texts=texts,
         classes=prepared.classes,
+        rate_unit=embedding_rms(base.model.get_input_embeddings()) if options.scale_learning_rate else 1.0,
     )
     check_resumable(run)
     make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
     start = _write_start(options, model.prompt.detach().clone())
     with texts or nullcontext():
         state = fit(run)
-    prepared = _with_readout(options, model, prepared, listener)
+        if prepared.classes is not None:
+            prepared = replace(prepared, classes=with_voices(run, prepared.classes, start))
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared, state, metrics, listener)
 
@@ -124,9 +128,6 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
 def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, listener: Listener) -> Prepared:
     """Encode the rows of a run."""
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
-    for wanted, what in ((options.readout, "readout"), (options.objective == "classes", "objective=classes")):
-        if wanted and not task.is_classification:
-            raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     _say_what_was_read(parts, task, listener)
@@ -219,20 +220,6 @@ def _validator(
     return validate
 
 
-def _with_readout(
-    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, listener: Listener
-) -> Prepared:
-    """The classes with a read-out of the states under the finished prompt, if one is asked for."""
-    if not options.readout or prepared.classes is None:
-        return prepared
-    size = options.per_device_eval_batch_size
-    with listener.rows("reading the states", len(prepared.train)) as progress:
-        _, means = scores_and_means(model, prepared.train, prepared.classes, batch_size=size, progress=progress)
-    gold = [prepared.classes.names.index(str(example.label)) for example in prepared.train]
-    readout = fit_readout(means, gold, len(prepared.classes.names), share=READOUT_SHARE)
-    return replace(prepared, classes=replace(prepared.classes, readout=readout))
-
-
 def _test(
     options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, listener: Listener
 ) -> Metrics:
@@ -245,7 +232,7 @@ def _test(
     tuned = model.prompt.detach().clone()
     with torch.no_grad(), listener.rows("testing the untuned prompt", len(prepared.test)) as progress:
         model.prompt.copy_(start)
-        classes = prepared.classes and replace(prepared.classes, readout=None)
+        classes = prepared.classes and replace(prepared.classes, readout=None, ensemble=None)
         untuned = evaluate(model, prepared.test, classes, batch_size=size, progress=progress)
         model.prompt.copy_(tuned)
     baselines = {UNTUNED: _row(untuned)}
@@ -305,8 +292,9 @@ def _finish(
         listener.note(f"no pictures: {missing}")
     prepared.task.save(folder)
     state.save(folder)
-    if prepared.classes is not None and prepared.classes.readout is not None:
-        prepared.classes.readout.save(folder)
+    for voice in (prepared.classes.readout, prepared.classes.ensemble) if prepared.classes else ():
+        if voice is not None:
+            voice.save(folder)
     config = model.active_peft_config
     assert isinstance(config, PromptTuningConfig)
     replace(config, inference_mode=True).save_pretrained(folder)

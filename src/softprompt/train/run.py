@@ -32,6 +32,7 @@ class Run:
     Attributes:
         texts: knows the rows' texts where these stand before the prompt.
         classes: between which the prompt is to choose, for ``objective=classes``.
+        rate_unit: what the learning rate of the options is multiplied by.
     """
 
     model: PeftModelForCausalLM
@@ -43,6 +44,7 @@ class Run:
     resume_from: Path | None = None
     texts: Texts | None = None
     classes: Classes | None = None
+    rate_unit: float = 1.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,6 +102,7 @@ class Run:
             # What is as it was in older releases adds nothing, so that their runs go on.
             *(["suffix"] if self.behind else []),
             *([self.options.objective] if self.options.objective != "language_modeling" else []),
+            *([self.options.class_weights] if self.options.class_weights != "none" else []),
         )
         found = hashlib.sha256(json.dumps(facts).encode())
         for example in self.examples:
@@ -108,13 +111,18 @@ class Run:
         return found.hexdigest()
 
 
-def batches_of_step(run: Run, step: int) -> list[list[Example]]:
-    """The batches of one optimiser step; rows come in a new order each epoch."""
+def rows_of_step(run: Run, step: int) -> list[int]:
+    """The rows of one optimiser step; they come in a new order each epoch."""
     epoch, index = divmod(step, run.steps_per_epoch)
     order = torch.randperm(
         len(run.examples), generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch)
     )
-    rows = order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
+    return order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
+
+
+def batches_of_step(run: Run, step: int) -> list[list[Example]]:
+    """The batches of one optimiser step."""
+    rows = rows_of_step(run, step)
     size = run.options.per_device_train_batch_size
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 

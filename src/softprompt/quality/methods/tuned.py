@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ...data import Splits, make_task
 from ...errors import TrainingError
-from ...evaluate import classes_of, label_log_probs
+from ...evaluate import label_log_probs
 from ...loading import Prompted, load_prompted
 from ...options import TrainOptions
 from ...train.job import train
@@ -56,13 +56,14 @@ class SoftPrompt(Method):
             raise TrainingError("the finished adapter does not have the labels of the task")
         encoder = prompted.encoder(task)
         examples = encoder.encode_all(self.work.data.test, with_label=False)
-        classes = classes_of(task, encoder, prompted.readout)
+        classes = prompted.classes(encoder)
         assert classes is not None
         log_probs = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
         return Fitted(log_probs, _trained_numbers(prompted))
 
 
 def _trained_numbers(prompted: Prompted) -> int:
-    """Numbers of the prompt, and of the readout where there is one."""
-    own, readout = prompted.model.prompt.numel(), prompted.readout
-    return own if readout is None else own + readout.weight.numel() + readout.bias.numel()
+    """Numbers of all prompts, and of the readout where there is one."""
+    prompts = prompted.model.prompt.numel() + (prompted.ensemble.prompts.numel() if prompted.ensemble else 0)
+    readout = prompted.readout
+    return prompts if readout is None else prompts + readout.weight.numel() + readout.bias.numel()
