@@ -50,6 +50,7 @@ CHECKPOINT_FILES = {
     "trainer_state.json",
 }
 CONFIG = """\
+recipe: guide
 model_name_or_path: base
 train_file: train.csv
 validation_file: validation.csv
@@ -59,8 +60,8 @@ num-virtual-tokens: 4
 learning_rate: 0.5
 """
 LONG = "train long.yaml --num_train_epochs 60 --save_total_limit 1 --no_baselines --output_dir"
-FREE = "train --model_name_or_path base --train_file free.jsonl --test_file free.jsonl --label_column answer"
-COLUMNS = "train --model_name_or_path base --train_file two.csv --label_column label --text_column title"
+FREE = "train --recipe guide --model_name_or_path base --train_file free.jsonl --test_file free.jsonl --label_column answer"
+COLUMNS = "train --recipe guide --model_name_or_path base --train_file two.csv --label_column label --text_column title"
 
 JOBS = {
     "train": "train config.yaml --output_dir run --num_train_epochs 4 --learning-rate 0.1",

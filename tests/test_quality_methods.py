@@ -285,13 +285,13 @@ def test_a_soft_prompt_is_that_of_train(place: Path, work: Work, tmp_path: Path)
 
 
 def test_the_instruction_starts_a_soft_prompt(place: Path) -> None:
-    method = make("softprompt", make_work(place, instruction="is it good :"))
+    method = make("softprompt", make_work(place, instruction="is it good :"), recipe="guide")
     assert method._options(place, 3).prompt_tuning_init_text == "is it good :"
     assert method._options(place, 3).seed == 3
-    named = make("softprompt", method.work, prompt_tuning_init_text="help")
+    named = make("softprompt", method.work, recipe="guide", prompt_tuning_init_text="help")
     assert named._options(place, 0).prompt_tuning_init_text == "help"
-    drawn = make("softprompt", method.work, prompt_tuning_init="RANDOM")
-    assert drawn._options(place, 0).prompt_tuning_init_text is None
+    other = make("softprompt", method.work, recipe="best")
+    assert other._options(place, 0).prompt_tuning_init_text is None
 
 
 def test_padded_batches_are_the_guides() -> None:

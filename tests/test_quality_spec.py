@@ -35,7 +35,7 @@ def test_methods_as_names_or_with_options(place: Path) -> None:
         "majority": ("majority", {}),
         "in_context": ("in_context", {"tokens": 99}),
         "long": ("softprompt", {"num_train_epochs": 3}),
-        "guide": ("softprompt", {}),
+        "guide": ("softprompt", {"recipe": "guide"}),
     }
     assert list(make_spec(place, methods={"tfidf": None, "guide": {}}).methods) == ["tfidf", "guide"]
     assert spec.compared_with == "majority"

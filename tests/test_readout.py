@@ -179,6 +179,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options_for(place: Path, **changes) -> TrainOptions:
     values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 2}
+    values |= {"recipe": "guide"}
     values |= {"test_file": place / "test.csv", "readout": True, "num_virtual_tokens": 4}
     return TrainOptions(**{**values, "output_dir": place / "run", **changes})
 

@@ -567,6 +567,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options_for(place: Path, **changes: Any) -> TrainOptions:
     values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 1}
+    values |= {"recipe": "guide"}
     return TrainOptions(**{**values, "output_dir": place / "run", "num_virtual_tokens": P, **changes})
 
 

@@ -12,7 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ..options import DataOptions, ModelOptions, OptimizerOptions, PromptOptions
+from ..train.recipe import RECIPES
 
+BY_RECIPE = {name for kinds in RECIPES.values() for values in kinds.values() for name in values}
 PANELS: dict[type[BaseModel], str] = {
     ModelOptions: "Base model",
     DataOptions: "Data",
@@ -59,12 +61,12 @@ def _in_panels(fields: dict[str, FieldInfo]) -> list[tuple[str, FieldInfo]]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     is_flag = field.annotation is bool
-    spelling = f"--{name}/--no_{name}" if is_flag and field.default else f"--{name}"
+    spelling = f"--{name}/--no_{name}" if is_flag and (field.default or name in BY_RECIPE) else f"--{name}"
     is_list = get_origin(field.annotation) is list
     panel = next((panel for cls, panel in PANELS.items() if name in cls.model_fields), "Run")
     option = typer.Option(
         spelling,
-        help=f"{field.description}{_default(field)}",
+        help=f"{field.description}{_default(name, field)}",
         metavar=_metavar(field),
         rich_help_panel=panel,
         show_default=False,
@@ -73,8 +75,10 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _default(field: FieldInfo) -> str:
+def _default(name: str, field: FieldInfo) -> str:
     default = field.default
+    if name in BY_RECIPE and "[default" not in str(field.description):
+        return f" [default: by recipe; guide: {str(default).lower() if isinstance(default, bool) else default}]"
     if default is PydanticUndefined or default in (None, False) or "[default" in str(field.description):
         return "" if default is not PydanticUndefined else " [required]"
     return f" [default: {' '.join(default) if isinstance(default, list) else default}]"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..errors import ConfigError
 from ..options import DataOptions, ModelOptions, TrainOptions, build_options, nearest, read_yaml
-from .methods import GUIDE, KINDS, SOFTPROMPT
+from .methods import KINDS, RECIPES, SOFTPROMPT
 
 OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "seed"}
 """Options of a training run that the benchmark sets itself, beside those of the model and of the rows."""
@@ -130,8 +130,10 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
     if name in KINDS and name != SOFTPROMPT:
         build_options(KINDS[name].options, values, where=where)
         return MethodSpec(kind=name, options=values)
-    if not values and name not in (GUIDE, SOFTPROMPT):
-        known = [GUIDE, *KINDS]
+    if not values and name in RECIPES:
+        values = {"recipe": name}
+    if not values and name != SOFTPROMPT:
+        known = [*RECIPES, *KINDS]
         raise ConfigError(
             f"{path}: there is no method {name!r}{nearest(name, known)} (there is {', '.join(known)}; with options of "
             "softprompt train below it, a name stands for such a run)"

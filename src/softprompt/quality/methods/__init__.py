@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field
 
@@ -18,7 +18,9 @@ from ...options import TrainOptions, _Options
 if TYPE_CHECKING:
     from .common import Method
 
-SOFTPROMPT, GUIDE = "softprompt", "guide"
+SOFTPROMPT = "softprompt"
+RECIPES = get_args(TrainOptions.model_fields["recipe"].annotation)
+"""Recipes of ``softprompt train``: each is a method by its name alone."""
 
 
 class NoOptions(_Options):

@@ -25,7 +25,7 @@ SHARED = ("text_column", "label_column", "template", "max_length")
 class SoftPrompt(Method):
     """A run of ``softprompt train`` with the options of the method, into a folder that is then removed.
 
-    The prompt starts from the task's instruction where there is one and the options name no other text.
+    With ``recipe: guide`` the prompt starts from the task's instruction, if there is one and the options name no other.
     """
 
     uses_base: ClassVar[bool] = False  # training loads its own
@@ -44,7 +44,7 @@ class SoftPrompt(Method):
         given, data = self.given, self.work.data.options
         values: dict[str, Any] = self.work.frozen.options.model_dump()
         values |= {name: getattr(data, name) for name in SHARED} | LEAN
-        if data.instruction and given.get("prompt_tuning_init", "TEXT") == "TEXT":
+        if data.instruction and given.get("recipe") == "guide":
             values["prompt_tuning_init_text"] = data.instruction
         return TrainOptions(**{**values, **given, "output_dir": folder, "seed": seed})
 
