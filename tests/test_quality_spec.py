@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "task_name": ({"tasks": {"a/b": {"train_file": "x"}}}, ("'a/b'", "letters")),
     "generation": ({"tasks": {"w": {"train_file": "x", "task": "generation"}}}, ("task w", "classes")),
     "one_label": ({"tasks": {"w": {"train_file": "x", "labels": ["a"]}}}, ("task w", "labels")),
-    "label_twice": ({"tasks": {"w": {"train_file": "x", "labels": ["a", "a"]}}}, ("task w", "'a' stands there twice")),
+    "label_twice": ({"tasks": {"w": {"train_file": "x", "labels": ["a", "a"]}}}, ("task w", "labels has 'a' twice")),
     "unknown_method": ({"methods": ["tfdif"]}, ("no method 'tfdif'", "did you mean 'tfidf'")),
     "method_twice": ({"methods": ["knn", "knn"]}, ("'knn'", "twice")),
     "methods_as_text": ({"methods": "knn"}, ("methods must be a list",)),

@@ -63,6 +63,9 @@ class DataOptions(_Options):
     task: Literal["auto", "classification", "generation"] = Field(
         "auto", description="auto: classification when labels repeat, else generation."
     )
+    labels: list[str] | None = Field(
+        None, min_length=2, description="All labels in order; may be given several times [default: as they come]."
+    )
     max_length: int | None = Field(
         None,
         ge=1,
@@ -75,6 +78,10 @@ class DataOptions(_Options):
     def _one_source(self) -> DataOptions:
         if self.dataset_name and self.train_file:
             raise ValueError("dataset_name and train_file exclude each other; give one of them")
+        if self.labels and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels has {max(self.labels, key=self.labels.count)!r} twice")
+        if self.labels and self.task == "generation":
+            raise ValueError("labels are for classification; leave them out, or task=generation")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Load = Callable[[], Prompted]
 
 LABEL, PROBABILITY, WRITTEN = "predicted_label", "probability", "generated_text"
+RAFT_ID, RAFT_LABEL = "ID", "Label"
 
 
 @takes(ModelOptions)
@@ -34,6 +36,10 @@ def command(
         Path | None, typer.Option("--input_file", help="Rows to label: .csv, .tsv, .json, ...")
     ] = None,
     output_file: Annotated[Path | None, typer.Option("--output_file", help="Where the labelled rows go.")] = None,
+    raft_output: Annotated[
+        Path | None,
+        typer.Option("--raft_output", help="Write the columns ID and Label, as the RAFT benchmark wants them."),
+    ] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Write freely instead of choosing a label.")] = False,
     max_new_tokens: Annotated[
         int | None,
@@ -45,12 +51,14 @@ def command(
     """Label a text, or a file of them."""
     if bool(text) == bool(input_file):
         raise ConfigError("give either --text, or --input_file with --output_file")
-    if bool(input_file) != bool(output_file):
-        raise ConfigError("--input_file and --output_file go together")
+    if bool(input_file) != bool(output_file or raft_output):
+        raise ConfigError("--input_file and --output_file (or --raft_output) go together")
     task = need_task(adapter)
     how = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    if input_file and output_file:
-        _label_file(lambda: load(adapter, given), task, input_file, output_file, how)
+    if raft_output and (generate or not task.is_classification):
+        raise ConfigError("--raft_output wants labels, so the task needs classes, and not --generate")
+    if input_file:
+        _label_file(lambda: load(adapter, given), task, input_file, output_file, raft_output, how)
     else:
         _label_texts(lambda: load(adapter, given), task, text or [], how)
 
@@ -70,17 +78,24 @@ def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) 
             typer.echo(f"softprompt: {row.where} was cut to fit max_length", err=True)
 
 
-def _label_file(load: Load, task: Task, source: Path, target: Path, how: dict[str, Any]) -> None:
+def _label_file(
+    load: Load, task: Task, source: Path, target: Path | None, raft: Path | None, how: dict[str, Any]
+) -> None:
     from ..data import columns_of, open_writer, read_rows
 
     chooses = task.is_classification and not how["generate"]
     new = [LABEL, PROBABILITY] if chooses else [WRITTEN]
     columns = columns_of(source)
-    _check_columns(source, columns, task, new)
-    if source.resolve() == target.resolve():
-        raise ConfigError("output_file must be another file than input_file")
+    _check_columns(source, columns, task, new if target else [])
+    targets = [each for each in (target, raft) if each]
+    if len({each.resolve() for each in (source, *targets)}) <= len(targets):
+        raise ConfigError("input_file and the files to write must be different files")
+    if raft and RAFT_ID not in columns:
+        raise DataError(f"{source}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
     cut = total = 0
-    with open_writer(target, [*columns, *new]) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(open_writer(target, [*columns, *new])) if target else None
+        submission = stack.enter_context(open_writer(raft, [RAFT_ID, RAFT_LABEL])) if raft else None
         prompted = load()
 
         from ..predict import predict
@@ -88,12 +103,15 @@ def _label_file(load: Load, task: Task, source: Path, target: Path, how: dict[st
         with progress_bar() as progress:
             bar = progress.add_task("labelling", total=sum(1 for _ in read_rows(source)))
             for row, answer in predict(prompted, task, read_rows(source), **how):
-                writer.write({**row.fields, **_values(answer, chooses)})
+                if writer:
+                    writer.write({**row.fields, **_values(answer, chooses)})
+                if submission:
+                    submission.write({RAFT_ID: row.fields[RAFT_ID], RAFT_LABEL: answer.text})
                 cut, total = cut + answer.cut, total + 1
                 progress.update(bar, advance=1)
     if cut:
         typer.echo(f"softprompt: {cut} of {total} texts were cut to fit max_length", err=True)
-    console.print(f"{total} rows written to {target}", soft_wrap=True, markup=False)
+    console.print(f"{total} rows written to {' and '.join(map(str, targets))}", soft_wrap=True, markup=False)
 
 
 def _check_columns(source: Path, columns: list[str], task: Task, new: list[str]) -> None:

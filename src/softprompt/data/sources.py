@@ -275,9 +275,10 @@ def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
         return ()
     probe = Task(tuple(options.text_column), options.label_column, template="")
     counts = Counter(probe.label_of(row.fields, row.where) for row in splits.train)
-    classes = splits.labels or tuple(counts)  # a Counter keeps the order of first appearance
+    named = tuple(options.labels or splits.labels)
+    classes = named or tuple(counts)  # a Counter keeps the order of first appearance
     repeats = len(counts) <= _MOST_CLASSES and len(splits.train) >= 2 * len(counts)
-    if options.task == "auto" and not splits.labels and not repeats:
+    if options.task == "auto" and not named and not repeats:
         return ()
     if len(classes) < 2:
         raise DataError(

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data import Splits, check_labels, load_splits, make_task
+from ..data import check_labels, load_splits, make_task
 from ..errors import DataError
 from ..task import Task
 from ..template import to_text
@@ -79,8 +79,6 @@ def read_task(name: str, options: TaskOptions, max_test_rows: int | None) -> Tas
     splits = load_splits(options)
     if not splits.test:
         raise DataError(f"task {name} has no test rows; give test_file")
-    if options.labels:
-        splits = Splits(splits.train, splits.validation, splits.test, tuple(options.labels))
     task = make_task(splits, options, end_token_id=None)
     if not task.is_classification:
         raise DataError(f"task {name}: labels do not repeat, so it is no classification; a benchmark needs classes")

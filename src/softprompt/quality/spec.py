@@ -21,18 +21,12 @@ _NAME = re.compile(r"\w[\w.+-]*")
 class TaskOptions(DataOptions):
     """One task: where its rows are, as for ``softprompt train``, and what is known of it."""
 
-    labels: list[str] | None = Field(None, min_length=2, description="All labels in order [default: as they come].")
     instruction: str | None = Field(None, description="What to do, in words [default: one made of the labels].")
 
     @field_validator("text_column", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("labels")
-    @classmethod
-    def _each_once(cls, value: list[str] | None) -> list[str] | None:
-        return _distinct(value) if value else value
 
 
 class MethodSpec(BaseModel):
