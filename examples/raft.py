@@ -12,9 +12,9 @@ writes ``OUTPUT/<task>/predictions.csv`` with the columns ID and Label. What is 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
-
-from softprompt.cli import main
 
 TEXT_COLUMNS = {
     "ade_corpus_v2": ["Sentence"],
@@ -45,8 +45,7 @@ def answer(task: str, source: Path, target: Path, options: argparse.Namespace) -
     rows = str(source / "test_unlabeled.csv")
     predict = ["predict", "--adapter", str(adapter), "--input_file", rows]
     for arguments in (train, [*predict, "--raft_output", str(target / "predictions.csv")]):
-        if code := main(arguments):
-            raise SystemExit(code)
+        subprocess.run([sys.executable, "-m", "softprompt", *arguments], check=True)
 
 
 def run() -> None:

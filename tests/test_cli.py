@@ -60,7 +60,10 @@ num-virtual-tokens: 4
 learning_rate: 0.5
 """
 LONG = "train long.yaml --num_train_epochs 60 --save_total_limit 1 --no_baselines --output_dir"
-FREE = "train --recipe guide --model_name_or_path base --train_file free.jsonl --test_file free.jsonl --label_column answer"
+FREE = (
+    "train --recipe guide --model_name_or_path base --train_file free.jsonl --test_file free.jsonl "
+    "--label_column answer"
+)
 COLUMNS = "train --recipe guide --model_name_or_path base --train_file two.csv --label_column label --text_column title"
 
 JOBS = {

@@ -20,6 +20,7 @@ from ..evaluate import Classes
 from ..readout import class_weights
 from ..suffix import score_labels_behind
 from .choices import choice_scores_behind, gold_of, packs_of_choices
+from .guard import take_step
 from .run import Run, read_texts, rows_of_step
 from .schedule import learning_rate
 
@@ -65,16 +66,15 @@ def fit_folds(run: Run, start: Tensor) -> Folds:
         for step in range(run.max_steps):
             optimizer.param_groups[0]["lr"] = run.rate_unit * learning_rate(step, run.max_steps, options)
             loss = _backward(run, prompts, rows_of_step(run, step), inside, weights, classes)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"training of the {len(inside)} prompts stopped at step {step + 1}: the loss is {loss}. "
-                    f"Lower learning_rate (it is {options.learning_rate:g})"
-                )
+            what = None if math.isfinite(loss) else f"loss is {loss}"
             if options.max_grad_norm and prompts.grad is not None:
                 norms = prompts.grad.flatten(1).norm(dim=1)[:, None, None]
                 prompts.grad.mul_((options.max_grad_norm / (norms + 1e-6)).clamp_max(1))
-            optimizer.step()
-            optimizer.zero_grad()
+            if what := what or take_step(optimizer):
+                raise TrainingError(
+                    f"training of more prompts stopped at step {step + 1} of {run.max_steps}: the {what}. "
+                    f"Lower learning_rate (it is {options.learning_rate:g})"
+                )
             progress(1)
     return Folds(prompts.detach(), inside, _unseen(run, prompts.detach(), inside, classes))
 

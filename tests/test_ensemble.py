@@ -1,0 +1,353 @@
+"""Several prompts behind a text: each as if alone; folds against plain loops; files; whole runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import tiny
+from cli_tools import make_base, rows, softprompt, write_rows
+from softprompt import PromptTuningConfig
+from softprompt.encode import shortest_starts
+from softprompt.engine import run as running
+from softprompt.engine.loss import group_log_probs
+from softprompt.engine.run import ways
+from softprompt.engine.suffix import plan_choices_behind
+from softprompt.engine.texts import Texts
+from softprompt.ensemble import Ensemble, fit_temperature
+from softprompt.errors import AdapterError, TrainingError
+from softprompt.evaluate import Classes, label_log_probs
+from softprompt.loading import load_prompted
+from softprompt.model import PeftModelForCausalLM
+from softprompt.options import ModelOptions, TrainOptions
+from softprompt.record import ENSEMBLE_NAME, READOUT_NAME
+from softprompt.suffix import score_labels_behind
+from softprompt.task import Task
+from softprompt.train.choices import gold_of
+from softprompt.train.folds import cut_folds, fit_folds
+from softprompt.train.job import train
+from softprompt.train.listener import Listener
+from softprompt.train.run import Run, rows_of_step
+from softprompt.train.schedule import learning_rate
+from softprompt.types import Example
+
+P = 4
+LABELS = [(7, 8, 2), (10, 2), (7, 11, 2)]
+SINGLE = [(7,), (10,)]
+CLASSES = Classes(("yes", "no"), ((40, 2), (41, 42, 2)))
+CPU = torch.device("cpu")
+
+
+def prompts_for(model: Any, number: int) -> torch.Tensor:
+    """``[number, P, D]``."""
+    return torch.stack([tiny.prompt_for(model, P, seed=seed).detach() for seed in range(number)])
+
+
+def texts() -> list[tuple[int, ...]]:
+    return [tuple(text.tolist()) for text in tiny.ids(6, 1, 9, 3)] + [()]
+
+
+@pytest.fixture(params=["packed", "levels"])
+def way(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param not in ways(tiny.base(family).base_model):
+        pytest.skip(f"{family} runs level by level only")
+    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+
+
+# --- several prompts in one forest ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [LABELS, SINGLE], ids=["branches", "starts"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "gptj", "opt"])
+def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int, ...]], way: None) -> None:
+    """Scores and gradients in float64; not every prompt stands behind every text."""
+    with tiny.float64():
+        model = tiny.base(family, torch.float64)
+        prompts = prompts_for(model, 3).requires_grad_()
+        which = [[0, 1, 2], [2], [1, 0], [], [0, 2]]
+        plan = plan_choices_behind(P, texts(), labels, CPU, which)
+        together = group_log_probs(model, plan, prompts.flatten(0, 1)).view(-1, len(labels))
+        alone = []
+        for text, mine in zip(texts(), which, strict=True):
+            for prompt in mine:
+                one = plan_choices_behind(P, [text], labels, CPU)
+                alone.append(group_log_probs(model, one, prompts[prompt]))
+        expected = torch.stack(alone)
+        torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
+        weights = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+        ours, theirs = (torch.autograd.grad((found * weights).sum(), prompts)[0] for found in (together, expected))
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_scores_of_several_prompts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.base(family)
+    prompts = prompts_for(model, 3)
+    expected = torch.stack([score_labels_behind(model, each, texts(), LABELS) for each in prompts], 1)
+    torch.testing.assert_close(score_labels_behind(model, prompts, texts(), LABELS), expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("softprompt.score.TOKENS_PER_CALL", 40)
+    means: list[torch.Tensor] = []
+    again = score_labels_behind(model, prompts, texts(), LABELS, means=means)
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+    plain: list[torch.Tensor] = []
+    score_labels_behind(model, prompts[0], texts(), LABELS, means=plain)
+    torch.testing.assert_close(torch.cat(means), torch.cat(plain), rtol=1e-3, atol=1e-4)
+
+
+def test_short_prompts_behind_one_text_share_a_block() -> None:
+    """Or a step of many prompts would be many small products."""
+    from softprompt.engine.attention import Packing
+
+    plan = plan_choices_behind(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
+    blocks = Packing(plan.tree, frozenset({0}), CPU).blocks
+    assert [len(block) for block in blocks] == [5 * P]
+
+
+# --- the joint answer -----------------------------------------------------------------------------------------
+
+
+def test_joint_answer_and_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own, scores = torch.randn(P, 6), torch.randn(7, 3, 4) - 5
+    ensemble = Ensemble(torch.randn(2, P, 6), torch.tensor(1.7))
+    assert torch.equal(ensemble.beside(own), torch.stack([own, *ensemble.prompts]))
+    expected = torch.stack([row.softmax(-1).log().mean(0) / 1.7 for row in scores]).log_softmax(-1)
+    torch.testing.assert_close(ensemble.join(scores), expected)
+    ensemble.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [ENSEMBLE_NAME]
+    again = Ensemble.read(tmp_path / ENSEMBLE_NAME, own)
+    assert torch.equal(again.prompts, ensemble.prompts)
+    assert torch.equal(again.temperature, ensemble.temperature)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": torch.zeros(2, P, 5)}, "does not fit the adapter"),
+        ({"prompts": torch.zeros(0, P, 6)}, "does not fit the adapter"),
+        ({"prompts": torch.zeros(P, 6)}, "does not fit the adapter"),
+        ({"prompts": torch.full((2, P, 6), torch.nan)}, "NaN"),
+        ({"temperature": torch.tensor(0.0)}, "temperature"),
+        ({"temperature": torch.ones(2)}, "temperature"),
+        ({"more": torch.ones(2)}, "must hold prompts, temperature"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, change: dict[str, torch.Tensor], message: str) -> None:
+    path = tmp_path / ENSEMBLE_NAME
+    save_file({"prompts": torch.zeros(2, P, 6), "temperature": torch.tensor(1.0)} | change, path)
+    with pytest.raises(AdapterError, match=message):
+        Ensemble.read(path, torch.zeros(P, 6))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / ENSEMBLE_NAME).write_bytes(b"nothing")
+    with pytest.raises(AdapterError, match="cannot be read"):
+        Ensemble.read(tmp_path / ENSEMBLE_NAME, torch.zeros(P, 6))
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature_is_found(temperature: float) -> None:
+    """Answers drawn from the model's own probabilities, then made surer or less sure than they should be."""
+    torch.manual_seed(1)
+    honest = torch.randn(4000, 3).log_softmax(-1)
+    gold = torch.distributions.Categorical(logits=honest).sample().tolist()
+    assert fit_temperature(honest * temperature, gold) == pytest.approx(temperature, rel=0.2)
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(0, 3), min_size=1, max_size=4).map(lambda x: (*x, 9)), min_size=2, max_size=6, unique=True
+    )
+)
+def test_starts_tell_labels_apart(labels: list[tuple[int, ...]]) -> None:
+    starts = shortest_starts(labels)
+    for i, (start, label) in enumerate(zip(starts, labels, strict=True)):
+        assert label[: len(start)] == start
+        others = [other for j, other in enumerate(labels) if j != i]
+        assert all(other[: len(start)] != start for other in others)
+        assert len(start) == 1 or any(other[: len(start) - 1] == start[:-1] for other in others)
+
+
+# --- folds --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(2, 6), st.integers(0, 9))
+def test_parts_are_even(gold: list[int], number: int, seed: int) -> None:
+    parts = cut_folds(gold, number, seed)
+    sizes = [parts.count(part) for part in range(number)]
+    assert max(sizes) - min(sizes) <= 1
+    for each in set(gold):
+        mine = [
+            sum(1 for part, label in zip(parts, gold, strict=True) if part == k and label == each)
+            for k in range(number)
+        ]
+        assert max(mine) - min(mine) <= 1
+    assert cut_folds(gold, number, seed) == parts
+
+
+def make_run(folder: Path, *, texts: Texts | None = None, **options: Any) -> Run:
+    values = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "num_virtual_tokens": P, "num_folds": 3}
+    values |= {"objective": "classes", "prompt_placement": "suffix", "learning_rate": 0.1, "weight_decay": 0.0}
+    chosen = TrainOptions(output_dir=folder, **{**values, **options})
+    config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=P, prompt_placement="suffix")
+    torch.manual_seed(0)
+    model = PeftModelForCausalLM(tiny.base("llama"), config)
+    found = [tuple(text.tolist()) for text in tiny.ids(5, 3, 8, 2, 6, 4, 7, 3, 5, 6)]
+    names = ["yes", "no", "no", "yes", "no", "no", "yes", "no", "no", "no"]
+    given = [
+        Example(text, CLASSES.ids[CLASSES.names.index(name)], name) for text, name in zip(found, names, strict=True)
+    ]
+    task = Task(("text",), "label", "{text}", labels=CLASSES.names)
+    return Run(model, chosen, task, given, None, Listener(), texts=texts, classes=CLASSES)
+
+
+def plain_score(model: Any, prompt: torch.Tensor, text: tuple[int, ...], label: tuple[int, ...]) -> torch.Tensor:
+    """Log-probability of a label behind text and prompt, by one plain call."""
+    embed = model.get_input_embeddings()
+    together = torch.cat([embed(torch.tensor(text)), prompt, embed(torch.tensor(label))])
+    logits = model(inputs_embeds=together[None], use_cache=False).logits[0, len(text) + len(prompt) - 1 : -1]
+    return -F.cross_entropy(logits, torch.tensor(label), reduction="sum")
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None:
+    """Each prompt against a plain loop of its own over the rows that it may see."""
+    run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5)
+    start = tiny.prompt_for(run.model.base_model, P).detach()
+    folds = fit_folds(run, start)
+    gold = gold_of(run.examples, CLASSES)
+    assert folds.inside.shape == (3, 10)
+    assert (~folds.inside).sum(0).tolist() == [1] * 10
+    for found, inside in zip(folds.prompts, folds.inside, strict=True):
+        prompt = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.AdamW([prompt], weight_decay=0.0)
+        counts = [sum(1 for row in range(10) if inside[row] and gold[row] == each) for each in range(2)]
+        factor = [sum(counts) / 2 / count if weights == "balanced" else 1.0 for count in counts]
+        for step in range(run.max_steps):
+            mine = rows_of_step(run, step)
+            loss = torch.zeros(())
+            for row in (row for row in mine if inside[row]):
+                scores = [
+                    plain_score(run.model.base_model, prompt, run.examples[row].input_ids, ids) for ids in CLASSES.ids
+                ]
+                loss = loss - factor[gold[row]] * torch.stack(scores).log_softmax(0)[gold[row]] / len(mine)
+            optimizer.zero_grad()
+            loss.backward() if loss.requires_grad else None
+            if prompt.grad is None:
+                prompt.grad = torch.zeros_like(prompt)
+            torch.nn.utils.clip_grad_norm_([prompt], 0.5)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, run.max_steps, run.options)
+            optimizer.step()
+        torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
+    for row, unseen in enumerate(folds.unseen):
+        blind = folds.prompts[~folds.inside[:, row]][0]
+        scores = [plain_score(run.model.base_model, blind, run.examples[row].input_ids, ids) for ids in CLASSES.ids]
+        torch.testing.assert_close(unseen, torch.stack(scores).log_softmax(0).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, fold_repeats=2)
+    start = tiny.prompt_for(run.model.base_model, P).detach()
+    folds = fit_folds(run, start)
+    assert folds.inside.shape == (6, 10)
+    assert (~folds.inside).sum(0).tolist() == [2] * 10
+    assert not torch.equal(folds.inside[:3], folds.inside[3:])
+    with Texts(run.model.base_model, 1 << 30) as kept:
+        small = fit_folds(make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept), start)
+    torch.testing.assert_close(small.prompts, folds.prompts, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
+    run = make_run(tmp_path, learning_rate=1e38)
+    with pytest.raises(TrainingError, match="Lower learning_rate"):
+        fit_folds(run, tiny.prompt_for(run.model.base_model, P).detach())
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("ensemble")
+    make_base(place / "base")
+    write_rows(place / "train.csv", rows(20))
+    write_rows(place / "test.csv", rows(9, 20))
+    return place
+
+
+def options_for(place: Path, **changes: Any) -> TrainOptions:
+    values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 2}
+    values |= {"test_file": place / "test.csv", "num_virtual_tokens": P, "num_folds": 3, "fold_repeats": 1}
+    return TrainOptions(**{**values, "recipe": "best", "output_dir": place / "run", **changes})
+
+
+def test_the_best_recipe_from_training_to_prediction(place: Path) -> None:
+    result = train(options_for(place))
+    assert result is not None
+    assert result.metrics is not None
+    folder = place / "run"
+    assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
+    assert (folder / READOUT_NAME).is_file()
+    softprompt("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
+    found = json.loads((place / "metrics.json").read_text())
+    assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-4)
+    assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
+    output = place / "answers.jsonl"
+    softprompt("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)
+    said = [json.loads(line)["predicted_label"] for line in output.read_text().splitlines()]
+    matrix = [[0, 0], [0, 0]]
+    for row, answer in zip(rows(9, 20), said, strict=True):
+        matrix[found["labels"].index(row["label"])][found["labels"].index(answer)] += 1
+    assert matrix == found["confusion_matrix"]
+
+
+def test_all_voices_are_heard(place: Path) -> None:
+    """The joint answer from parts: prompts one by one, and the read-out."""
+    train(options_for(place, output_dir=place / "parts"))
+    prompted = load_prompted(str(place / "parts"), ModelOptions(), model_given=False)
+    assert prompted.task is not None
+    assert prompted.ensemble is not None
+    assert prompted.readout is not None
+    assert prompted.task.label_scoring == "start"
+    encoder = prompted.encoder(prompted.task)
+    from softprompt.data.formats import read_rows
+
+    given = encoder.encode_all(list(read_rows(place / "test.csv")), with_label=False)
+    classes = prompted.classes(encoder)
+    assert classes is not None
+    assert all(len(ids) == 1 for ids in classes.ids)
+    joint = label_log_probs(prompted.model, given, classes, batch_size=4)
+    alone = replace(classes, readout=None, ensemble=None)
+    parts, own = [], prompted.model.prompt.detach().clone()
+    for prompt in prompted.ensemble.beside(own):
+        with torch.no_grad():
+            prompted.model.prompt.copy_(prompt)
+        parts.append(label_log_probs(prompted.model, given, alone, batch_size=4).log_softmax(-1))
+    said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)
+    from softprompt.evaluate import scores_and_means
+
+    _, means = scores_and_means(prompted.model, given, alone, batch_size=4)
+    expected = (0.5 * said + 0.5 * prompted.readout.log_probs(means)).log_softmax(-1)
+    torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_ensemble_beside_a_prompt_in_front_is_refused(place: Path) -> None:
+    train(options_for(place, output_dir=place / "front", recipe="default", num_folds=0))
+    Ensemble(torch.zeros(2, P, 16), torch.tensor(1.0)).save(place / "front")
+    with pytest.raises(AdapterError, match="behind the text"):
+        load_prompted(str(place / "front"), ModelOptions(), model_given=False)
+
+
+def test_a_run_without_it_leaves_none_behind(place: Path) -> None:
+    train(options_for(place, output_dir=place / "again"))
+    train(options_for(place, output_dir=place / "again", overwrite_output_dir=True, num_folds=0))
+    assert not (place / "again" / ENSEMBLE_NAME).exists()

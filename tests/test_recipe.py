@@ -1,0 +1,168 @@
+"""Recipes: what they set, what they leave, and that a folder of the default one is still PEFT's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cli_tools import make_base, rows, softprompt, write_rows
+from softprompt.errors import ConfigError
+from softprompt.initialize import embedding_rms
+from softprompt.options import TrainOptions
+from softprompt.task import Task
+from softprompt.train.job import train
+from softprompt.train.recipe import RECIPES, follow
+
+CLASSES = Task(("text",), "label", "text : {text} Label : ", labels=("yes", "no"))
+FREE = Task(("question", "hint"), "answer", "question : {question} hint : {hint} Label : ")
+
+
+def chosen(task: Task = CLASSES, **given: Any) -> tuple[TrainOptions, Task]:
+    return follow(TrainOptions(output_dir="out", **given), task)
+
+
+@pytest.mark.parametrize("task", [CLASSES, FREE], ids=["classes", "free"])
+def test_the_guide_is_what_the_options_say(task: Task) -> None:
+    options, resolved = chosen(task, recipe="guide")
+    assert options == TrainOptions(output_dir="out", recipe="guide")
+    assert resolved == task
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+@pytest.mark.parametrize("task", [CLASSES, FREE], ids=["classes", "free"])
+def test_what_is_given_wins(recipe: str, task: Task) -> None:
+    """Each choice of a recipe can be unmade by its own option."""
+    kind = "classification" if task.labels else "generation"
+    plain = TrainOptions(output_dir="out")
+    for name, value in RECIPES[recipe][kind].items():
+        assert getattr(chosen(task, recipe=recipe)[0], name) == value
+        other = getattr(plain, name)
+        if other is not None:
+            assert getattr(chosen(task, recipe=recipe, **{name: other})[0], name) == other
+
+
+def test_every_value_of_a_recipe_is_valid() -> None:
+    for kinds in RECIPES.values():
+        for values in kinds.values():
+            TrainOptions(output_dir="out", **values)
+
+
+def test_a_rate_that_is_given_is_not_scaled() -> None:
+    assert not chosen(learning_rate=0.03)[0].scale_learning_rate
+    assert chosen(learning_rate=0.03, scale_learning_rate=True)[0].scale_learning_rate
+
+
+def test_folds_go_where_they_cannot_be() -> None:
+    assert chosen(recipe="best", prompt_placement="prefix")[0].num_folds == 0
+    assert chosen(recipe="best", objective="language_modeling")[0].num_folds == 0
+    for given in ({"prompt_placement": "prefix"}, {"objective": "language_modeling"}, {"recipe": "default"}):
+        with pytest.raises(ConfigError, match="num_folds needs"):
+            chosen(**{"recipe": "best", **given}, num_folds=5)
+
+
+@pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}])
+def test_free_text_has_no_classes(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="needs classes"):
+        chosen(FREE, **given)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "template", "prefix", "scoring"),
+    [
+        (CLASSES, {"recipe": "default"}, "\n{text}\nLabel:", " ", "start"),
+        (CLASSES, {"recipe": "best"}, "\n{text}", " ", "start"),
+        (CLASSES, {"recipe": "best", "objective": "language_modeling"}, "\n{text}", " ", "text"),
+        (FREE, {"recipe": "default"}, "\nquestion: {question}\nhint: {hint}\nanswer:", " ", "text"),
+        (CLASSES, {"recipe": "guide", "objective": "classes"}, CLASSES.template, "", "start"),
+    ],
+)
+def test_what_the_model_reads(task: Task, given: dict[str, str], template: str, prefix: str, scoring: str) -> None:
+    _, found = chosen(task, **given)
+    assert (found.template, found.label_prefix, found.label_scoring) == (template, prefix, scoring)
+
+
+def test_a_template_that_is_given_stays() -> None:
+    task = Task(("text",), "label", "{text} is", labels=("yes", "no"))
+    assert chosen(task, template="{text} is")[1].template == "{text} is"
+    assert chosen(task, template="{text} is")[1].label_prefix == " "
+    spaced = Task(("text",), "label", "{text} = ", labels=("yes", "no"))
+    assert chosen(spaced, template="{text} = ")[1].label_prefix == ""
+
+
+def test_scale_of_embeddings() -> None:
+    weight = torch.nn.Embedding(10_000, 8)
+    expected = weight.weight.detach()[:: 10_000 // 4096].square().mean().sqrt()
+    assert embedding_rms(weight) == pytest.approx(float(expected), rel=1e-5)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("recipe")
+    make_base(place / "base")
+    write_rows(place / "train.csv", rows(12))
+    write_rows(place / "test.csv", rows(6, 12))
+    return place
+
+
+def test_peft_takes_a_folder_of_the_default_recipe(place: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    run = place / "run"
+    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--test_file", "test.csv",
+               "--output_dir", run, "--num_train_epochs", "2", cwd=place, check=True)  # fmt: skip
+    values = yaml.safe_load((run / "train_config.yaml").read_text())
+    assert (values["recipe"], values["objective"], values["readout"]) == ("default", "classes", True)
+    base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
+    model = peft.PeftModel.from_pretrained(base, str(run))
+    assert model.prompt_encoder["default"].embedding.weight.shape == (8, 16)
+    softprompt("train", run / "train_config.yaml", "--output_dir", "again", cwd=place, check=True)
+    first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("run", "again"))
+    assert first["eval_loss"] == second["eval_loss"]
+
+
+def test_free_text_by_recipe(place: Path) -> None:
+    free = [{"text": "good phone", "label": f"it is {word}"} for word in ("fine", "good", "bad", "awful", "the")]
+    write_rows(place / "free.jsonl", free)
+    given = {
+        "model_name_or_path": str(place / "base"),
+        "train_file": place / "free.jsonl",
+        "test_file": place / "free.jsonl",
+    }
+    result = train(TrainOptions(**given, output_dir=place / "free", task="generation", num_train_epochs=1))
+    assert result is not None
+    assert result.metrics is not None
+    assert result.metrics.eval_loss > 0
+    task = Task.load(place / "free")
+    assert task is not None
+    assert (task.template, task.label_prefix) == ("\ntext: {text}\nlabel:", " ")
+
+
+def test_raft_wants_ids_and_labels(place: Path) -> None:
+    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--output_dir", "raft",
+               "--num_train_epochs", "1", cwd=place, check=True)  # fmt: skip
+    given = [{"ID": str(50 + i), "text": row["text"]} for i, row in enumerate(rows(5, 3))]
+    write_rows(place / "new.csv", given)
+    predict = ("predict", "--adapter", "raft", "--input_file", "new.csv", "--raft_output")
+    softprompt(*predict, "predictions.csv", "--output_file", "all.csv", cwd=place, check=True)
+    lines = (place / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "ID,Label"
+    assert [line.split(",")[0] for line in lines[1:]] == ["50", "51", "52", "53", "54"]
+    told = [line.split(",") for line in (place / "all.csv").read_text().splitlines()]
+    column = told[0].index("predicted_label")
+    assert [line.split(",")[1] for line in lines[1:]] == [line[column] for line in told[1:]]
+    softprompt(*predict, "alone.csv", cwd=place, check=True)
+    assert (place / "alone.csv").read_text() == (place / "predictions.csv").read_text()
+    write_rows(place / "no.csv", [{"text": "good"}])
+    for source, output in (("no.csv", "x.csv"), ("new.csv", "new.csv")):
+        done = softprompt("predict", "--adapter", "raft", "--input_file", source, "--raft_output", output, cwd=place)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
