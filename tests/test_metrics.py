@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from softprompt.errors import DataError, SoftPromptError
+from softprompt.errors import DataError, MissingExtraError, SoftPromptError
 from softprompt.metrics import (
     accuracy,
+    bleu,
     confusion_matrix,
     exact_match,
     expected_calibration_error,
@@ -19,6 +20,7 @@ from softprompt.metrics import (
     majority,
     per_class,
     perplexity,
+    rouge_l,
 )
 
 FEW = settings(max_examples=60, deadline=None)
@@ -134,3 +136,46 @@ def test_import_is_light(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- texts ------------------------------------------------------------------------------------------------------
+
+
+def test_exact_match_behind_a_mark():
+    gold = ["so 2 + 2 = 4\n#### 4", "#### 5 #### 6"]
+    assert exact_match(gold, ["four #### 4", "#### 6"], after="####") == 1.0
+    assert exact_match(gold, ["#### 5", "6"], after="####") == 0.0
+    assert exact_match(gold, ["4", "####"], after="####") == 0.0
+    with pytest.raises(DataError, match="'####' is not in the right answer 'four'"):
+        exact_match(["four"], ["four"], after="####")
+
+
+def test_rouge_l_is_the_share_of_the_longest_common_subsequence():
+    pytest.importorskip("rouge_score")
+    # Common: "the cat sat" of 5 words; of 4 words. Precision 3/4, recall 3/5.
+    assert rouge_l(["the cat sat down here"], ["the cat often sat"]) == pytest.approx(2 * 0.75 * 0.6 / 1.35)
+    assert rouge_l(["a b", "c d"], ["a b", "e f"]) == 0.5
+
+
+def test_bleu_of_a_corpus():
+    pytest.importorskip("sacrebleu")
+    gold, text = "the quick brown fox jumps over it", "the quick brown fox jumps over him"
+    assert bleu([gold], [gold]) == pytest.approx(1.0)
+    shares = [(6, 7), (5, 6), (4, 5), (3, 4)]  # n-grams of the text that the gold text has
+    assert bleu([gold], [text]) == pytest.approx(math.prod(a / b for a, b in shares) ** 0.25)
+    assert 0 < bleu([gold, gold], [text, gold]) < 1
+
+
+@pytest.mark.parametrize("measure", [rouge_l, bleu, exact_match])
+def test_texts_that_cannot_be_compared(measure):
+    with pytest.raises(DataError):
+        measure([], [])
+    with pytest.raises(DataError):
+        measure(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(("measure", "package"), [(rouge_l, "rouge_score.rouge_scorer"), (bleu, "sacrebleu")])
+def test_a_package_that_is_absent_is_named(measure, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'softprompt\[generation\]'"):
+        measure(["a"], ["a"])

@@ -1,4 +1,4 @@
-"""Figures of merit, in plain Python: accuracy, macro-F1, calibration, perplexity, exact match.
+"""Figures of merit, in plain Python: accuracy, macro-F1, calibration, perplexity, exact match; overlap of texts.
 
 Everything about classes comes from one table, the confusion matrix, so that the figures of a report
 agree with each other. The conventions are scikit-learn's with ``labels`` = all labels of the task and
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import DataError
+from .errors import DataError, MissingExtraError
 
 Matrix = Sequence[Sequence[int]]
 """A confusion matrix ``[C, C]``: rows are gold labels, columns are predicted ones, cells are counts."""
@@ -144,17 +144,61 @@ def majority(gold_train: Sequence[int], num_labels: int) -> int:
     return max(range(num_labels), key=lambda label: (counts[label], -label))
 
 
-def exact_match(gold_texts: Sequence[str], predicted_texts: Sequence[str]) -> float:
+def exact_match(gold_texts: Sequence[str], predicted_texts: Sequence[str], *, after: str | None = None) -> float:
     """Share of rows whose texts are equal, white space around them aside.
+
+    Args:
+        after: compare only what stands behind the last such mark (``####`` in GSM8K); a text without it has no answer.
+
+    Raises:
+        DataError: there are no rows, the lengths differ, or a gold text lacks the mark.
+    """
+    _comparable(gold_texts, predicted_texts)
+    if after:
+        if missing := [gold for gold in gold_texts if after not in gold]:
+            raise DataError(f"the mark {after!r} is not in the right answer {missing[0][:60]!r}")
+        gold_texts = [gold.rpartition(after)[2] for gold in gold_texts]
+        predicted_texts = [text.rpartition(after)[2] if after in text else "\0" for text in predicted_texts]
+    pairs = zip(gold_texts, predicted_texts, strict=True)
+    return sum(gold.strip() == guess.strip() for gold, guess in pairs) / len(gold_texts)
+
+
+def rouge_l(gold_texts: Sequence[str], predicted_texts: Sequence[str]) -> float:
+    """Mean ROUGE-L F1 in 0..1 (longest common subsequence of stemmed words, Lin 2004), by ``rouge-score``.
 
     Raises:
         DataError: there are no rows, or the lengths differ.
+        MissingExtraError: ``rouge-score`` is absent.
     """
+    _comparable(gold_texts, predicted_texts)
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise MissingExtraError("rouge-score", "generation", "ROUGE-L") from None
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = zip(gold_texts, predicted_texts, strict=True)
+    return math.fsum(scorer.score(gold, guess)["rougeL"].fmeasure for gold, guess in pairs) / len(gold_texts)
+
+
+def bleu(gold_texts: Sequence[str], predicted_texts: Sequence[str]) -> float:
+    """BLEU of the whole corpus in 0..1 (Papineni et al. 2002), by ``sacrebleu`` with its defaults.
+
+    Raises:
+        DataError: there are no rows, or the lengths differ.
+        MissingExtraError: ``sacrebleu`` is absent.
+    """
+    _comparable(gold_texts, predicted_texts)
+    try:
+        import sacrebleu
+    except ImportError:
+        raise MissingExtraError("sacrebleu", "generation", "BLEU") from None
+    return float(sacrebleu.corpus_bleu(list(predicted_texts), [list(gold_texts)]).score) / 100
+
+
+def _comparable(gold_texts: Sequence[str], predicted_texts: Sequence[str]) -> None:
     _same_length(gold_texts, predicted_texts)
     if not gold_texts:
         raise DataError("there are no rows to compare")
-    pairs = zip(gold_texts, predicted_texts, strict=True)
-    return sum(gold.strip() == guess.strip() for gold, guess in pairs) / len(gold_texts)
 
 
 def _same_length(first: Sequence[object], second: Sequence[object]) -> None:

@@ -131,7 +131,8 @@ class Metrics:
         labels: the C labels, in the order of the matrix.
         per_class: label, precision, recall, f1 and support, one mapping per label.
         expected_calibration_error: distance between confidence and accuracy, 0..1.
-        exact_match: share of generated texts that equal the gold text.
+        exact_match: share of generated texts that equal the gold text (or its answer, behind a mark).
+        rouge_l, bleu: overlap of generated texts with gold texts, 0..1.
         baselines: name -> accuracy, macro_f1, eval_loss (and exact_match) of what the prompt must beat.
         split: which rows these are: ``test``, ``validation``, ...
     """
@@ -147,6 +148,8 @@ class Metrics:
     per_class: tuple[Mapping[str, Any], ...] | None = None
     expected_calibration_error: float | None = None
     exact_match: float | None = None
+    rouge_l: float | None = None
+    bleu: float | None = None
     baselines: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     split: str = "test"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingExtraError
 from ..options import DataOptions, ModelOptions, build_options
 from .common import Adapter, load
 from .options import takes
@@ -33,7 +33,17 @@ def command(
         Path | None, typer.Option("--output_dir", help="Folder for metrics.json [default: the adapter's].")
     ] = None,
     batch_size: Annotated[int, typer.Option("--per_device_eval_batch_size", min=1, help="Rows at a time.")] = 32,
-    generate: Annotated[bool, typer.Option("--generate", help="Also write freely: share of exact matches.")] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Also write freely: exact matches, ROUGE-L, BLEU.")
+    ] = False,
+    after: Annotated[
+        str | None,
+        typer.Option("--exact_match_after", help="Match only what follows this mark in both texts, such as '####'."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max_new_tokens", min=1, help="Most tokens to write [default: 64 if there is room]."),
+    ] = None,
     **given: Any,
 ) -> None:
     """Score an adapter on labelled rows."""
@@ -76,23 +86,34 @@ def command(
             progress=lambda done: progress.update(bar, advance=done),
         )
     if generate:
-        metrics = replace(metrics, exact_match=_exact_match(prompted, task, rows, batch_size))
+        metrics = replace(metrics, **_written(prompted, task, rows, batch_size, max_new_tokens, after))
     console.print(metrics_table(metrics))
     if output_dir is not None or Path(adapter).is_dir():  # else it is one of the Hub: no place to write to
         _save(metrics, output_dir or Path(adapter))
 
 
-def _exact_match(prompted: Prompted, task: Task, rows: Sequence[Row], batch_size: int) -> float:
-    """Share of rows for which the model, writing freely, writes just the label."""
+def _written(
+    prompted: Prompted, task: Task, rows: Sequence[Row], batch_size: int, max_new_tokens: int | None, after: str | None
+) -> dict[str, Any]:
+    """How near the model comes to the labels, writing freely."""
     from .. import metrics as measures
     from ..predict import predict
 
     with progress_bar() as progress:
         bar, written = progress.add_task("writing", total=len(rows)), []
-        for _, answer in predict(prompted, task, rows, generate=True, batch_size=batch_size):
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        for _, answer in predict(prompted, task, rows, generate=True, **how):
             written.append(answer.text)
             progress.update(bar, advance=1)
-    return measures.exact_match([task.label_of(row.fields, row.where) for row in rows], written)
+    gold = [task.label_of(row.fields, row.where) for row in rows]
+    found = {"exact_match": measures.exact_match(gold, written, after=after)}
+    if task.is_classification:
+        return found
+    try:
+        return {**found, "rouge_l": measures.rouge_l(gold, written), "bleu": measures.bleu(gold, written)}
+    except MissingExtraError as missing:
+        typer.echo(f"softprompt: {missing}", err=True)
+        return found
 
 
 def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:

@@ -38,7 +38,8 @@ def metrics_table(metrics: Metrics) -> RenderableType:
 def _scores(metrics: Metrics) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{metrics.split} ({metrics.num_examples} rows)")
-    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "eval_loss": "loss"}
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "rouge_l": "ROUGE-L"}
+    names |= {"bleu": "BLEU", "eval_loss": "loss"}
     names = {key: name for key, name in names.items() if getattr(metrics, key) is not None}
     for name in names.values():
         table.add_column(name, justify="right")

@@ -23,6 +23,8 @@ _SCORES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro-F1",
     "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
     "eval_loss": "Loss",
     "perplexity": "Perplexity",
 }
