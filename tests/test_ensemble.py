@@ -33,7 +33,7 @@ from softprompt.record import ENSEMBLE_NAME, READOUT_NAME
 from softprompt.suffix import score_labels_behind
 from softprompt.task import Task
 from softprompt.train.choices import gold_of
-from softprompt.train.folds import cut_folds, fit_folds
+from softprompt.train.folds import Lesson, cut_folds, fold_lesson, teach, unseen
 from softprompt.train.job import train
 from softprompt.train.listener import Listener
 from softprompt.train.run import Run, rows_of_step
@@ -223,17 +223,19 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
     """Each prompt against a plain loop of its own over the rows that it may see."""
     run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5)
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    folds = fit_folds(run, start)
+    lesson = fold_lesson(run, CLASSES)
+    prompts = teach(run, CLASSES, lesson, start, "three prompts")
     gold = gold_of(run.examples, CLASSES)
-    assert folds.inside.shape == (3, 10)
-    assert (~folds.inside).sum(0).tolist() == [1] * 10
-    for found, inside in zip(folds.prompts, folds.inside, strict=True):
+    allowed = lesson.weights > 0
+    assert allowed.shape == (3, 10)
+    assert (~allowed).sum(0).tolist() == [1] * 10
+    for found, inside in zip(prompts, allowed, strict=True):
         prompt = torch.nn.Parameter(start.clone())
         optimizer = torch.optim.AdamW([prompt], weight_decay=0.0)
         counts = [sum(1 for row in range(10) if inside[row] and gold[row] == each) for each in range(2)]
         factor = [sum(counts) / 2 / count if weights == "balanced" else 1.0 for count in counts]
         for step in range(run.max_steps):
-            mine = rows_of_step(run, step)
+            mine = rows_of_step(run, step, 10)
             loss = torch.zeros(())
             for row in (row for row in mine if inside[row]):
                 scores = [
@@ -248,28 +250,43 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
             optimizer.param_groups[0]["lr"] = learning_rate(step, run.max_steps, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
-    for row, unseen in enumerate(folds.unseen):
-        blind = folds.prompts[~folds.inside[:, row]][0]
+    for row, said in enumerate(unseen(run, prompts, lesson, CLASSES)):
+        blind = prompts[~allowed[:, row]][0]
         scores = [plain_score(run.model.base_model, blind, run.examples[row].input_ids, ids) for ids in CLASSES.ids]
-        torch.testing.assert_close(unseen, torch.stack(scores).log_softmax(0).detach(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(said, torch.stack(scores).log_softmax(0).detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, fold_repeats=2)
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    folds = fit_folds(run, start)
-    assert folds.inside.shape == (6, 10)
-    assert (~folds.inside).sum(0).tolist() == [2] * 10
-    assert not torch.equal(folds.inside[:3], folds.inside[3:])
+    lesson = fold_lesson(run, CLASSES)
+    assert lesson.weights.shape == (6, 10)
+    assert (lesson.weights == 0).sum(0).tolist() == [2] * 10
+    assert not torch.equal(lesson.weights[:3], lesson.weights[3:])
+    prompts = teach(run, CLASSES, lesson, start, "prompts")
     with Texts(run.model.base_model, 1 << 30) as kept:
-        small = fit_folds(make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept), start)
-    torch.testing.assert_close(small.prompts, folds.prompts, rtol=1e-4, atol=1e-5)
+        small = make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept)
+        torch.testing.assert_close(teach(small, CLASSES, lesson, start, "prompts"), prompts, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_targets(tmp_path: Path) -> None:
+    """A row with the target (.25, .75) is a quarter of a row of one class and three quarters of one of the other."""
+    run = make_run(tmp_path, per_device_train_batch_size=40, num_train_epochs=3)
+    start = tiny.prompt_for(run.model.base_model, P).detach()
+    targets = torch.tensor([[0.25, 0.75]] * 10)
+    soft = teach(run, CLASSES, Lesson(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
+    twice = [*run.examples, *run.examples]
+    hard = torch.eye(2)[[0] * 10 + [1] * 10]
+    weights = torch.tensor([[0.25] * 10 + [0.75] * 10])
+    split = teach(run, CLASSES, Lesson(twice, hard, weights), start, "a prompt")
+    torch.testing.assert_close(soft, split, rtol=1e-3, atol=1e-4)
 
 
 def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
     run = make_run(tmp_path, learning_rate=1e38)
+    start, lesson = tiny.prompt_for(run.model.base_model, P).detach(), fold_lesson(run, CLASSES)
     with pytest.raises(TrainingError, match="Lower learning_rate"):
-        fit_folds(run, tiny.prompt_for(run.model.base_model, P).detach())
+        teach(run, CLASSES, lesson, start, "prompts")
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------
@@ -351,3 +368,13 @@ def test_a_run_without_it_leaves_none_behind(place: Path) -> None:
     train(options_for(place, output_dir=place / "again"))
     train(options_for(place, output_dir=place / "again", overwrite_output_dir=True, num_folds=0))
     assert not (place / "again" / ENSEMBLE_NAME).exists()
+
+
+def test_rows_without_labels_teach_more_prompts(place: Path) -> None:
+    write_rows(place / "new.csv", [{"text": row["text"]} for row in rows(11, 40)])
+    train(options_for(place, output_dir=place / "taught", unlabeled_file=place / "new.csv"))
+    assert load_file(place / "taught" / ENSEMBLE_NAME)["prompts"].shape == (6, P, 16)
+    train(options_for(place, output_dir=place / "alone"))
+    ours, theirs = (load_file(place / name / ENSEMBLE_NAME)["prompts"] for name in ("taught", "alone"))
+    assert torch.equal(ours[:3], theirs)
+    assert not torch.allclose(ours[3:], theirs)

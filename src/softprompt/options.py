@@ -71,6 +71,9 @@ class DataOptions(_Options):
         ge=1,
         description="Most tokens of text and label together; longer texts are cut [default: what fits].",
     )
+    unlabeled_file: Path | None = Field(
+        None, description="Rows without labels, of which prompts with num_folds learn more (classes)."
+    )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
 

@@ -43,12 +43,14 @@ class Splits:
         validation: rows to choose settings by.
         test: rows for the figures at the end.
         labels: the classes, where the source itself names them; else empty.
+        unlabeled: rows of which only the text is read.
     """
 
     train: list[Row]
     validation: list[Row]
     test: list[Row]
     labels: tuple[str, ...] = ()
+    unlabeled: tuple[Row, ...] = ()
 
 
 def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
@@ -73,7 +75,8 @@ def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
             f"{options.dataset_name} has no labelled validation or test rows; give test_file, or name a split "
             "with test_split"
         )
-    return Splits(rows["train"], rows["validation"], rows["test"], source.labels if source else ())
+    labels = source.labels if source else ()
+    return Splits(rows["train"], rows["validation"], rows["test"], labels, _unlabeled(options) if need_train else ())
 
 
 def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None) -> Task:
@@ -238,15 +241,29 @@ def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> lis
     return rows
 
 
+def _unlabeled(options: DataOptions) -> tuple[Row, ...]:
+    if options.unlabeled_file is None:
+        return ()
+    rows = tuple(read_rows(options.unlabeled_file))
+    if not rows:
+        raise DataError(f"{options.unlabeled_file} has no rows; leave unlabeled_file out")
+    for row in rows:
+        _check_columns(row, "text_column", options.text_column)
+    return rows
+
+
+def _check_columns(row: Row, option: str, columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in row.fields:
+            raise DataError(f"{row.where} ({option}): {unknown_column(column, row.fields)}")
+
+
 def _check_rows(rows: Iterable[Row], options: DataOptions) -> None:
     """Every row has its text columns and one label."""
     task = Task(tuple(options.text_column), options.label_column, template="")
     for row in rows:
-        for option, columns in (("text_column", task.text_columns), ("label_column", (task.label_column,))):
-            for column in columns:
-                if column not in row.fields:
-                    problem = unknown_column(column, row.fields)
-                    raise DataError(f"{row.where} ({option}): {problem}")
+        _check_columns(row, "text_column", task.text_columns)
+        _check_columns(row, "label_column", (task.label_column,))
         to_text(row.fields[task.label_column], task.label_column, row.where)
         task.label_of(row.fields, row.where)
 

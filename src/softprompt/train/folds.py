@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TrainingError
 from ..evaluate import Classes
 from ..readout import class_weights
 from ..suffix import score_labels_behind
+from ..types import Example
 from .choices import choice_scores_behind, gold_of, packs_of_choices
 from .guard import take_step
 from .run import Run, read_texts, rows_of_step
@@ -26,57 +26,32 @@ from .schedule import learning_rate
 
 
 @dataclass(frozen=True)
-class Folds:
-    """Trained prompts, and what they say of rows that they have not seen.
+class Lesson:
+    """What several prompts are to learn.
 
     Attributes:
-        prompts: ``[M, P, D]``.
-        inside: ``[M, N]``, whether a prompt has learned from a row.
-        unseen: ``[N, C]`` mean log-probability of the classes under the prompts that have not seen the row.
+        examples: N rows; their own labels do not matter here.
+        targets: ``[N, C]`` probability of each class.
+        weights: ``[M, N]`` how much a row counts for a prompt; 0 where it must not see it.
     """
 
-    prompts: Tensor
-    inside: Tensor
-    unseen: Tensor
+    examples: Sequence[Example]
+    targets: Tensor
+    weights: Tensor
 
 
-def fit_folds(run: Run, start: Tensor) -> Folds:
-    """Train ``num_folds`` prompts for each of ``fold_repeats`` cuts, all from ``start`` ``[P, D]``.
-
-    Raises:
-        TrainingError: a loss is not finite.
-    """
-    classes, options = run.classes, run.options
-    assert classes is not None
-    assert options.num_folds
+def fold_lesson(run: Run, classes: Classes) -> Lesson:
+    """``num_folds`` prompts for each of ``fold_repeats`` cuts of the training rows."""
+    options, number = run.options, len(classes.ids)
     gold = gold_of(run.examples, classes)
     cuts = [cut_folds(gold, options.num_folds, options.seed * 65_537 + i) for i in range(options.fold_repeats)]
-    inside = torch.tensor([[part != fold for part in cut] for cut in cuts for fold in sorted(set(cut))])
-    prompts = torch.nn.Parameter(start.expand(len(inside), -1, -1).clone())
-    optimizer = torch.optim.AdamW(
-        [prompts],
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        weight_decay=options.weight_decay,
-    )
-    weights = torch.stack([_weights(run, gold, mine.tolist(), len(classes.ids)) for mine in inside]).to(prompts.device)
-    if run.texts is not None:
-        read_texts(run.texts, run.examples, run.listener)
-    with run.listener.rows(f"training {len(inside)} more prompts", run.max_steps) as progress:
-        for step in range(run.max_steps):
-            optimizer.param_groups[0]["lr"] = run.rate_unit * learning_rate(step, run.max_steps, options)
-            loss = _backward(run, prompts, rows_of_step(run, step), inside, weights, classes)
-            what = None if math.isfinite(loss) else f"loss is {loss}"
-            if options.max_grad_norm and prompts.grad is not None:
-                norms = prompts.grad.flatten(1).norm(dim=1)[:, None, None]
-                prompts.grad.mul_((options.max_grad_norm / (norms + 1e-6)).clamp_max(1))
-            if what := what or take_step(optimizer):
-                raise TrainingError(
-                    f"training of more prompts stopped at step {step + 1} of {run.max_steps}: the {what}. "
-                    f"Lower learning_rate (it is {options.learning_rate:g})"
-                )
-            progress(1)
-    return Folds(prompts.detach(), inside, _unseen(run, prompts.detach(), inside, classes))
+    inside = [[part != fold for part in cut] for cut in cuts for fold in sorted(set(cut))]
+    weights = torch.tensor(inside, dtype=torch.float32)
+    if options.class_weights == "balanced":
+        right = torch.tensor(gold)
+        for row in weights:
+            row *= class_weights(right[row > 0].tolist(), number)[right]
+    return Lesson(run.examples, torch.eye(number)[gold], weights)
 
 
 def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
@@ -88,37 +63,71 @@ def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
     return parts
 
 
-def _weights(run: Run, gold: Sequence[int], mine: Sequence[bool], num_classes: int) -> Tensor:
-    """How much a row of each class counts for one prompt, ``[C]``."""
-    if run.options.class_weights == "none":
-        return torch.ones(num_classes)
-    return class_weights([each for each, is_mine in zip(gold, mine, strict=True) if is_mine], num_classes)
+def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) -> Tensor:
+    """Train prompts ``[M, P, D]``, all from ``start`` ``[P, D]``, on the mean weighted cross-entropy of their rows.
+
+    It takes as many steps as the run itself, however many rows the lesson has.
+
+    Args:
+        run: its options, base model and texts; its own examples are not used.
+        what: what is trained, for whoever watches.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    options, steps = run.options, run.max_steps
+    prompts = torch.nn.Parameter(start.expand(len(lesson.weights), -1, -1).clone())
+    optimizer = torch.optim.AdamW(
+        [prompts],
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        weight_decay=options.weight_decay,
+    )
+    if run.texts is not None:
+        read_texts(run.texts, lesson.examples, run.listener)
+    with run.listener.rows(f"training {what}", steps) as progress:
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = run.rate_unit * learning_rate(step, steps, options)
+            loss = _backward(run, classes, prompts, lesson, rows_of_step(run, step, len(lesson.examples)))
+            problem = None if math.isfinite(loss) else f"loss is {loss}"
+            if options.max_grad_norm and prompts.grad is not None:
+                norms = prompts.grad.flatten(1).norm(dim=1)[:, None, None]
+                prompts.grad.mul_((options.max_grad_norm / (norms + 1e-6)).clamp_max(1))
+            if problem := problem or take_step(optimizer):
+                raise TrainingError(
+                    f"training {what} stopped at step {step + 1} of {steps}: the {problem}. "
+                    f"Lower learning_rate (it is {options.learning_rate:g})"
+                )
+            progress(1)
+    return prompts.detach()
 
 
-def _backward(
-    run: Run, prompts: Tensor, rows: Sequence[int], inside: Tensor, weights: Tensor, classes: Classes
-) -> float:
-    """Gradient of the sum over prompts of each one's mean loss over the step's rows; returns the mean over pairs."""
-    examples = [run.examples[row] for row in rows]
-    which = [inside[:, row].nonzero()[:, 0].tolist() for row in rows]
-    pairs, total, at = sum(map(len, which)), 0.0, 0
-    for pack in packs_of_choices(run, examples, classes, len(prompts)):
-        mine = which[at : at + len(pack)]
+def _backward(run: Run, classes: Classes, prompts: Tensor, lesson: Lesson, rows: Sequence[int]) -> float:
+    """Gradient of the sum over prompts of each one's mean loss over the step's rows; returns that sum."""
+    total, at = 0.0, 0
+    for pack in packs_of_choices(run, [lesson.examples[row] for row in rows], classes, len(prompts)):
+        mine = rows[at : at + len(pack)]
         at += len(pack)
+        learn, read = (lesson.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair
+        which = [learn[read == i].tolist() for i in range(len(pack))]
         inputs = [example.input_ids for example in pack]
-        scores = choice_scores_behind(run.model.base_model, prompts, inputs, mine, classes, run.texts)
-        learner = torch.tensor([prompt for each in mine for prompt in each], device=scores.device)
-        gold = torch.tensor(gold_of(pack, classes), device=scores.device)
-        gold = gold.repeat_interleave(torch.tensor([len(each) for each in mine], device=scores.device))
-        losses = F.cross_entropy(scores, gold, reduction="none") * weights[learner, gold]
-        (losses.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
-        total += losses.sum().item() / pairs
+        scores = choice_scores_behind(run.model.base_model, prompts, inputs, which, classes, run.texts)
+        targets = lesson.targets[mine][read].to(scores)
+        losses = -(targets * scores.log_softmax(-1)).sum(-1) * lesson.weights[:, mine][learn, read].to(scores)
+        loss = losses.sum() / len(rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
     return total
 
 
-def _unseen(run: Run, prompts: Tensor, inside: Tensor, classes: Classes) -> Tensor:
+def unseen(run: Run, prompts: Tensor, lesson: Lesson, classes: Classes) -> Tensor:
+    """Mean log-probability ``[N, C]`` of the training rows under the prompts that have not seen each.
+
+    Args:
+        lesson: whose rows are the training rows, or begin with them.
+    """
     inputs = [example.input_ids for example in run.examples]
     scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, run.texts)
     scores = scores.log_softmax(-1).cpu()
-    outside = (~inside).T[:, :, None].to(scores.dtype)  # [N, M, 1]; each row is left out once in each cut
+    outside = (lesson.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * outside).sum(1) / outside.sum(1)

@@ -72,6 +72,7 @@ class Prepared:
     train: list[Example]
     validation: list[Example]
     test: list[Example]
+    unlabeled: list[Example]
 
 
 def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRows | None = None) -> Result | None:
@@ -113,6 +114,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         texts=texts,
         classes=prepared.classes,
         rate_unit=embedding_rms(base.model.get_input_embeddings()) if options.scale_learning_rate else 1.0,
+        unlabeled=prepared.unlabeled,
     )
     check_resumable(run)
     make_output_dir(options)  # from here on an older run is gone; nothing above has touched it
@@ -130,6 +132,7 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
+    parts["unlabeled"] = encoder.encode_all(rows.splits.unlabeled, with_label=False)
     _say_what_was_read(parts, task, listener)
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 

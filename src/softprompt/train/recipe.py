@@ -64,6 +64,8 @@ def follow(options: TrainOptions, task: Task) -> tuple[TrainOptions, Task]:
         chosen = chosen.model_copy(update={"num_folds": 0})
     if chosen.num_folds and not _can_fold(chosen):
         raise ConfigError("num_folds needs objective=classes and prompt_placement=suffix")
+    if chosen.unlabeled_file and not chosen.num_folds:
+        raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
     for wanted, what in ((chosen.readout, "readout"), (chosen.objective == "classes", "objective=classes")):
         if wanted and not task.is_classification:
             raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")

@@ -33,6 +33,7 @@ class Run:
         texts: knows the rows' texts where these stand before the prompt.
         classes: between which the prompt is to choose, for ``objective=classes``.
         rate_unit: what the learning rate of the options is multiplied by.
+        unlabeled: rows without labels, for prompts of an ensemble to learn from each other.
     """
 
     model: PeftModelForCausalLM
@@ -45,6 +46,7 @@ class Run:
     texts: Texts | None = None
     classes: Classes | None = None
     rate_unit: float = 1.0
+    unlabeled: Sequence[Example] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,18 +113,16 @@ class Run:
         return found.hexdigest()
 
 
-def rows_of_step(run: Run, step: int) -> list[int]:
-    """The rows of one optimiser step; they come in a new order each epoch."""
-    epoch, index = divmod(step, run.steps_per_epoch)
-    order = torch.randperm(
-        len(run.examples), generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch)
-    )
+def rows_of_step(run: Run, step: int, number: int) -> list[int]:
+    """Which of so many rows one optimiser step takes; they come in a new order each epoch."""
+    epoch, index = divmod(step, math.ceil(number / run.rows_per_step))
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch))
     return order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
 
 
 def batches_of_step(run: Run, step: int) -> list[list[Example]]:
     """The batches of one optimiser step."""
-    rows = rows_of_step(run, step)
+    rows = rows_of_step(run, step, len(run.examples))
     size = run.options.per_device_train_batch_size
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..ensemble import Ensemble, fit_temperature
-from ..evaluate import Classes, scores_and_means
-from ..readout import Readout, fit_readout
+from ..evaluate import Classes, label_log_probs, scores_and_means
+from ..readout import fit_readout
+from ..types import Example
 from .choices import gold_of
-from .folds import fit_folds
+from .folds import Lesson, fold_lesson, teach, unseen
 from .run import Run
 
 SHARE_OF_EQUALS = 0.5
@@ -19,6 +22,10 @@ SHARE_OF_EQUALS = 0.5
 better, and less steady (docs/log.md)."""
 SHARE_BESIDE_ONE = 0.75
 """How much it decides beside one prompt, which is surer than it should be, having seen all rows."""
+MOST_UNLABELED = 150
+"""Rows without labels that are learned from; each costs as much as one with a label."""
+UNLABELED_WEIGHT = 0.3
+"""How much such a row counts."""
 
 
 def with_voices(run: Run, classes: Classes, start: Tensor) -> Classes:
@@ -30,38 +37,62 @@ def with_voices(run: Run, classes: Classes, start: Tensor) -> Classes:
         run: after its prompt is trained.
         start: ``[P, D]`` where prompts start.
     """
-    gold = gold_of(run.examples, classes)
-    inside = None
-    if run.options.num_folds:
-        folds = fit_folds(run, start)
-        inside = folds.inside
-        temperature = torch.tensor(fit_temperature(folds.unseen, gold))
-        classes = replace(classes, ensemble=Ensemble(folds.prompts.cpu(), temperature))
-    if run.options.readout:
-        means = _means(run, classes)
-        readout = fit_readout(
-            means, gold, len(classes.ids), share=SHARE_BESIDE_ONE if inside is None else SHARE_OF_EQUALS
-        )
-        if inside is not None:
-            readout = readout.cooled(fit_temperature(_unseen(means, gold, inside, len(classes.ids)), gold))
-        classes = replace(classes, readout=readout)
+    plain, options = classes, run.options
+    lesson = fold_lesson(run, plain) if options.num_folds else None
+    if lesson is not None:
+        prompts = teach(run, plain, lesson, start, f"{len(lesson.weights)} more prompts")
+        classes = replace(classes, ensemble=_ensemble(run, plain, prompts, unseen(run, prompts, lesson, plain)))
+    if options.readout:
+        classes = _with_readout(run, classes, lesson)
+    if lesson is not None and run.unlabeled:
+        classes = _with_students(run, plain, classes, lesson, start)
     return classes
 
 
-def _means(run: Run, classes: Classes) -> Tensor:
-    """Mean hidden states ``[N, layers, D]`` of the training rows under the finished prompt."""
-    plain = replace(classes, ensemble=None)
+def _ensemble(run: Run, classes: Classes, prompts: Tensor, said: Tensor) -> Ensemble:
+    """Prompts, as sure as what they ``said`` ``[N, C]`` of rows that they have not seen proves right."""
+    return Ensemble(prompts.cpu(), torch.tensor(fit_temperature(said, gold_of(run.examples, classes))))
+
+
+def _with_readout(run: Run, classes: Classes, lesson: Lesson | None) -> Classes:
+    gold, number = gold_of(run.examples, classes), len(classes.ids)
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("reading the states", len(run.examples)) as progress:
+        plain = replace(classes, ensemble=None)
         _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
-    return means
+    readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if lesson is None else SHARE_OF_EQUALS)
+    if lesson is not None:
+        readout = readout.cooled(fit_temperature(_unread(means, gold, lesson.weights > 0, number), gold))
+    return replace(classes, readout=readout)
 
 
-def _unseen(means: Tensor, gold: list[int], inside: Tensor, num_classes: int) -> Tensor:
-    """Log-probabilities ``[N, C]`` of rows under read-outs that have not seen them, averaged over repeats."""
+def _unread(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int) -> Tensor:
+    """Log-probabilities ``[N, C]`` of rows under read-outs that have not seen them, averaged over cuts."""
     total = torch.zeros(len(gold), num_classes)
     for mine in inside:
-        seen, unseen = (rows.nonzero()[:, 0] for rows in (mine, ~mine))
-        readout: Readout = fit_readout(means[seen], [gold[row] for row in seen.tolist()], num_classes, share=1.0)
-        total[unseen] += readout.log_probs(means[unseen])
+        seen, left_out = (rows.nonzero()[:, 0] for rows in (mine, ~mine))
+        readout = fit_readout(means[seen], [gold[row] for row in seen.tolist()], num_classes, share=1.0)
+        total[left_out] += readout.log_probs(means[left_out])
     return total / (~inside).sum(0)[:, None]
+
+
+def _with_students(run: Run, plain: Classes, classes: Classes, lesson: Lesson, start: Tensor) -> Classes:
+    """Further prompts of the first cut, taught what all voices together say of rows without labels.
+
+    *Co-training* (Blum and Mitchell 1998) of prompts and read-out: each passes on what the other does not see.
+    """
+    taught = _sample(run.unlabeled, run.options.seed)
+    said = label_log_probs(run.model, taught, classes, batch_size=run.options.per_device_eval_batch_size).softmax(-1)
+    own = lesson.weights[: min(run.options.num_folds, len(run.examples))]
+    by_class = (lesson.targets.T @ own.T).T / (lesson.targets.T @ (own > 0).float().T).T.clamp_min(1)  # [M, C]
+    weights = torch.cat([own, UNLABELED_WEIGHT * by_class @ said.T], dim=1)
+    more = Lesson([*run.examples, *taught], torch.cat([lesson.targets, said]), weights)
+    students = teach(run, plain, more, start, f"{len(own)} prompts on {len(taught)} rows without labels")
+    assert classes.ensemble is not None
+    everyone = torch.cat([classes.ensemble.prompts.to(students), students])
+    whole = Lesson(run.examples, lesson.targets, torch.cat([lesson.weights, own]))
+    return replace(classes, ensemble=_ensemble(run, plain, everyone, unseen(run, everyone, whole, plain)))
+
+
+def _sample(rows: Sequence[Example], seed: int) -> list[Example]:
+    return random.Random(seed).sample(list(rows), min(len(rows), MOST_UNLABELED))
