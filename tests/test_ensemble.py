@@ -37,7 +37,7 @@ from softprompt.train.folds import Lesson, cut_folds, fold_lesson, teach, unseen
 from softprompt.train.job import train
 from softprompt.train.listener import Listener
 from softprompt.train.run import Run, rows_of_step
-from softprompt.train.schedule import learning_rate
+from softprompt.train.schedule import share_of_peak
 from softprompt.types import Example
 
 P = 4
@@ -117,14 +117,13 @@ def test_short_prompts_behind_one_text_share_a_block() -> None:
 
 def test_joint_answer_and_its_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    own, scores = torch.randn(P, 6), torch.randn(7, 3, 4) - 5
+    scores = torch.randn(7, 3, 4) - 5
     ensemble = Ensemble(torch.randn(2, P, 6), torch.tensor(1.7))
-    assert torch.equal(ensemble.beside(own), torch.stack([own, *ensemble.prompts]))
     expected = torch.stack([row.softmax(-1).log().mean(0) / 1.7 for row in scores]).log_softmax(-1)
     torch.testing.assert_close(ensemble.join(scores), expected)
     ensemble.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [ENSEMBLE_NAME]
-    again = Ensemble.read(tmp_path / ENSEMBLE_NAME, own)
+    again = Ensemble.read(tmp_path / ENSEMBLE_NAME, 6)
     assert torch.equal(again.prompts, ensemble.prompts)
     assert torch.equal(again.temperature, ensemble.temperature)
 
@@ -132,9 +131,9 @@ def test_joint_answer_and_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": torch.zeros(2, P, 5)}, "does not fit the adapter"),
-        ({"prompts": torch.zeros(0, P, 6)}, "does not fit the adapter"),
-        ({"prompts": torch.zeros(P, 6)}, "does not fit the adapter"),
+        ({"prompts": torch.zeros(2, P, 5)}, "does not fit the base model"),
+        ({"prompts": torch.zeros(0, P, 6)}, "does not fit the base model"),
+        ({"prompts": torch.zeros(P, 6)}, "does not fit the base model"),
         ({"prompts": torch.full((2, P, 6), torch.nan)}, "NaN"),
         ({"temperature": torch.tensor(0.0)}, "temperature"),
         ({"temperature": torch.ones(2)}, "temperature"),
@@ -145,13 +144,13 @@ def test_a_file_that_is_wrong(tmp_path: Path, change: dict[str, torch.Tensor], m
     path = tmp_path / ENSEMBLE_NAME
     save_file({"prompts": torch.zeros(2, P, 6), "temperature": torch.tensor(1.0)} | change, path)
     with pytest.raises(AdapterError, match=message):
-        Ensemble.read(path, torch.zeros(P, 6))
+        Ensemble.read(path, 6)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / ENSEMBLE_NAME).write_bytes(b"nothing")
     with pytest.raises(AdapterError, match="cannot be read"):
-        Ensemble.read(tmp_path / ENSEMBLE_NAME, torch.zeros(P, 6))
+        Ensemble.read(tmp_path / ENSEMBLE_NAME, 6)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -195,8 +194,8 @@ def test_parts_are_even(gold: list[int], number: int, seed: int) -> None:
 
 
 def make_run(folder: Path, *, texts: Texts | None = None, **options: Any) -> Run:
-    values = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "num_virtual_tokens": P, "num_folds": 3}
-    values |= {"objective": "classes", "prompt_placement": "suffix", "learning_rate": 0.1, "weight_decay": 0.0}
+    values = {"fold_epochs": 2, "per_device_train_batch_size": 4, "num_virtual_tokens": P, "num_folds": 3}
+    values |= {"objective": "classes", "fold_learning_rate": 0.1, "weight_decay": 0.0}
     chosen = TrainOptions(output_dir=folder, **{**values, **options})
     config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=P, prompt_placement="suffix")
     torch.manual_seed(0)
@@ -234,7 +233,7 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
         optimizer = torch.optim.AdamW([prompt], weight_decay=0.0)
         counts = [sum(1 for row in range(10) if inside[row] and gold[row] == each) for each in range(2)]
         factor = [sum(counts) / 2 / count if weights == "balanced" else 1.0 for count in counts]
-        for step in range(run.max_steps):
+        for step in range(6):
             mine = rows_of_step(run, step, 10)
             loss = torch.zeros(())
             for row in (row for row in mine if inside[row]):
@@ -247,7 +246,7 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
             if prompt.grad is None:
                 prompt.grad = torch.zeros_like(prompt)
             torch.nn.utils.clip_grad_norm_([prompt], 0.5)
-            optimizer.param_groups[0]["lr"] = learning_rate(step, run.max_steps, run.options)
+            optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, 6, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
     for row, said in enumerate(unseen(run, prompts, lesson, CLASSES)):
@@ -271,7 +270,7 @@ def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
 
 def test_soft_targets(tmp_path: Path) -> None:
     """A row with the target (.25, .75) is a quarter of a row of one class and three quarters of one of the other."""
-    run = make_run(tmp_path, per_device_train_batch_size=40, num_train_epochs=3)
+    run = make_run(tmp_path, per_device_train_batch_size=40, fold_epochs=3)
     start = tiny.prompt_for(run.model.base_model, P).detach()
     targets = torch.tensor([[0.25, 0.75]] * 10)
     soft = teach(run, CLASSES, Lesson(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
@@ -283,9 +282,9 @@ def test_soft_targets(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
-    run = make_run(tmp_path, learning_rate=1e38)
+    run = make_run(tmp_path, fold_learning_rate=1e38)
     start, lesson = tiny.prompt_for(run.model.base_model, P).detach(), fold_lesson(run, CLASSES)
-    with pytest.raises(TrainingError, match="Lower learning_rate"):
+    with pytest.raises(TrainingError, match="Lower fold_learning_rate"):
         teach(run, CLASSES, lesson, start, "prompts")
 
 
@@ -303,15 +302,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options_for(place: Path, **changes: Any) -> TrainOptions:
     values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 2}
-    values |= {"test_file": place / "test.csv", "num_virtual_tokens": P, "num_folds": 3, "fold_repeats": 1}
+    values |= {
+        "test_file": place / "test.csv",
+        "num_virtual_tokens": P,
+        "num_folds": 3,
+        "fold_repeats": 1,
+        "fold_epochs": 2,
+    }
     return TrainOptions(**{**values, "recipe": "best", "output_dir": place / "run", **changes})
 
 
-def test_the_best_recipe_from_training_to_prediction(place: Path) -> None:
-    result = train(options_for(place))
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str) -> None:
+    folder = place / placement
+    result = train(options_for(place, output_dir=folder, prompt_placement=placement))
     assert result is not None
     assert result.metrics is not None
-    folder = place / "run"
     assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
     assert (folder / READOUT_NAME).is_file()
     softprompt("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
@@ -327,9 +333,10 @@ def test_the_best_recipe_from_training_to_prediction(place: Path) -> None:
     assert matrix == found["confusion_matrix"]
 
 
-def test_all_voices_are_heard(place: Path) -> None:
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_all_voices_are_heard(place: Path, placement: str) -> None:
     """The joint answer from parts: prompts one by one, and the read-out."""
-    train(options_for(place, output_dir=place / "parts"))
+    train(options_for(place, output_dir=place / "parts", prompt_placement=placement, overwrite_output_dir=True))
     prompted = load_prompted(str(place / "parts"), ModelOptions(), model_given=False)
     assert prompted.task is not None
     assert prompted.ensemble is not None
@@ -344,24 +351,18 @@ def test_all_voices_are_heard(place: Path) -> None:
     assert all(len(ids) == 1 for ids in classes.ids)
     joint = label_log_probs(prompted.model, given, classes, batch_size=4)
     alone = replace(classes, readout=None, ensemble=None)
-    parts, own = [], prompted.model.prompt.detach().clone()
-    for prompt in prompted.ensemble.beside(own):
-        with torch.no_grad():
-            prompted.model.prompt.copy_(prompt)
-        parts.append(label_log_probs(prompted.model, given, alone, batch_size=4).log_softmax(-1))
+    inputs = [classes.text_of(example) for example in given]
+    assert (inputs != [example.input_ids for example in given]) == (placement == "prefix")
+    parts = [
+        score_labels_behind(prompted.model.base_model, prompt, inputs, classes.ids).log_softmax(-1)
+        for prompt in prompted.ensemble.prompts
+    ]
     said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)
     from softprompt.evaluate import scores_and_means
 
     _, means = scores_and_means(prompted.model, given, alone, batch_size=4)
     expected = (0.5 * said + 0.5 * prompted.readout.log_probs(means)).log_softmax(-1)
     torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_an_ensemble_beside_a_prompt_in_front_is_refused(place: Path) -> None:
-    train(options_for(place, output_dir=place / "front", recipe="default", num_folds=0))
-    Ensemble(torch.zeros(2, P, 16), torch.tensor(1.0)).save(place / "front")
-    with pytest.raises(AdapterError, match="behind the text"):
-        load_prompted(str(place / "front"), ModelOptions(), model_given=False)
 
 
 def test_a_run_without_it_leaves_none_behind(place: Path) -> None:

@@ -57,33 +57,34 @@ def test_a_rate_that_is_given_is_not_scaled() -> None:
     assert chosen(learning_rate=0.03, scale_learning_rate=True)[0].scale_learning_rate
 
 
-def test_folds_go_where_they_cannot_be() -> None:
-    assert chosen(recipe="best", prompt_placement="prefix")[0].num_folds == 0
-    assert chosen(recipe="best", objective="language_modeling")[0].num_folds == 0
-    for given in ({"prompt_placement": "prefix"}, {"objective": "language_modeling"}, {"recipe": "default"}):
-        with pytest.raises(ConfigError, match="num_folds needs"):
-            chosen(**{"recipe": "best", **given}, num_folds=5)
+def test_rows_without_labels_need_folds() -> None:
+    with pytest.raises(ConfigError, match="take recipe=best"):
+        chosen(unlabeled_file="new.csv")
+    assert chosen(recipe="best", unlabeled_file="new.csv")[0].unlabeled_file == Path("new.csv")
 
 
-@pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}])
+@pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}, {"num_folds": 3}])
 def test_free_text_has_no_classes(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs classes"):
         chosen(FREE, **given)
 
 
 @pytest.mark.parametrize(
-    ("task", "given", "template", "prefix", "scoring"),
+    ("task", "given", "template", "cue", "prefix", "scoring"),
     [
-        (CLASSES, {"recipe": "default"}, "\n{text}\nLabel:", " ", "start"),
-        (CLASSES, {"recipe": "best"}, "\n{text}", " ", "start"),
-        (CLASSES, {"recipe": "best", "objective": "language_modeling"}, "\n{text}", " ", "text"),
-        (FREE, {"recipe": "default"}, "\nquestion: {question}\nhint: {hint}\nanswer:", " ", "text"),
-        (CLASSES, {"recipe": "guide", "objective": "classes"}, CLASSES.template, "", "start"),
+        (CLASSES, {"recipe": "default"}, "\n{text}", "\nLabel:", " ", "start"),
+        (CLASSES, {"recipe": "best", "prompt_placement": "suffix"}, "\n{text}", "", " ", "start"),
+        (CLASSES, {"recipe": "best", "objective": "language_modeling"}, "\n{text}", "\nLabel:", " ", "start"),
+        (CLASSES, {"objective": "language_modeling"}, "\n{text}", "\nLabel:", " ", "text"),
+        (FREE, {"recipe": "default"}, "\nquestion: {question}\nhint: {hint}", "\nanswer:", " ", "text"),
+        (CLASSES, {"recipe": "guide", "objective": "classes"}, CLASSES.template, "", "", "start"),
     ],
 )
-def test_what_the_model_reads(task: Task, given: dict[str, str], template: str, prefix: str, scoring: str) -> None:
+def test_what_the_model_reads(
+    task: Task, given: dict[str, str], template: str, cue: str, prefix: str, scoring: str
+) -> None:
     _, found = chosen(task, **given)
-    assert (found.template, found.label_prefix, found.label_scoring) == (template, prefix, scoring)
+    assert (found.template, found.cue, found.label_prefix, found.label_scoring) == (template, cue, prefix, scoring)
 
 
 def test_a_template_that_is_given_stays() -> None:
@@ -143,7 +144,7 @@ def test_free_text_by_recipe(place: Path) -> None:
     assert result.metrics.eval_loss > 0
     task = Task.load(place / "free")
     assert task is not None
-    assert (task.template, task.label_prefix) == ("\ntext: {text}\nlabel:", " ")
+    assert (task.template, task.cue, task.label_prefix) == ("\ntext: {text}", "\nlabel:", " ")
 
 
 def test_raft_wants_ids_and_labels(place: Path) -> None:

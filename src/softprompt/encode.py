@@ -7,6 +7,7 @@ part          tokenised                    special tokens
 ============  ===========================  ================================================================
 input text    as one text                  those that the tokenizer puts in front (BOS, where it adds one);
                                            those that it would append (EOS, SEP) are left off
+cue           ``task.cue``, apart          none; counts as input
 label         behind ``task.label_prefix`` none of the tokenizer's; ``task.end_token_id`` at the end
               only, apart from the text
 ============  ===========================  ================================================================
@@ -71,6 +72,7 @@ class Encoder:
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
         self._front = _front_ids(tokenizer, self._skeleton())
+        self.cue_ids = _plain_ids(tokenizer, [task.cue])[0] if task.cue else ()
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -81,7 +83,7 @@ class Encoder:
             self._answered_limit = self._room_before(room_for_answer, context_length - num_virtual_tokens)
 
     def render(self, fields: Mapping[str, Any], where: str) -> str:
-        """The whole input text of a row, before any cut.
+        """The whole input text of a row without the cue, before any cut.
 
         Raises:
             DataError: a column that the template reads is missing or holds no text.
@@ -174,7 +176,7 @@ class Encoder:
         return self._input_ids([self.render(values, row.where)])[0]
 
     def _input_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        return [self._front + ids for ids in _plain_ids(self.tokenizer, texts)]
+        return [self._front + ids + self.cue_ids for ids in _plain_ids(self.tokenizer, texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
         text = self.task.label_prefix + to_text(label, self.task.label_column, where)

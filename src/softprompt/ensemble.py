@@ -1,4 +1,4 @@
-"""Several prompts behind the text that answer together, and how sure their answers are.
+"""Several prompts behind the text that answer together, in place of one, and how sure their answers are.
 
 With a few dozen rows, prompts that have seen different rows err on different texts; their mean log-probability is
 better than nearly every one of them, and steadier (*bagging*, Breiman 1996). Behind the text they cost little: the
@@ -6,7 +6,9 @@ text is read once, and each prompt adds its own few tokens.
 
 ::
 
-    text -> prompt ─ choices,  prompt 1 ─ choices,  ...  prompt M ─ choices
+    text ─┬─ prompt 1 ─ choices
+          ├─ ...
+          └─ prompt M ─ choices
 """
 
 from __future__ import annotations
@@ -26,22 +28,18 @@ from .tensors import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Prompts that answer beside the adapter's own.
+    """Prompts that answer in place of the adapter's own, which then serves the states, generation and PEFT.
 
     Attributes:
-        prompts: ``[M, P, D]``, of the same length as the adapter's own prompt.
+        prompts: ``[M, P, D]``.
         temperature: scalar that the joint log-probabilities are divided by.
     """
 
     prompts: Tensor
     temperature: Tensor
 
-    def beside(self, prompt: Tensor) -> Tensor:
-        """The adapter's own prompt ``[P, D]`` and these: ``[1 + M, P, D]``."""
-        return torch.cat([prompt[None], self.prompts.to(prompt)])
-
     def join(self, scores: Tensor) -> Tensor:
-        """Joint log-probabilities ``[B, C]`` from what each prompt gives, ``[B, 1 + M, C]``."""
+        """Joint log-probabilities ``[B, C]`` from what each prompt gives, ``[B, M, C]``."""
         return (scores.log_softmax(-1).mean(1) / self.temperature).log_softmax(-1)
 
     def save(self, folder: Path) -> None:
@@ -49,18 +47,19 @@ class Ensemble:
         write_tensors(folder / ENSEMBLE_NAME, vars(self))
 
     @classmethod
-    def read(cls, path: Path, prompt: Tensor) -> Ensemble:
+    def read(cls, path: Path, width: int) -> Ensemble:
         """Read a file that ``save`` wrote.
 
         Args:
-            prompt: the adapter's own, ``[P, D]``.
+            width: D of the base model's input embeddings.
 
         Raises:
-            AdapterError: it is damaged, or of another adapter.
+            AdapterError: it is damaged, or of another base model.
         """
         found = cls(**read_tensors(path, ("prompts", "temperature")))
-        if found.prompts.ndim != 3 or found.prompts.shape[1:] != prompt.shape or not len(found.prompts):
-            raise AdapterError(f"{path} does not fit the adapter, whose prompt is {list(prompt.shape)}")
+        if found.prompts.ndim != 3 or found.prompts.shape[2] != width or not found.prompts.numel():
+            shape = list(found.prompts.shape)
+            raise AdapterError(f"{path} does not fit the base model: prompts {shape}, embeddings of width {width}")
         if found.temperature.ndim or float(found.temperature) <= 0:
             raise AdapterError(f"{path} is damaged: its temperature must be a number above 0")
         return found

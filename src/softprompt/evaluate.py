@@ -37,13 +37,19 @@ class Classes:
     Attributes:
         ids: of each label with the end token, or of the start that tells it from others (``Task.label_scoring``).
         readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
-        ensemble: further prompts behind the text, which decide with the model's own.
+        ensemble: prompts behind the text, which decide in place of the model's own.
+        num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.cue``).
     """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     readout: Readout | None = None
     ensemble: Ensemble | None = None
+    num_cue_tokens: int = 0
+
+    def text_of(self, example: Example) -> tuple[int, ...]:
+        """What prompts behind the text read of an example: its input without the cue."""
+        return example.input_ids[: len(example.input_ids) - self.num_cue_tokens]
 
 
 def classes_of(
@@ -53,7 +59,8 @@ def classes_of(
     if not task.is_classification:
         return None
     ids = tuple(encoder.label_ids(label) for label in task.labels)
-    return Classes(task.labels, shortest_starts(ids) if task.label_scoring == "start" else ids, readout, ensemble)
+    scored = shortest_starts(ids) if task.label_scoring == "start" else ids
+    return Classes(task.labels, scored, readout, ensemble, len(encoder.cue_ids))
 
 
 def label_log_probs(
@@ -103,19 +110,32 @@ def _label_scores(
     means: list[Tensor] | None = None,
 ) -> Tensor:
     scores = torch.empty(len(examples), len(classes.ids))
-    prompt = model.prompt if model.prompt_placement == "suffix" else model.compiled()
     for rows in batches_by_length(examples, batch_size):
-        texts = [examples[row].input_ids for row in rows]
-        if isinstance(prompt, Tensor):
-            several = prompt if classes.ensemble is None else classes.ensemble.beside(prompt)
-            found = score_labels_behind(model.base_model, several, texts, classes.ids, known, means)
-            found = found if classes.ensemble is None else classes.ensemble.join(found)
-        else:
-            found = score_labels(model.base_model, prompt, texts, classes.ids, means)
-        scores[rows] = found.cpu()
+        scores[rows] = _scores(model, [examples[row] for row in rows], classes, known, means).cpu()
         if progress:
             progress(len(rows))
     return scores
+
+
+def _scores(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    known: Texts | None,
+    means: list[Tensor] | None,
+) -> Tensor:
+    """Log-probability ``[B, C]`` of each label behind each text."""
+    texts = [example.input_ids for example in examples]
+    base, ensemble, behind = model.base_model, classes.ensemble, model.prompt_placement == "suffix"
+    if ensemble is None:
+        if behind:
+            return score_labels_behind(base, model.prompt, texts, classes.ids, known, means)
+        return score_labels(base, model.compiled(), texts, classes.ids, means)
+    if means is not None and not behind:  # the prompt in front is there for the states
+        score_labels(base, model.compiled(), texts, classes.ids, means)
+        means = None
+    prompts, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
+    return ensemble.join(score_labels_behind(base, prompts, texts, classes.ids, known, means))
 
 
 def evaluate(

@@ -159,10 +159,10 @@ def read_readout(adapter: str, task: Task | None, model: PeftModelForCausalLM) -
 
 
 def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
-    """The prompts that answer beside an adapter's own, ``None`` when it has none.
+    """The prompts that answer in place of an adapter's own, ``None`` when it has none.
 
     Raises:
-        AdapterError: they are damaged, or do not fit it.
+        AdapterError: they are damaged, or do not fit the model.
     """
     from .ensemble import Ensemble
     from .record import ENSEMBLE_NAME
@@ -171,9 +171,7 @@ def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
         path = find_file(adapter, ENSEMBLE_NAME)
     except FileAbsentError:
         return None
-    if model.prompt_placement != "suffix":
-        raise AdapterError(f"{path}: only a prompt behind the text can have others beside it")
-    return Ensemble.read(path, model.prompt)
+    return Ensemble.read(path, model.prompt.shape[1])
 
 
 def read_start(adapter: str) -> Any:

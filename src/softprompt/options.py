@@ -108,10 +108,14 @@ class PromptOptions(_Options):
     num_folds: int = Field(
         0,
         ge=0,
-        description="Cut the rows into so many parts and train a further prompt without each; all decide together, "
-        "and what each has not seen says how far to trust them (classes, suffix). 0 is off.",
+        description="Cut the rows into so many parts and train a prompt behind the text without each; these decide "
+        "together in place of the one prompt, as surely as the rows left out prove right (classes). 0 is off.",
     )
     fold_repeats: int = Field(1, ge=1, description="Cut the rows anew so many times, with new prompts each time.")
+    fold_epochs: int = Field(15, ge=1, description="Passes over the training rows for these prompts.")
+    fold_learning_rate: float = Field(
+        1.0, gt=0, description="Their peak learning rate, in units of the size (RMS) of the base's input embeddings."
+    )
 
 
 class OptimizerOptions(_Options):

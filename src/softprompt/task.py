@@ -29,6 +29,7 @@ class Task:
         labels: the classes in a fixed order; empty for a generation task.
         max_length: most tokens of text and label together; ``None`` for what the model's context leaves.
         end_token_id: id that ends every label; ``None`` when the tokenizer has none.
+        cue: what stands between text and label for a prompt in front, such as ``\nLabel:``; one behind does without.
         label_prefix: what stands before every label, a space where the template does not end in one.
         label_scoring: what is read of each label to choose between them: its whole ``text``, or the shortest
             ``start`` that no other label has.
@@ -40,6 +41,7 @@ class Task:
     labels: tuple[str, ...] = ()
     max_length: int | None = None
     end_token_id: int | None = None
+    cue: str = ""
     label_prefix: str = ""
     label_scoring: LabelScoring = "text"
 
@@ -84,12 +86,13 @@ class Task:
         values = read_json(path)
         columns, labels = values.get("text_columns"), values.get("labels") or []
         numbers = [values.get(name) for name in ("max_length", "end_token_id")]
-        prefix, scoring = values.get("label_prefix", ""), values.get("label_scoring", "text")
+        cue, prefix = values.get("cue", ""), values.get("label_prefix", "")
+        scoring = values.get("label_scoring", "text")
         if not (
             columns
             and _is_texts(columns)
             and _is_texts(labels)
-            and _is_texts([values.get("label_column"), values.get("template"), prefix])
+            and _is_texts([values.get("label_column"), values.get("template"), cue, prefix])
             and scoring in get_args(LabelScoring)
             and all(number is None or (type(number) is int and number >= 0) for number in numbers)
         ):
@@ -101,6 +104,7 @@ class Task:
             labels=tuple(labels),
             max_length=numbers[0],
             end_token_id=numbers[1],
+            cue=cue,
             label_prefix=prefix,
             label_scoring=scoring,
         )

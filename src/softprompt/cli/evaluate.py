@@ -126,6 +126,7 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
     changes: dict[str, Any] = {"text_columns": tuple(options.text_column), "label_column": options.label_column}
     if options.template is not None or changes["text_columns"] != known.text_columns:
         changes["template"] = resolve_template(options.template, options.text_column, list(rows[0].fields))
+        changes["cue"] = ""
     if options.max_length is not None:
         changes["max_length"] = options.max_length
     return replace(known, **changes)

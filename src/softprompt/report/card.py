@@ -177,7 +177,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
 def _rendering(config: Mapping[str, Any], task: Task | None) -> str:
     if task is None:
         return ""
-    lines, answer = [f"template = {_literal(task.template)}"], "the answer"
+    lines, answer = [f"template = {_literal(task.template + task.cue)}"], "the answer"
     if task.is_classification:
         lines += ["labels = [", *(f"    {_literal(label)}," for label in task.labels), "]"]
         answer = "one of the labels"
@@ -195,7 +195,7 @@ def _usage(config: Mapping[str, Any], task: Task | None, repo_id: str | None) ->
     adapter = repo_id or "path/to/this/folder"
     base = str(config.get("base_model_name_or_path") or "")
     where = _literal(base if _is_hub_id(base) else f"path/to/{_basename(base) or 'base-model'}")
-    text = _literal(_filled(task.template) if task else "...")
+    text = _literal(_filled(task.template + task.cue) if task else "...")
     end = f", eos_token_id={task.end_token_id}" if task and task.end_token_id is not None else ""
     code = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

@@ -23,11 +23,15 @@ from .packs import KNOWN_TOKENS, cut
 from .run import Run
 
 
-def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, prompts: int = 1) -> list[Sequence[Example]]:
-    """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row."""
+def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, behind: int) -> list[Sequence[Example]]:
+    """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row.
+
+    Args:
+        behind: how many prompts stand behind each text; 0 for one in front of all.
+    """
     branches = sum(len(ids) - 1 for ids in classes.ids)
-    if run.behind:
-        below = prompts * (len(run.model.prompt) + branches)
+    if behind:
+        below = behind * (len(run.model.prompt) + branches)
         sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     else:
         sizes = [len(row.input_ids) + branches for row in batch]

@@ -22,7 +22,7 @@ from ..types import Example
 from .choices import choice_scores_behind, gold_of, packs_of_choices
 from .guard import take_step
 from .run import Run, read_texts, rows_of_step
-from .schedule import learning_rate
+from .schedule import share_of_peak
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,17 @@ def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
 def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) -> Tensor:
     """Train prompts ``[M, P, D]``, all from ``start`` ``[P, D]``, on the mean weighted cross-entropy of their rows.
 
-    It takes as many steps as the run itself, however many rows the lesson has.
+    It takes ``fold_epochs`` over the run's own rows in steps, however many rows the lesson has.
 
     Args:
-        run: its options, base model and texts; its own examples are not used.
+        run: its options, base model and texts.
         what: what is trained, for whoever watches.
 
     Raises:
         TrainingError: a loss is not finite.
     """
-    options, steps = run.options, run.max_steps
+    options, steps = run.options, run.options.fold_epochs * run.steps_per_epoch
+    peak = run.embedding_rms * options.fold_learning_rate
     prompts = torch.nn.Parameter(start.expand(len(lesson.weights), -1, -1).clone())
     optimizer = torch.optim.AdamW(
         [prompts],
@@ -84,10 +85,10 @@ def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) 
         weight_decay=options.weight_decay,
     )
     if run.texts is not None:
-        read_texts(run.texts, lesson.examples, run.listener)
+        read_texts(run.texts, [classes.text_of(example) for example in lesson.examples], run.listener)
     with run.listener.rows(f"training {what}", steps) as progress:
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = run.rate_unit * learning_rate(step, steps, options)
+            optimizer.param_groups[0]["lr"] = peak * share_of_peak(step, steps, options)
             loss = _backward(run, classes, prompts, lesson, rows_of_step(run, step, len(lesson.examples)))
             problem = None if math.isfinite(loss) else f"loss is {loss}"
             if options.max_grad_norm and prompts.grad is not None:
@@ -96,7 +97,7 @@ def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) 
             if problem := problem or take_step(optimizer):
                 raise TrainingError(
                     f"training {what} stopped at step {step + 1} of {steps}: the {problem}. "
-                    f"Lower learning_rate (it is {options.learning_rate:g})"
+                    f"Lower fold_learning_rate (it is {options.fold_learning_rate:g})"
                 )
             progress(1)
     return prompts.detach()
@@ -110,7 +111,7 @@ def _backward(run: Run, classes: Classes, prompts: Tensor, lesson: Lesson, rows:
         at += len(pack)
         learn, read = (lesson.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair
         which = [learn[read == i].tolist() for i in range(len(pack))]
-        inputs = [example.input_ids for example in pack]
+        inputs = [classes.text_of(example) for example in pack]
         scores = choice_scores_behind(run.model.base_model, prompts, inputs, which, classes, run.texts)
         targets = lesson.targets[mine][read].to(scores)
         losses = -(targets * scores.log_softmax(-1)).sum(-1) * lesson.weights[:, mine][learn, read].to(scores)
@@ -126,7 +127,7 @@ def unseen(run: Run, prompts: Tensor, lesson: Lesson, classes: Classes) -> Tenso
     Args:
         lesson: whose rows are the training rows, or begin with them.
     """
-    inputs = [example.input_ids for example in run.examples]
+    inputs = [classes.text_of(example) for example in run.examples]
     scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, run.texts)
     scores = scores.log_softmax(-1).cpu()
     outside = (lesson.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]

@@ -113,7 +113,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         resume_from=resume_from,
         texts=texts,
         classes=prepared.classes,
-        rate_unit=embedding_rms(base.model.get_input_embeddings()) if options.scale_learning_rate else 1.0,
+        embedding_rms=embedding_rms(base.model.get_input_embeddings()),
         unlabeled=prepared.unlabeled,
     )
     check_resumable(run)
@@ -122,7 +122,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     with texts or nullcontext():
         state = fit(run)
         if prepared.classes is not None:
-            prepared = replace(prepared, classes=with_voices(run, prepared.classes, start))
+            prepared = replace(prepared, classes=with_voices(run, base.tokenizer, prepared.classes))
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared, state, metrics, listener)
 
@@ -172,8 +172,8 @@ def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCa
 
 
 def _texts(options: TrainOptions, base: Base) -> Texts | None:
-    """Where to keep what is known of texts that stand before the prompt; ``None`` for those behind it."""
-    if options.prompt_placement == "prefix":
+    """Where to keep what is known of texts that stand before a prompt; ``None`` for those behind it."""
+    if options.prompt_placement == "prefix" and not options.num_folds:
         return None
     return Texts(base.model, int(options.text_cache_memory * 2**30), options.output_dir)
 
@@ -200,8 +200,8 @@ def _validator(
 
     def validate() -> Metrics:
         nonlocal told
-        if texts is not None:
-            read_texts(texts, prepared.validation, listener)
+        if texts is not None and options.prompt_placement == "suffix":
+            read_texts(texts, (example.input_ids for example in prepared.validation), listener)
         with listener.rows("validating", len(prepared.validation)) as progress:
             metrics = evaluate(
                 model,

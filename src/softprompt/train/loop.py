@@ -20,7 +20,6 @@ from .guard import Snapshot, back_to, not_finite, take_step
 from .packs import backward_behind, packs_behind, packs_in_front
 from .resume import begin, best_prompt, save
 from .run import Run, batches_of_step, read_texts
-from .schedule import learning_rate
 
 
 def fit(run: Run) -> TrainerState:
@@ -43,14 +42,14 @@ def fit(run: Run) -> TrainerState:
         weight_decay=options.weight_decay,
     )
     state = begin(run, optimizer)
-    if run.texts is not None:
-        read_texts(run.texts, run.examples, run.listener)
+    if run.texts is not None and run.behind:
+        read_texts(run.texts, (example.input_ids for example in run.examples), run.listener)
     best, good = best_prompt(run, state), Snapshot.of(model.prompt, optimizer, state)
     seen = state.partial_epoch or PartialEpoch()
     epoch_started = time.perf_counter() - seen.seconds
     with LogWriter(options.output_dir, resume_step=state.global_step if run.resume_from else None) as log:
         for step in range(state.global_step, run.max_steps):
-            optimizer.param_groups[0]["lr"] = rate = run.rate_unit * learning_rate(step, run.max_steps, options)
+            optimizer.param_groups[0]["lr"] = rate = run.learning_rate(step)
             loss, tokens = _backward(run, batches_of_step(run, step))
             if what := not_finite(loss, model.prompt):
                 raise back_to(good, run, what, state, optimizer)
@@ -96,7 +95,7 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     if run.options.objective == "classes":
         assert run.classes is not None
         rows = [example for batch in batches for example in batch]
-        choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes)]
+        choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes, int(run.behind))]
         weights = _class_weights(run, run.classes)
         found = backward_classes(base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=weights)
         return found, len(rows)

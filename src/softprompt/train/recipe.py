@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import Placement
 from ..errors import ConfigError
 from ..options import TrainOptions
 from ..task import Task
 
 GUIDE = "guide"
 SCHEDULE: dict[str, Any] = {
-    "learning_rate": 0.5,
+    "learning_rate": 0.2,
     "scale_learning_rate": True,  # embeddings of one family are a hundred times as large as those of another
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.1,
@@ -27,22 +26,16 @@ CLASSES: dict[str, Any] = {
     "class_weights": "balanced",
     "readout": True,
     "num_virtual_tokens": 8,
+    "num_train_epochs": 25,
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     GUIDE: {"classification": {}, "generation": {}},  # the options' own defaults
     "default": {
-        "classification": {**CLASSES, "num_train_epochs": 10},
+        "classification": CLASSES,
         "generation": {**SCHEDULE, "num_virtual_tokens": 16, "num_train_epochs": 20},
     },
     "best": {
-        "classification": {
-            **CLASSES,
-            "prompt_placement": "suffix",
-            "prompt_tuning_init_text": " Label:",
-            "num_train_epochs": 15,
-            "num_folds": 5,
-            "fold_repeats": 2,
-        },
+        "classification": {**CLASSES, "num_folds": 5, "fold_repeats": 2},
         "generation": {**SCHEDULE, "num_virtual_tokens": 32, "num_train_epochs": 40},
     },
 }
@@ -60,33 +53,26 @@ def follow(options: TrainOptions, task: Task) -> tuple[TrainOptions, Task]:
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
     chosen = options.model_copy(update=values)
-    if "num_folds" in values and not _can_fold(chosen):
-        chosen = chosen.model_copy(update={"num_folds": 0})
-    if chosen.num_folds and not _can_fold(chosen):
-        raise ConfigError("num_folds needs objective=classes and prompt_placement=suffix")
     if chosen.unlabeled_file and not chosen.num_folds:
         raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
-    for wanted, what in ((chosen.readout, "readout"), (chosen.objective == "classes", "objective=classes")):
+    asked = {"readout": chosen.readout, "objective=classes": chosen.objective == "classes"}
+    for what, wanted in {**asked, "num_folds": bool(chosen.num_folds)}.items():
         if wanted and not task.is_classification:
             raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
     if options.recipe != GUIDE and options.template is None:
-        task = replace(task, template=_template(task, chosen.prompt_placement))
-    if options.recipe != GUIDE and not task.template[-1:].isspace():
+        task = replace(task, template=_template(task), cue=_cue(task) if chosen.prompt_placement == "prefix" else "")
+    if options.recipe != GUIDE and not (task.template + task.cue)[-1:].isspace():
         task = replace(task, label_prefix=" ")  # so that a label has the tokens that it has in running text
-    return chosen, replace(task, label_scoring="start" if chosen.objective == "classes" else "text")
+    by_start = chosen.objective == "classes" or chosen.num_folds
+    return chosen, replace(task, label_scoring="start" if by_start else "text")
 
 
-def _can_fold(options: TrainOptions) -> bool:
-    return options.objective == "classes" and options.prompt_placement == "suffix"
-
-
-def _template(task: Task, placement: Placement) -> str:
-    """Text in lines of its own, and what is asked for; behind the text, the prompt asks.
-
-    The first line is empty: models park attention on a first token, which should be no word of the text.
-    """
+def _template(task: Task) -> str:
+    """Text in lines of its own. The first is empty: models park attention on a first token, which should be no word."""
     alone = len(task.text_columns) == 1 and task.is_classification
     lines = [f"{{{name}}}" if alone else f"{name}: {{{name}}}" for name in task.text_columns]
-    if placement == "prefix":
-        lines.append("Label:" if task.is_classification else f"{task.label_column}:")
     return "".join(f"\n{line}" for line in lines)
+
+
+def _cue(task: Task) -> str:
+    return "\nLabel:" if task.is_classification else f"\n{task.label_column}:"

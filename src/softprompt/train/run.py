@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..record import Metrics
 from ..task import Task
 from ..types import Example
 from .listener import Listener
+from .schedule import learning_rate
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Run:
     Attributes:
         texts: knows the rows' texts where these stand before the prompt.
         classes: between which the prompt is to choose, for ``objective=classes``.
-        rate_unit: what the learning rate of the options is multiplied by.
+        embedding_rms: size of the base's input embeddings, of which learning rates may be multiples.
         unlabeled: rows without labels, for prompts of an ensemble to learn from each other.
     """
 
@@ -45,7 +46,7 @@ class Run:
     resume_from: Path | None = None
     texts: Texts | None = None
     classes: Classes | None = None
-    rate_unit: float = 1.0
+    embedding_rms: float = 1.0
     unlabeled: Sequence[Example] = ()
 
     @property
@@ -62,6 +63,11 @@ class Run:
     def max_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.options.num_train_epochs
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of an optimiser step (0-based)."""
+        unit = self.embedding_rms if self.options.scale_learning_rate else 1.0
+        return unit * learning_rate(step, self.max_steps, self.options)
 
     @property
     def metric(self) -> str | None:
@@ -127,8 +133,8 @@ def batches_of_step(run: Run, step: int) -> list[list[Example]]:
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 
 
-def read_texts(texts: Texts, examples: Sequence[Example], listener: Listener) -> None:
+def read_texts(texts: Texts, inputs: Iterable[tuple[int, ...]], listener: Listener) -> None:
     """Have the texts read that every epoch needs; it takes no time the second time."""
-    inputs = {example.input_ids for example in examples}
+    inputs = set(inputs)
     with listener.rows("reading the texts", len(inputs)) as progress:
         texts.read(inputs, progress)

@@ -8,19 +8,23 @@ from ..options import OptimizerOptions
 
 
 def learning_rate(step: int, max_steps: int, options: OptimizerOptions) -> float:
-    """Learning rate of optimiser step ``step`` (0-based) of ``max_steps``.
+    """Learning rate of optimiser step ``step`` (0-based) of ``max_steps``."""
+    return options.learning_rate * share_of_peak(step, max_steps, options)
+
+
+def share_of_peak(step: int, max_steps: int, options: OptimizerOptions) -> float:
+    """The learning rate as a share of its peak.
 
     The courses of ``transformers.get_scheduler``: warm-up from zero over ``warmup_ratio`` of the steps,
     then constant, or down to zero in a line or half a cosine.
     """
     warmup = math.ceil(options.warmup_ratio * max_steps)
     if options.lr_scheduler_type != "constant" and step < warmup:
-        return options.learning_rate * step / warmup
+        return step / warmup
     left = (max_steps - step) / max(1, max_steps - warmup)  # 1 at the end of the warm-up, 0 at the end
-    factor = {
+    return {
         "linear": left,
         "cosine": 0.5 * (1 - math.cos(math.pi * left)),
         "constant": 1.0,
         "constant_with_warmup": 1.0,
     }[options.lr_scheduler_type]
-    return options.learning_rate * factor

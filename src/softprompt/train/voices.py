@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ensemble import Ensemble, fit_temperature
 from ..evaluate import Classes, label_log_probs, scores_and_means
+from ..initialize import embed
 from ..readout import fit_readout
 from ..types import Example
 from .choices import gold_of
@@ -20,24 +22,27 @@ from .run import Run
 SHARE_OF_EQUALS = 0.5
 """How much a read-out decides beside prompts that are as sure as they may be. Shares chosen by the rows left out are no
 better, and less steady (docs/log.md)."""
-SHARE_BESIDE_ONE = 0.75
+SHARE_BESIDE_ONE = 0.85
 """How much it decides beside one prompt, which is surer than it should be, having seen all rows."""
+START_TEXT = " Label:"
+"""Where prompts behind the text start."""
 MOST_UNLABELED = 150
 """Rows without labels that are learned from; each costs as much as one with a label."""
 UNLABELED_WEIGHT = 0.3
 """How much such a row counts."""
 
 
-def with_voices(run: Run, classes: Classes, start: Tensor) -> Classes:
+def with_voices(run: Run, tokenizer: Any, classes: Classes) -> Classes:
     """Classes with all that the options ask to decide between them, fitted to the training rows.
 
-    With folds, each kind of voice is made as sure as it proves right on rows that it has not seen.
+    Prompts of folds are made as sure as they prove right on rows that they have not seen; so is a read-out, unless
+    the states that it reads are those under a prompt that has seen all rows.
 
     Args:
         run: after its prompt is trained.
-        start: ``[P, D]`` where prompts start.
     """
     plain, options = classes, run.options
+    start = _start(run, tokenizer)
     lesson = fold_lesson(run, plain) if options.num_folds else None
     if lesson is not None:
         prompts = teach(run, plain, lesson, start, f"{len(lesson.weights)} more prompts")
@@ -61,7 +66,7 @@ def _with_readout(run: Run, classes: Classes, lesson: Lesson | None) -> Classes:
         plain = replace(classes, ensemble=None)
         _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
     readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if lesson is None else SHARE_OF_EQUALS)
-    if lesson is not None:
+    if lesson is not None and run.behind:
         readout = readout.cooled(fit_temperature(_unread(means, gold, lesson.weights > 0, number), gold))
     return replace(classes, readout=readout)
 
@@ -92,6 +97,13 @@ def _with_students(run: Run, plain: Classes, classes: Classes, lesson: Lesson, s
     everyone = torch.cat([classes.ensemble.prompts.to(students), students])
     whole = Lesson(run.examples, lesson.targets, torch.cat([lesson.weights, own]))
     return replace(classes, ensemble=_ensemble(run, plain, everyone, unseen(run, everyone, whole, plain)))
+
+
+def _start(run: Run, tokenizer: Any) -> Tensor:
+    """Embeddings ``[P, D]`` of the start text, repeated or cut."""
+    ids, length = tokenizer(START_TEXT, add_special_tokens=False)["input_ids"], len(run.model.prompt)
+    start = embed(torch.tensor((ids * length)[:length]), run.model.base_model.get_input_embeddings())
+    return start.to(run.model.prompt)
 
 
 def _sample(rows: Sequence[Example], seed: int) -> list[Example]:
