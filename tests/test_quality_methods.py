@@ -30,7 +30,7 @@ from softprompt.types import Example
 
 SHORT: dict[str, dict[str, Any]] = {
     "in_context": {"tokens": 40},
-    "softprompt": {"num_train_epochs": 2, "num_virtual_tokens": 3},
+    "softprompt": {"recipe": "guide", "num_train_epochs": 2, "num_virtual_tokens": 3},
     "peft_guide": {"num_train_epochs": 2, "num_virtual_tokens": 3, "max_length": 20},
     "lora": {"num_train_epochs": 2, "r": 2},
     "setfit": {"num_iterations": 1},

@@ -17,7 +17,7 @@ from softprompt.cli import main
 from softprompt.quality import methods
 from softprompt.quality.methods import KINDS, check_needs, method_class
 from softprompt.quality.methods.common import Method
-from softprompt.quality.run import LOCK
+from softprompt.quality.run import LOCK, plan
 from softprompt.quality.spec import read_spec
 
 SHIPPED = Path(__file__).parents[1] / "benchmarks" / "quality.yaml"
@@ -201,3 +201,13 @@ def test_two_labels_of_equal_rows_but_one_name(tmp_path: Path) -> None:
 def test_the_file_is_named_in_the_message(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"quality\.yaml: unknown option"):
         make_spec(place, shot=[1])
+
+
+def test_further_seeds_of_one_method(place: Path) -> None:
+    spec = make_spec(place, more_seeds={"knn": [7]})
+    assert (spec.seeds_of("knn"), spec.seeds_of("majority")) == ([0, 1, 7], [0, 1])
+    keys = [str(job.key) for job in plan(spec).jobs]
+    assert [key for key in keys if "seed 7" in key] == ["words, knn, 8 shots, seed 7"]
+    for wrong, message in (({"knm": [7]}, "did you mean 'knn'"), ({"knn": [1]}, "1 stands there twice")):
+        with pytest.raises(ConfigError, match=message):
+            make_spec(place, more_seeds=wrong)

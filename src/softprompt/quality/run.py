@@ -73,7 +73,7 @@ def plan(spec: QualityOptions) -> Plan:
         for data in tasks.values()
         for method in spec.methods
         for shots in spec.shots
-        for seed in spec.seeds
+        for seed in spec.seeds_of(method)
     ]
     found = Plan(tasks, jobs, read_cells(spec.output_dir))
     for job in jobs:

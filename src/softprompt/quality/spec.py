@@ -50,6 +50,7 @@ class QualityOptions(ModelOptions):
     methods: dict[str, MethodSpec] = Field(..., min_length=1, description="Name -> method.")
     output_dir: Path = Field(..., description="Folder for scores, predictions, table and pictures.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Each draws its own training rows.")
+    more_seeds: dict[str, list[int]] = Field({}, description="Method -> further seeds, for its spread alone.")
     shots: list[int] = Field([50], min_length=1, description="Numbers of training rows.")
     max_test_rows: int | None = Field(None, ge=1, description="Test on a fixed sample of so many rows.")
     reference: str | None = Field(None, description="Method that others are compared with [default: the first].")
@@ -68,10 +69,17 @@ class QualityOptions(ModelOptions):
         for name in (*self.tasks, *self.methods):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"the name {name!r} will not do: files are called after it; use letters, digits, ._+-")
-        if self.reference is not None and self.reference not in self.methods:
-            close = nearest(self.reference, self.methods)
-            raise ValueError(f"reference={self.reference!r} is not among the methods{close}")
+        for what, names in (("reference", [self.reference] if self.reference else []), ("more_seeds", self.more_seeds)):
+            for name in names:
+                if name not in self.methods:
+                    raise ValueError(f"{what}={name!r} is not among the methods{nearest(name, self.methods)}")
+        for name in self.more_seeds:
+            _distinct(self.seeds_of(name))
         return self
+
+    def seeds_of(self, method: str) -> list[int]:
+        """All seeds of a method; those of all methods come first."""
+        return [*self.seeds, *self.more_seeds.get(method, [])]
 
     @property
     def compared_with(self) -> str:

@@ -37,7 +37,7 @@ class Scores:
 
     def cells(self, task: str, method: str, shots: int) -> list[Cell]:
         """The finished cells of all seeds, in the order of these."""
-        keys = (self._key(task, method, shots, seed) for seed in self.spec.seeds)
+        keys = (self._key(task, method, shots, seed) for seed in self.spec.seeds_of(method))
         return [self._cells[key] for key in keys if key in self._cells]
 
     def spread(self, task: str, method: str, shots: int) -> Spread | None:
@@ -47,7 +47,7 @@ class Scores:
     def over_tasks(self, method: str, shots: int) -> Spread | None:
         """Mean macro-F1 over all tasks, with its deviation over seeds; ``None`` unless every cell is there."""
         by_task = [self.cells(task, method, shots) for task in self.spec.tasks]
-        if any(len(cells) < len(self.spec.seeds) for cells in by_task):
+        if any(len(cells) < len(self.spec.seeds_of(method)) for cells in by_task):
             return None
         return spread_of([statistics.fmean(c.macro_f1 for c in cells) for cells in zip(*by_task, strict=True)])
 
@@ -56,7 +56,7 @@ class Scores:
         return [cell for task in self.spec.tasks for cell in self.cells(task, method, shots)]
 
     def compare(self, method: str, shots: int) -> dict[str, Interval]:
-        """Differences from the reference, by task where both have all seeds; under ``""`` their mean, where all do."""
+        """Differences from the reference, by task where both have the common seeds; under ``""`` their mean."""
         found: dict[str, Interval] = {}
         parts: list[tuple[float, torch.Tensor]] = []
         for task in self.spec.tasks:
@@ -125,9 +125,9 @@ def as_markdown(scores: Scores) -> str:
 
 def score_table(scores: Scores, shots: int) -> str:
     """Macro-F1 in percent, a line for each method."""
-    seeds = len(scores.spec.seeds)
 
     def line(method: str) -> list[str]:
+        seeds = len(scores.spec.seeds_of(method))
         spreads = [scores.spread(task, method, shots) for task in scores.spec.tasks]
         return [_spread(each, seeds) for each in (*spreads, scores.over_tasks(method, shots))]
 
@@ -166,16 +166,17 @@ _FORMS = dict(zip(_MEANS, ("{:.1f}", "{:.1f}", "{:.3f}", "{:.1f}", "{:,.0f}"), s
 def _preface(scores: Scores) -> str:
     spec = scores.spec
     cells = [cell for shots in spec.shots for method in spec.methods for cell in scores.all_of(method, shots)]
-    whole = len(spec.tasks) * len(spec.methods) * len(spec.seeds) * len(spec.shots)
+    whole = len(spec.tasks) * len(spec.shots) * sum(len(spec.seeds_of(method)) for method in spec.methods)
     rows = sorted({cell.test_rows for cell in cells})
     versions = sorted({cell.version for cell in cells})
     seeds = ", ".join(map(str, spec.seeds))
+    more = "".join(f" ({name}: {', '.join(map(str, spec.seeds_of(name)))})" for name in spec.more_seeds)
     state = "" if len(cells) == whole else f" {len(cells)} of {whole} cells are finished."
     tested = f" {'-'.join(map(str, (rows[0], rows[-1])[: len(rows)]))} test rows a task," if rows else ""
     return (
         "Macro-F1 in percent over all labels of a task (0 for one never guessed right), mean ± standard deviation "
-        f"over seeds {seeds}; each seed draws its own training rows. Base model {spec.model_name_or_path},{tested} "
-        f"softprompt {', '.join(versions) or NOTHING}.{state}"
+        f"over seeds {seeds}{more}; each seed draws its own training rows. Base model {spec.model_name_or_path},"
+        f"{tested} softprompt {', '.join(versions) or NOTHING}.{state}"
     )
 
 
