@@ -14,7 +14,7 @@ from ..task import Task
 
 GUIDE = "guide"
 SCHEDULE: dict[str, Any] = {
-    "learning_rate": 0.2,
+    "learning_rate": 0.07,
     "scale_learning_rate": True,  # embeddings of one family are a hundred times as large as those of another
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.1,
