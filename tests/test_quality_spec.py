@@ -51,8 +51,21 @@ def test_one_text_column_or_several(place: Path) -> None:
 def test_the_shipped_benchmark_is_sound() -> None:
     spec = read_spec(SHIPPED)
     assert (len(spec.tasks), spec.shots, spec.seeds, spec.max_test_rows) == (8, [50], [0, 1, 2], 300)
-    assert list(spec.methods) == ["majority", "tfidf", "zero_shot", "in_context", "linear_probe", "knn", "guide"]
+    assert {"majority", "tfidf", "zero_shot", "in_context", "linear_probe", "knn", "setfit", "lora"} < set(spec.methods)
+    assert [spec.methods[name].options for name in ("guide", "default", "best")] == [
+        {"recipe": name} for name in ("guide", "default", "best")
+    ]
+    assert len(spec.seeds_of("default")) == 5
     assert all(task.labels and task.instruction for task in spec.tasks.values())
+
+
+def test_each_ablation_changes_one_choice() -> None:
+    whole, part = read_spec(SHIPPED), read_spec(SHIPPED.with_name("ablation.yaml"))
+    assert all(part.tasks[name] == whole.tasks[name] for name in part.tasks)
+    for name, method in part.methods.items():
+        recipe, _, change = name.partition("-")
+        assert method.options["recipe"] == recipe
+        assert (len(method.options) > 1) == bool(change)
 
 
 def test_the_shipped_benchmark_fits_its_rows() -> None:

@@ -23,7 +23,7 @@ FREE = Task(("question", "hint"), "answer", "question : {question} hint : {hint}
 
 
 def chosen(task: Task = CLASSES, **given: Any) -> tuple[TrainOptions, Task]:
-    return follow(TrainOptions(output_dir="out", **given), task)
+    return follow(TrainOptions(output_dir="out", **given), task, 50)
 
 
 @pytest.mark.parametrize("task", [CLASSES, FREE], ids=["classes", "free"])
@@ -44,6 +44,16 @@ def test_what_is_given_wins(recipe: str, task: Task) -> None:
         other = getattr(plain, name)
         if other is not None:
             assert getattr(chosen(task, recipe=recipe, **{name: other})[0], name) == other
+
+
+def test_many_rows_are_gone_through_fewer_times() -> None:
+    def epochs(rows: int, **given: Any) -> tuple[int, int]:
+        options, _ = follow(TrainOptions(output_dir="out", recipe="best", **given), CLASSES, rows)
+        return options.num_train_epochs, options.fold_epochs
+
+    assert [epochs(rows) for rows in (10, 100, 200, 500, 50_000)] == [(25, 15), (25, 15), (12, 7), (5, 3), (3, 3)]
+    assert epochs(500, num_train_epochs=40, fold_epochs=2) == (40, 2)
+    assert follow(TrainOptions(output_dir="out", recipe="guide"), CLASSES, 5000)[0].num_train_epochs == 50
 
 
 def test_every_value_of_a_recipe_is_valid() -> None:

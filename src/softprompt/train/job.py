@@ -89,7 +89,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     """
     listener = listener or Listener()
     rows = rows or read_task_rows(options)
-    options, task = follow(options, rows.task)
+    options, task = follow(options, rows.task, len(rows.splits.train))
     resume_from = None if options.dry_run else check_output_dir(options)
     context = context_length(load_config(options))  # the config first: it says best what is no base model
     tokenizer = load_tokenizer(options)

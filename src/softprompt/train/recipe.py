@@ -13,6 +13,8 @@ from ..options import TrainOptions
 from ..task import Task
 
 GUIDE = "guide"
+EPOCHS = ("num_train_epochs", "fold_epochs")
+MANY_ROWS, LEAST_EPOCHS = 100, 3
 SCHEDULE: dict[str, Any] = {
     "learning_rate": 0.07,
     "scale_learning_rate": True,  # embeddings of one family are a hundred times as large as those of another
@@ -35,14 +37,17 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "generation": {**SCHEDULE, "num_virtual_tokens": 16, "num_train_epochs": 20},
     },
     "best": {
-        "classification": {**CLASSES, "num_folds": 5, "fold_repeats": 2},
+        "classification": {**CLASSES, "num_folds": 5, "fold_repeats": 2, "fold_epochs": 15},
         "generation": {**SCHEDULE, "num_virtual_tokens": 32, "num_train_epochs": 40},
     },
 }
 
 
-def follow(options: TrainOptions, task: Task) -> tuple[TrainOptions, Task]:
+def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptions, Task]:
     """Options and task with all that the recipe sets and nobody has given.
+
+    Args:
+        num_rows: training rows; beyond ``MANY_ROWS`` they are gone through fewer times.
 
     Raises:
         ConfigError: options that were given exclude each other.
@@ -50,6 +55,7 @@ def follow(options: TrainOptions, task: Task) -> tuple[TrainOptions, Task]:
     given = {name for name in options.model_fields_set if getattr(options, name) is not None}
     kind = "classification" if task.is_classification else "generation"
     values = {name: value for name, value in RECIPES[options.recipe][kind].items() if name not in given}
+    values |= {name: _fewer(values[name], num_rows) for name in EPOCHS if name in values}
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
     chosen = options.model_copy(update=values)
@@ -65,6 +71,11 @@ def follow(options: TrainOptions, task: Task) -> tuple[TrainOptions, Task]:
         task = replace(task, label_prefix=" ")  # so that a label has the tokens that it has in running text
     by_start = chosen.objective == "classes" or chosen.num_folds
     return chosen, replace(task, label_scoring="start" if by_start else "text")
+
+
+def _fewer(epochs: int, num_rows: int) -> int:
+    """About as many steps for any number of rows beyond ``MANY_ROWS``; each row is seen a few times at least."""
+    return max(min(epochs, LEAST_EPOCHS), epochs * MANY_ROWS // max(num_rows, MANY_ROWS))
 
 
 def _template(task: Task) -> str:
