@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..metrics import perplexity
+from ..record import ENSEMBLE_NAME, READOUT_NAME
 from ..task import Task
 from .update import BEGIN, END, MEMORY, to_yaml
 
@@ -27,6 +28,10 @@ _SCORES = {
     "bleu": "BLEU",
     "eval_loss": "Loss",
     "perplexity": "Perplexity",
+}
+_BESIDE = {
+    ENSEMBLE_NAME: f"an ensemble of prompts (`{ENSEMBLE_NAME}`)",
+    READOUT_NAME: f"a read-out of the hidden states (`{READOUT_NAME}`)",
 }
 _HUB_METRICS = {"macro_f1": "f1", "eval_loss": "loss"}
 _FOLD_ABOVE = 12  # labels: a longer table is folded away
@@ -66,7 +71,7 @@ def model_card(
         _summary(config, task),
         _results(metrics, files),
         _rendering(config, task),
-        _usage(config, task, repo_id),
+        _usage(config, task, files, repo_id),
         _training(config, options, state, files),
         _limits(config, task, _data_seen(options, state), metrics),
         "## Framework versions\n\n" + "\n".join(f"- {k}: {v}" for k, v in versions.items()) if versions else "",
@@ -191,7 +196,7 @@ def _rendering(config: Mapping[str, Any], task: Task | None) -> str:
     return "\n\n".join(parts)
 
 
-def _usage(config: Mapping[str, Any], task: Task | None, repo_id: str | None) -> str:
+def _usage(config: Mapping[str, Any], task: Task | None, files: Sequence[str], repo_id: str | None) -> str:
     adapter = repo_id or "path/to/this/folder"
     base = str(config.get("base_model_name_or_path") or "")
     where = _literal(base if _is_hub_id(base) else f"path/to/{_basename(base) or 'base-model'}")
@@ -216,6 +221,12 @@ def _usage(config: Mapping[str, Any], task: Task | None, repo_id: str | None) ->
     ]
     if _stands_behind(config):
         peft = ["PEFT cannot load it: there a prompt stands in front of the text."]
+    beside = [what for name, what in _BESIDE.items() if name in files]
+    if beside:
+        peft.append(
+            f"The prompt decides with {' and '.join(beside)}, which `softprompt predict` and `evaluate` read, and "
+            "which the figures above are of. In Python, and in PEFT, the model answers by the prompt alone."
+        )
     return "\n\n".join([
         "## Use",
         "On the command line:", _fenced("bash", shell),
@@ -233,6 +244,7 @@ def _training(
     rate, schedule = options.get("learning_rate"), options.get("lr_scheduler_type")
     epochs, best = state.get("num_train_epochs", options.get("num_train_epochs")), _best_epoch(state)
     batch, parts = options.get("per_device_train_batch_size"), options.get("gradient_accumulation_steps") or 1
+    unit = " x RMS of the embeddings" if options.get("scale_learning_rate") else ""
     facts = {
         "Base model": _base_link(config),
         "Virtual tokens": config.get("num_virtual_tokens"),
@@ -242,7 +254,8 @@ def _training(
         "Training rows": state.get("num_train_examples"),
         "Epochs": f"{epochs} (best: epoch {best:g})" if epochs and best is not None else epochs,
         "Optimiser steps": state.get("global_step"),
-        "Learning rate": f"{rate:g}, {schedule}" if rate and schedule else rate,
+        "Recipe": options.get("recipe"),
+        "Learning rate": f"{rate:g}{unit}, {schedule}" if rate and schedule else rate,
         "Batch size": f"{batch} x {parts} accumulated" if batch and parts > 1 else batch,
         "Seed": options.get("seed"),
         "Time": _duration(state["seconds"]) if state.get("seconds") else None,
