@@ -45,7 +45,8 @@ def answer(task: str, source: Path, target: Path, options: argparse.Namespace) -
     rows = str(source / "test_unlabeled.csv")
     predict = ["predict", "--adapter", str(adapter), "--input_file", rows]
     for arguments in (train, [*predict, "--raft_output", str(target / "predictions.csv")]):
-        subprocess.run([sys.executable, "-m", "softprompt", *arguments], check=True)
+        if status := subprocess.run([sys.executable, "-m", "softprompt", *arguments], check=False).returncode:
+            sys.exit(status)
 
 
 def run() -> None:

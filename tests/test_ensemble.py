@@ -24,7 +24,7 @@ from softprompt.engine.run import ways
 from softprompt.engine.suffix import plan_choices_behind
 from softprompt.engine.texts import Texts
 from softprompt.ensemble import Ensemble, fit_temperature
-from softprompt.errors import AdapterError, TrainingError
+from softprompt.errors import AdapterError, ConfigError, TrainingError
 from softprompt.evaluate import Classes, label_log_probs
 from softprompt.loading import load_prompted
 from softprompt.model import PeftModelForCausalLM
@@ -38,6 +38,7 @@ from softprompt.train.job import train
 from softprompt.train.listener import Listener
 from softprompt.train.run import Run, rows_of_step
 from softprompt.train.schedule import share_of_peak
+from softprompt.train.voices import _temperature
 from softprompt.types import Example
 
 P = 4
@@ -363,6 +364,58 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     _, means = scores_and_means(prompted.model, given, alone, batch_size=4)
     expected = (0.5 * said + 0.5 * prompted.readout.log_probs(means)).log_softmax(-1)
     torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_how_sure_the_voices_are_is_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temperatures in the files are those that rows left out ask for; behind the text, the read-out has one too."""
+    asked: list[torch.Tensor] = []
+
+    def watched(said: torch.Tensor, gold: list[int]) -> float:
+        asked.append(said)
+        return 2.5
+
+    monkeypatch.setattr("softprompt.train.voices.fit_temperature", watched)
+    for placement, number in (("prefix", 1), ("suffix", 2)):
+        asked.clear()
+        folder = place / f"sure_{placement}"
+        train(options_for(place, output_dir=folder, prompt_placement=placement, seed=1))
+        assert [said.shape for said in asked] == [(20, 2)] * number
+        assert float(load_file(folder / ENSEMBLE_NAME)["temperature"]) == 2.5
+    monkeypatch.undo()
+    plain = place / "sure_plain"
+    train(options_for(place, output_dir=plain, prompt_placement="suffix", seed=1))
+    cooled, own = (load_file(each / READOUT_NAME)["weight"] for each in (place / "sure_suffix", plain))
+    ratio = own / cooled
+    assert float(ratio.std() / ratio.mean().abs()) < 1e-3
+
+
+def test_rows_whose_class_nobody_knew_do_not_count() -> None:
+    said = torch.tensor([[3.0, 0.0], [0.0, 3.0], [3.0, 0.0]]).log_softmax(-1)
+    assert _temperature(said, [0, 0, 1]) == fit_temperature(said[:2], [0, 0])
+    assert _temperature(said[:2], [0, 1]) == 1.0
+
+
+def test_a_resumed_run_leaves_no_older_voices(place: Path) -> None:
+    folder = place / "resumed"
+    train(options_for(place, output_dir=folder))
+    train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_folds=0, readout=False))
+    assert not (folder / ENSEMBLE_NAME).exists()
+    assert not (folder / READOUT_NAME).exists()
+    train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_train_epochs=3))
+    assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
+
+
+def test_a_run_goes_on_with_the_same_classes_only(place: Path) -> None:
+    train(options_for(place, output_dir=place / "classes", num_folds=0))
+    more = {"labels": ["yes", "no", "maybe"], "resume_from_checkpoint": "last", "num_train_epochs": 3}
+    with pytest.raises(ConfigError):
+        train(options_for(place, output_dir=place / "classes", num_folds=0, **more))
+
+
+def test_one_row_has_none_to_leave_out(place: Path) -> None:
+    write_rows(place / "one.csv", rows(1))
+    with pytest.raises(ConfigError, match="leaves rows out"):
+        train(options_for(place, output_dir=place / "one", train_file=place / "one.csv", labels=["yes", "no"]))
 
 
 def test_a_run_without_it_leaves_none_behind(place: Path) -> None:

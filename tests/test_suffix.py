@@ -599,7 +599,10 @@ def test_a_batch_that_is_cut_trains_the_same(tmp_path: Path, placement: str) -> 
 
 # --- the command line -----------------------------------------------------------------------------------------------
 
-TRAIN = "train --model_name_or_path base --train_file train.csv --validation_file test.csv --test_file test.csv"
+TRAIN = (
+    "train --recipe guide --model_name_or_path base --train_file train.csv --validation_file test.csv "
+    "--test_file test.csv"
+)
 
 
 @pytest.fixture(scope="module")

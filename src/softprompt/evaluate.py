@@ -38,6 +38,7 @@ class Classes:
         ids: of each label with the end token, or of the start that tells it from others (``Task.label_scoring``).
         readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
         ensemble: prompts behind the text, which decide in place of the model's own.
+        relative: whether only the labels' probabilities relative to each other count, as for starts of labels.
         num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.cue``).
     """
 
@@ -45,6 +46,7 @@ class Classes:
     ids: tuple[tuple[int, ...], ...]
     readout: Readout | None = None
     ensemble: Ensemble | None = None
+    relative: bool = False
     num_cue_tokens: int = 0
 
     def text_of(self, example: Example) -> tuple[int, ...]:
@@ -59,8 +61,9 @@ def classes_of(
     if not task.is_classification:
         return None
     ids = tuple(encoder.label_ids(label) for label in task.labels)
-    scored = shortest_starts(ids) if task.label_scoring == "start" else ids
-    return Classes(task.labels, scored, readout, ensemble, len(encoder.cue_ids))
+    by_start = task.label_scoring == "start"
+    scored = shortest_starts(ids) if by_start else ids
+    return Classes(task.labels, scored, readout, ensemble, by_start, len(encoder.cue_ids))
 
 
 def label_log_probs(
@@ -80,7 +83,8 @@ def label_log_probs(
         known: knows the texts of examples that stand before the prompt; without it they are read here.
     """
     if classes.readout is None:
-        return _label_scores(model, examples, classes, batch_size, progress, known)
+        scores = _label_scores(model, examples, classes, batch_size, progress, known)
+        return scores.log_softmax(-1) if classes.relative else scores
     return classes.readout.mix(*scores_and_means(model, examples, classes, batch_size=batch_size, progress=progress))
 
 
@@ -170,7 +174,7 @@ def evaluate(
 def classification_metrics(
     scores: Tensor, examples: Sequence[Example], classes: Classes, *, seconds: float, split: str
 ) -> Metrics:
-    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text.
+    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text, or per row.
 
     A row with scores that are not finite (float16 overflows) has no guess. It counts as wrong, as if the label
     after the right one had been guessed; the loss is then NaN, and there is no calibration error.
@@ -183,7 +187,7 @@ def classification_metrics(
     loss, calibration = math.nan, None
     if all(finite):
         total = -float(scores[range(len(gold)), gold].double().sum())
-        loss = total / sum(len(classes.ids[answer]) for answer in gold)
+        loss = total / (len(gold) if classes.relative else sum(len(classes.ids[answer]) for answer in gold))
         right = [guess == answer for guess, answer in zip(predicted, gold, strict=True)]
         calibration = measures.expected_calibration_error(scores.softmax(1).amax(1).tolist(), right)
     return Metrics(

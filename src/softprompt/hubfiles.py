@@ -52,6 +52,8 @@ def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             folder = f"{repo_id}/{options['subfolder']}" if options.get("subfolder") else repo_id
             raise FileAbsentError(f"Can't find '{name}' at '{folder}': the repository has no such file") from error
+        if isinstance(error, LocalEntryNotFoundError) and _is_known_to_be_absent(repo_id, name, options):
+            raise FileAbsentError(f"Can't find '{name}' at '{repo_id}': the repository has no such file") from error
         if isinstance(error, RevisionNotFoundError):
             raise AdapterError(
                 f"Can't find '{name}' at '{repo_id}': the repository has no revision {options['revision']!r}"
@@ -65,6 +67,15 @@ def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
         raise AdapterError(
             f"Can't find '{name}' at '{repo_id}': it is neither a folder here nor to be had from the Hub ({reason})"
         ) from error
+
+
+def _is_known_to_be_absent(repo_id: str, name: str, options: dict[str, Any]) -> bool:
+    """Whether the Hub, when it could be reached, said that there is no such file."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
+    where = {key: options[key] for key in ("cache_dir", "revision", "repo_type") if key in options}
+    return try_to_load_from_cache(repo_id, path, **where) is _CACHED_NO_EXIST
 
 
 def _looks_like_path(name: str) -> bool:

@@ -58,7 +58,7 @@ class DataOptions(_Options):
     template: str | None = Field(
         None,
         description="What the model reads, with {column} fields "
-        "[default: '{text_column} : {text} Label : ', the guide's].",
+        "[default: by recipe; guide: '{text_column} : {text} Label : '].",
     )
     task: Literal["auto", "classification", "generation"] = Field(
         "auto", description="auto: classification when labels repeat, else generation."
@@ -72,7 +72,7 @@ class DataOptions(_Options):
         description="Most tokens of text and label together; longer texts are cut [default: what fits].",
     )
     unlabeled_file: Path | None = Field(
-        None, description="Rows without labels, of which prompts with num_folds learn more (classes)."
+        None, description="Rows without labels, of which the prompts of num_folds learn more (classes)."
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
@@ -149,7 +149,7 @@ class OptimizerOptions(_Options):
         "[default: 1024 on a CPU, else 16384].",
     )
     text_cache_memory: float = Field(
-        2.0, ge=0, description="GiB of memory for what is known of the texts of a suffix; the rest goes to disk."
+        2.0, ge=0, description="GiB of memory for what is known of texts before a prompt; the rest goes to disk."
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep only the input of each layer for the backward pass: less memory, a third slower."

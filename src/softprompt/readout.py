@@ -104,7 +104,10 @@ def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: 
     gold = torch.tensor(targets)
     weights = class_weights(targets, num_classes)
     weight, bias = _logistic_regression(features, gold, weights.double(), l2)
-    bias = torch.where(weights > 0, bias - weight @ centre, -30.0)  # a class without rows is not to be read
+    bias -= weight @ centre
+    # Of a class without rows nothing is known: its logit is the mean of the others', never the largest.
+    missing = weights == 0
+    weight[missing], bias[missing] = weight[~missing].mean(0), bias[~missing].mean()
     numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
     return Readout(layers, *(each.float() for each in numbers))
 

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 STATE_NAME = "trainer_state.json"
-READOUT_NAME = "readout.safetensors"
-ENSEMBLE_NAME = "ensemble.safetensors"
-"""Beside the adapter's weights; PEFT does not know the file and leaves it alone."""
+READOUT_NAME, ENSEMBLE_NAME = "readout.safetensors", "ensemble.safetensors"
+"""Beside the adapter's weights; PEFT does not know these files and leaves them alone."""
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own
 LOG_NAME = "log.jsonl"

@@ -29,7 +29,7 @@ class Task:
         labels: the classes in a fixed order; empty for a generation task.
         max_length: most tokens of text and label together; ``None`` for what the model's context leaves.
         end_token_id: id that ends every label; ``None`` when the tokenizer has none.
-        cue: what stands between text and label for a prompt in front, such as ``\nLabel:``; one behind does without.
+        cue: what stands between text and label for a prompt in front, such as ``Label:``; one behind does without.
         label_prefix: what stands before every label, a space where the template does not end in one.
         label_scoring: what is read of each label to choose between them: its whole ``text``, or the shortest
             ``start`` that no other label has.

@@ -114,6 +114,12 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
     return _join(pieces)
 
 
+def renamed(template: str, names: Mapping[str, str]) -> str:
+    """A stored template whose fields have other names; its words stay."""
+    pieces = _parse(template)
+    return _join(_Piece(names.get(p.text, p.text), p.is_field) if p.is_field else p for p in pieces)
+
+
 def to_text(value: Any, column: str, where: str) -> str:
     """The text of one cell: ``None`` gives nothing, numbers and dates their usual form.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError, DataError, MissingExtraError
 from ..options import DataOptions, ModelOptions, build_options
 from .common import Adapter, load
 from .options import takes
@@ -49,6 +49,8 @@ def command(
     """Score an adapter on labelled rows."""
     from ..loading import fetch_adapter, read_task
 
+    if not generate and (after or max_new_tokens):
+        raise ConfigError("--exact_match_after and --max_new_tokens are for --generate; add it, or leave them out")
     if output_dir is not None and output_dir.is_file():
         raise ConfigError(f"output_dir {output_dir} is a file; give a folder")
     fetch_adapter(adapter)
@@ -64,6 +66,9 @@ def command(
     split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)
     task = task_for(known, options, rows)
     check_labels(rows, task)
+    gold = [task.label_of(row.fields, row.where) for row in rows]
+    if after and (missing := [row.where for row, text in zip(rows, gold, strict=True) if after not in text]):
+        raise DataError(f"{missing[0]}: the right answer lacks the mark {after!r} of --exact_match_after")
     prompted = load(adapter, given)
 
     from ..encode import default_end_token_id
@@ -86,14 +91,20 @@ def command(
             progress=lambda done: progress.update(bar, advance=done),
         )
     if generate:
-        metrics = replace(metrics, **_written(prompted, task, rows, batch_size, max_new_tokens, after))
+        metrics = replace(metrics, **_written(prompted, task, rows, gold, batch_size, max_new_tokens, after))
     console.print(metrics_table(metrics))
     if output_dir is not None or Path(adapter).is_dir():  # else it is one of the Hub: no place to write to
         _save(metrics, output_dir or Path(adapter))
 
 
 def _written(
-    prompted: Prompted, task: Task, rows: Sequence[Row], batch_size: int, max_new_tokens: int | None, after: str | None
+    prompted: Prompted,
+    task: Task,
+    rows: Sequence[Row],
+    gold: Sequence[str],
+    batch_size: int,
+    max_new_tokens: int | None,
+    after: str | None,
 ) -> dict[str, Any]:
     """How near the model comes to the labels, writing freely."""
     from .. import metrics as measures
@@ -105,7 +116,6 @@ def _written(
         for _, answer in predict(prompted, task, rows, generate=True, **how):
             written.append(answer.text)
             progress.update(bar, advance=1)
-    gold = [task.label_of(row.fields, row.where) for row in rows]
     found = {"exact_match": measures.exact_match(gold, written, after=after)}
     if task.is_classification:
         return found
@@ -119,14 +129,25 @@ def _written(
 def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
     """The adapter's task with what the options change; made from the rows when the adapter has none."""
     from ..data import Splits, make_task
-    from ..template import resolve_template
+    from ..template import renamed, resolve_template
 
     if known is None:
         return make_task(Splits(rows, [], []), options, end_token_id=None)
     changes: dict[str, Any] = {"text_columns": tuple(options.text_column), "label_column": options.label_column}
-    if options.template is not None or changes["text_columns"] != known.text_columns:
-        changes["template"] = resolve_template(options.template, options.text_column, list(rows[0].fields))
+    template, columns = options.template, changes["text_columns"]
+    if template is None and columns != known.text_columns:
+        if len(columns) != len(known.text_columns):
+            raise ConfigError(
+                f"the adapter reads {len(known.text_columns)} text columns ({', '.join(known.text_columns)}); name so "
+                "many with text_column, or give a template"
+            )
+        template = renamed(known.template, dict(zip(known.text_columns, columns, strict=True)))
+    elif template is not None:
         changes["cue"] = ""
+    if template is not None:
+        changes["template"] = resolve_template(template, options.text_column, list(rows[0].fields))
+        if known.label_prefix and changes.get("cue") == "":
+            changes["label_prefix"] = "" if template[-1:].isspace() else " "
     if options.max_length is not None:
         changes["max_length"] = options.max_length
     return replace(known, **changes)

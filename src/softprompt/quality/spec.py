@@ -75,6 +75,8 @@ class QualityOptions(ModelOptions):
                     raise ValueError(f"{what}={name!r} is not among the methods{nearest(name, self.methods)}")
         for name in self.more_seeds:
             _distinct(self.seeds_of(name))
+            if min(self.more_seeds[name], default=0) < 0:
+                raise ValueError(f"more_seeds of {name}: {min(self.more_seeds[name])} is less than 0")
         return self
 
     def seeds_of(self, method: str) -> list[int]:

@@ -224,8 +224,8 @@ def _usage(config: Mapping[str, Any], task: Task | None, files: Sequence[str], r
     beside = [what for name, what in _BESIDE.items() if name in files]
     if beside:
         peft.append(
-            f"The prompt decides with {' and '.join(beside)}, which `softprompt predict` and `evaluate` read, and "
-            "which the figures above are of. In Python, and in PEFT, the model answers by the prompt alone."
+            f"`softprompt predict` and `evaluate` read {' and '.join(beside)} too, and the figures above are of all "
+            f"together. {'In Python' if _stands_behind(config) else 'In Python and in PEFT'}, the prompt answers alone."
         )
     return "\n\n".join([
         "## Use",

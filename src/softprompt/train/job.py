@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ from ..model import PeftModelForCausalLM
 from ..options import EMBEDDED_MODEL, TrainOptions
 from ..record import (
     CONFUSION_PICTURE,
+    ENSEMBLE_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
     OPTIONS_NAME,
+    READOUT_NAME,
     TRAIN_METRICS_NAME,
     Metrics,
     TrainerState,
@@ -38,7 +41,7 @@ from ..record import (
 from ..report.folder import write_card
 from ..report.plots import plot_confusion_matrix, plot_loss
 from ..task import Task
-from ..types import Example
+from ..types import Example, Row
 from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
@@ -52,6 +55,8 @@ from .voices import with_voices
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
 NUM_SHOWN = 3
+MOST_UNLABELED = 150
+"""Rows without labels that are learned from; each costs as much as one with a label."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,13 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
-    parts["unlabeled"] = encoder.encode_all(rows.splits.unlabeled, with_label=False)
+    parts["unlabeled"] = encoder.encode_all(_sample(rows.splits.unlabeled, options.seed), with_label=False)
     _say_what_was_read(parts, task, listener)
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
+
+
+def _sample(rows: Sequence[Row], seed: int) -> list[Row]:
+    return random.Random(seed).sample(rows, min(len(rows), MOST_UNLABELED))
 
 
 def _say_what_was_read(parts: dict[str, list[Example]], task: Task, listener: Listener) -> None:
@@ -283,7 +292,7 @@ def _finish(
     folder = options.output_dir
     state = replace(state, finished=True)
     if options.resume_from_checkpoint:  # figures and pictures of the prompt as it was, evaluate's among them
-        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE):
+        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, READOUT_NAME, ENSEMBLE_NAME):
             (folder / name).unlink(missing_ok=True)
     if metrics is not None:
         metrics.save(folder)

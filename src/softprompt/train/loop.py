@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor
 
 from ..engine.accumulate import mean_loss
-from ..evaluate import Classes, plan_examples
-from ..readout import class_weights
+from ..evaluate import plan_examples
 from ..record import EpochRecord, LogWriter, PartialEpoch, TrainerState
 from ..types import Example
 from .best import is_best
-from .choices import backward_classes, gold_of, packs_of_choices
+from .choices import backward_classes, packs_of_choices
 from .guard import Snapshot, back_to, not_finite, take_step
 from .packs import backward_behind, packs_behind, packs_in_front
 from .resume import begin, best_prompt, save
@@ -96,8 +94,9 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
         assert run.classes is not None
         rows = [example for batch in batches for example in batch]
         choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes, int(run.behind))]
-        weights = _class_weights(run, run.classes)
-        found = backward_classes(base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=weights)
+        found = backward_classes(
+            base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=run.class_weights
+        )
         return found, len(rows)
     tokens = sum(len(example.label_ids) for batch in batches for example in batch)
     if run.behind:
@@ -108,12 +107,6 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     loss = mean_loss(base, plans, prompt, tokens)  # the prompt is computed once for all packs
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), tokens
-
-
-def _class_weights(run: Run, classes: Classes) -> Tensor | None:
-    if run.options.class_weights == "none":
-        return None
-    return class_weights(gold_of(run.examples, classes), len(classes.ids)).to(run.model.prompt.device)
 
 
 def _due(strategy: str, every: int | None, done: int, ends_epoch: bool) -> bool:

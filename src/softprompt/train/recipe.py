@@ -59,12 +59,15 @@ def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptio
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
     chosen = options.model_copy(update=values)
-    if chosen.unlabeled_file and not chosen.num_folds:
-        raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
     asked = {"readout": chosen.readout, "objective=classes": chosen.objective == "classes"}
-    for what, wanted in {**asked, "num_folds": bool(chosen.num_folds)}.items():
+    asked |= {"num_folds": bool(chosen.num_folds), "unlabeled_file": chosen.unlabeled_file is not None}
+    for what, wanted in asked.items():
         if wanted and not task.is_classification:
             raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
+    if chosen.unlabeled_file and not chosen.num_folds:
+        raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
+    if chosen.num_folds and num_rows < 2:
+        raise ConfigError("num_folds leaves rows out, and there is but one; give more rows, or num_folds=0")
     if options.recipe != GUIDE and options.template is None:
         task = replace(task, template=_template(task), cue=_cue(task) if chosen.prompt_placement == "prefix" else "")
     if options.recipe != GUIDE and not (task.template + task.cue)[-1:].isspace():

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import PromptTuningConfig
 from ..engine.plans import default_tokens_per_pack
@@ -19,6 +20,7 @@ from ..engine.texts import Texts
 from ..evaluate import Classes
 from ..model import PeftModelForCausalLM
 from ..options import TrainOptions
+from ..readout import class_weights
 from ..record import Metrics
 from ..task import Task
 from ..types import Example
@@ -93,6 +95,18 @@ class Run:
         assert isinstance(config, PromptTuningConfig)
         return config
 
+    @property
+    def _class_ids(self) -> Sequence[Sequence[int]]:
+        return self.classes.ids if self.classes else ()
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """How much a row of each class counts, ``[C]``; ``None`` for 1."""
+        if self.options.class_weights == "none" or self.classes is None:
+            return None
+        gold = [self.classes.names.index(str(example.label)) for example in self.examples]
+        return class_weights(gold, len(self.classes.ids)).to(self.model.prompt.device)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what a resumed run must have in common with its first part.
@@ -109,7 +123,7 @@ class Run:
             self.config.prompt_tuning_init_text,
             # What is as it was in older releases adds nothing, so that their runs go on.
             *(["suffix"] if self.behind else []),
-            *([self.options.objective] if self.options.objective != "language_modeling" else []),
+            *([self.options.objective, self._class_ids] if self.options.objective != "language_modeling" else []),
             *([self.options.class_weights] if self.options.class_weights != "none" else []),
         )
         found = hashlib.sha256(json.dumps(facts).encode())

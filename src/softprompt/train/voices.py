@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from ..ensemble import Ensemble, fit_temperature
 from ..evaluate import Classes, label_log_probs, scores_and_means
 from ..initialize import embed
 from ..readout import fit_readout
-from ..types import Example
 from .choices import gold_of
 from .folds import Lesson, fold_lesson, teach, unseen
 from .run import Run
@@ -26,8 +24,6 @@ SHARE_BESIDE_ONE = 0.85
 """How much it decides beside one prompt, which is surer than it should be, having seen all rows."""
 START_TEXT = " Label:"
 """Where prompts behind the text start."""
-MOST_UNLABELED = 150
-"""Rows without labels that are learned from; each costs as much as one with a label."""
 UNLABELED_WEIGHT = 0.3
 """How much such a row counts."""
 
@@ -56,7 +52,13 @@ def with_voices(run: Run, tokenizer: Any, classes: Classes) -> Classes:
 
 def _ensemble(run: Run, classes: Classes, prompts: Tensor, said: Tensor) -> Ensemble:
     """Prompts, as sure as what they ``said`` ``[N, C]`` of rows that they have not seen proves right."""
-    return Ensemble(prompts.cpu(), torch.tensor(fit_temperature(said, gold_of(run.examples, classes))))
+    return Ensemble(prompts.cpu(), torch.tensor(_temperature(said, gold_of(run.examples, classes))))
+
+
+def _temperature(said: Tensor, gold: Sequence[int]) -> float:
+    """By the rows whose class was known when they were left out; 1 where there are none."""
+    known = [row for row, label in enumerate(gold) if gold.count(label) > 1]
+    return fit_temperature(said[known], [gold[row] for row in known]) if known else 1.0
 
 
 def _with_readout(run: Run, classes: Classes, lesson: Lesson | None) -> Classes:
@@ -67,7 +69,7 @@ def _with_readout(run: Run, classes: Classes, lesson: Lesson | None) -> Classes:
         _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
     readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if lesson is None else SHARE_OF_EQUALS)
     if lesson is not None and run.behind:
-        readout = readout.cooled(fit_temperature(_unread(means, gold, lesson.weights > 0, number), gold))
+        readout = readout.cooled(_temperature(_unread(means, gold, lesson.weights > 0, number), gold))
     return replace(classes, readout=readout)
 
 
@@ -84,9 +86,9 @@ def _unread(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int
 def _with_students(run: Run, plain: Classes, classes: Classes, lesson: Lesson, start: Tensor) -> Classes:
     """Further prompts of the first cut, taught what all voices together say of rows without labels.
 
-    *Co-training* (Blum and Mitchell 1998) of prompts and read-out: each passes on what the other does not see.
+    Self-training with soft labels; they come from the read-out too, so prompts learn what it alone has seen.
     """
-    taught = _sample(run.unlabeled, run.options.seed)
+    taught = run.unlabeled
     said = label_log_probs(run.model, taught, classes, batch_size=run.options.per_device_eval_batch_size).softmax(-1)
     own = lesson.weights[: min(run.options.num_folds, len(run.examples))]
     by_class = (lesson.targets.T @ own.T).T / (lesson.targets.T @ (own > 0).float().T).T.clamp_min(1)  # [M, C]
@@ -104,7 +106,3 @@ def _start(run: Run, tokenizer: Any) -> Tensor:
     ids, length = tokenizer(START_TEXT, add_special_tokens=False)["input_ids"], len(run.model.prompt)
     start = embed(torch.tensor((ids * length)[:length]), run.model.base_model.get_input_embeddings())
     return start.to(run.model.prompt)
-
-
-def _sample(rows: Sequence[Example], seed: int) -> list[Example]:
-    return random.Random(seed).sample(list(rows), min(len(rows), MOST_UNLABELED))

