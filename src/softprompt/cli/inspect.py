@@ -17,6 +17,7 @@ from .show import console, number
 
 if TYPE_CHECKING:
     from ..inspection import PromptReport
+    from ..loading import Prompted
 
 PICTURE = "prompt.png"
 
@@ -45,8 +46,23 @@ def command(
     console.print(f"\nmedian norm of the vocabulary: {report.vocabulary_norm:.3f}")
     if prompted.model.prompt_placement == "suffix":
         console.print("the prompt stands behind the text")
+    for what in _beside(prompted):
+        console.print(f"beside it   {what}", soft_wrap=True)
     path = output_file or (Path(adapter) / PICTURE if Path(adapter).is_dir() else Path(PICTURE))
     _draw(report, path)
+
+
+def _beside(prompted: Prompted) -> list[str]:
+    """What else of the adapter decides between labels."""
+    found = []
+    if prompted.ensemble is not None:
+        number, length, _ = prompted.ensemble.prompts.shape
+        temperature = float(prompted.ensemble.temperature)
+        found.append(f"{number} prompts of {length} tokens behind the text, temperature {temperature:.2g}")
+    if prompted.readout is not None:
+        layers, share = prompted.readout.layers.tolist(), float(prompted.readout.share)
+        found.append(f"a read-out of layers {layers[0]} to {layers[-1]}, which decides to {share:.0%}")
+    return found
 
 
 def _table(report: PromptReport, tokenizer: Any) -> Table:

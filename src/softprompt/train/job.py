@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -127,7 +128,9 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     with texts or nullcontext():
         state = fit(run)
         if prepared.classes is not None:
+            started = time.perf_counter()
             prepared = replace(prepared, classes=with_voices(run, base.tokenizer, prepared.classes))
+            state = replace(state, seconds=state.seconds + time.perf_counter() - started)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared, state, metrics, listener)
 
