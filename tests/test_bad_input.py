@@ -22,7 +22,9 @@ from cli_tools import CONTEXT, forked, make_base, rows, softprompt, write_rows
 from hub_server import HubServer
 
 CLOSED = "http://127.0.0.1:9"  # the port "discard", where nothing listens
-TRAIN = "train --model_name_or_path base --train_file train.csv --num_train_epochs 1 --num_virtual_tokens 4"
+TRAIN = (
+    "train --recipe guide --model_name_or_path base --train_file train.csv --num_train_epochs 1 --num_virtual_tokens 4"
+)
 EVALUATE = "evaluate --test_file test.csv --adapter"
 PREDICT = "predict --text good --adapter"
 TO_FILE = "predict --adapter adapter --output_file out.csv --input_file"

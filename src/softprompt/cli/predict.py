@@ -89,7 +89,7 @@ def _label_file(
     _check_columns(source, columns, task, new if target else [])
     targets = [each for each in (target, raft) if each]
     if len({each.resolve() for each in (source, *targets)}) <= len(targets):
-        raise ConfigError("input_file and the files to write must be different files")
+        raise ConfigError("what is written must be another file than input_file, and than each other")
     if raft and RAFT_ID not in columns:
         raise DataError(f"{source}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
     cut = total = 0
