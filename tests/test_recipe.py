@@ -177,3 +177,47 @@ def test_raft_wants_ids_and_labels(place: Path) -> None:
         done = softprompt("predict", "--adapter", "raft", "--input_file", source, "--raft_output", output, cwd=place)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
+    given = ("--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1")
+    softprompt("train", *given, "--output_dir", "named", cwd=place, check=True)
+    write_rows(place / "other.csv", [{"tweet": row["text"], "label": row["label"]} for row in rows(6, 12)])
+    for source, extra in (("test.csv", ()), ("other.csv", ("--text_column", "tweet"))):
+        command = ("evaluate", "--adapter", "named", "--test_file", source, "--output_dir", source[:-4])
+        softprompt(*command, *extra, cwd=place, check=True)
+    first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("test", "other"))
+    assert {**first, "examples_per_second": 0} == {**second, "examples_per_second": 0}
+    two = (
+        "evaluate",
+        "--adapter",
+        "named",
+        "--test_file",
+        "other.csv",
+        "--text_column",
+        "tweet",
+        "--text_column",
+        "label",
+    )
+    done = softprompt(*two, cwd=place)
+    assert done.returncode == 2
+    assert "reads 1 text columns (text)" in done.stderr
+
+
+def test_texts_that_are_written_are_compared(place: Path) -> None:
+    free = [{"text": "good phone", "label": f"it is # {word}"} for word in ("fine", "good", "bad", "awful", "the")]
+    write_rows(place / "marks.jsonl", free)
+    given = ("--model_name_or_path", "base", "--train_file", "marks.jsonl", "--task", "generation")
+    softprompt("train", *given, "--num_train_epochs", "1", "--output_dir", "marks", cwd=place, check=True)
+    command = ("evaluate", "--adapter", "marks", "--test_file", "marks.jsonl")
+    softprompt(*command, "--generate", "--max_new_tokens", "3", "--exact_match_after", "#", cwd=place, check=True)
+    found = json.loads((place / "marks" / "metrics.json").read_text())
+    assert all(0 <= found[name] <= 1 for name in ("exact_match", "rouge_l", "bleu"))
+    for wrong, message in (
+        (("--exact_match_after", "#"), "are for --generate"),
+        (("--generate", "--exact_match_after", "@"), "lacks the mark '@'"),
+    ):
+        done = softprompt(*command, *wrong, cwd=place)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
