@@ -33,12 +33,12 @@ from softprompt.record import ENSEMBLE_NAME, READOUT_NAME
 from softprompt.suffix import score_labels_behind
 from softprompt.task import Task
 from softprompt.train.choices import gold_of
-from softprompt.train.folds import Lesson, cut_folds, fold_lesson, teach, unseen
+from softprompt.train.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
 from softprompt.train.job import train
 from softprompt.train.listener import Listener
+from softprompt.train.members import _temperature
 from softprompt.train.run import Run, rows_of_step
 from softprompt.train.schedule import share_of_peak
-from softprompt.train.voices import _temperature
 from softprompt.types import Example
 
 P = 4
@@ -223,10 +223,10 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
     """Each prompt against a plain loop of its own over the rows that it may see."""
     run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5)
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    lesson = fold_lesson(run, CLASSES)
-    prompts = teach(run, CLASSES, lesson, start, "three prompts")
+    data = fold_data(run, CLASSES)
+    prompts = train_prompts(run, CLASSES, data, start, "three prompts")
     gold = gold_of(run.examples, CLASSES)
-    allowed = lesson.weights > 0
+    allowed = data.weights > 0
     assert allowed.shape == (3, 10)
     assert (~allowed).sum(0).tolist() == [1] * 10
     for found, inside in zip(prompts, allowed, strict=True):
@@ -250,7 +250,7 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
             optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, 6, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
-    for row, said in enumerate(unseen(run, prompts, lesson, CLASSES)):
+    for row, said in enumerate(out_of_fold(run, prompts, data, CLASSES)):
         blind = prompts[~allowed[:, row]][0]
         scores = [plain_score(run.model.base_model, blind, run.examples[row].input_ids, ids) for ids in CLASSES.ids]
         torch.testing.assert_close(said, torch.stack(scores).log_softmax(0).detach(), rtol=1e-3, atol=1e-3)
@@ -259,14 +259,14 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
 def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, fold_repeats=2)
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    lesson = fold_lesson(run, CLASSES)
-    assert lesson.weights.shape == (6, 10)
-    assert (lesson.weights == 0).sum(0).tolist() == [2] * 10
-    assert not torch.equal(lesson.weights[:3], lesson.weights[3:])
-    prompts = teach(run, CLASSES, lesson, start, "prompts")
+    data = fold_data(run, CLASSES)
+    assert data.weights.shape == (6, 10)
+    assert (data.weights == 0).sum(0).tolist() == [2] * 10
+    assert not torch.equal(data.weights[:3], data.weights[3:])
+    prompts = train_prompts(run, CLASSES, data, start, "prompts")
     with Texts(run.model.base_model, 1 << 30) as kept:
         small = make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept)
-        torch.testing.assert_close(teach(small, CLASSES, lesson, start, "prompts"), prompts, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(train_prompts(small, CLASSES, data, start, "prompts"), prompts, rtol=1e-4, atol=1e-5)
 
 
 def test_soft_targets(tmp_path: Path) -> None:
@@ -274,19 +274,19 @@ def test_soft_targets(tmp_path: Path) -> None:
     run = make_run(tmp_path, per_device_train_batch_size=40, fold_epochs=3)
     start = tiny.prompt_for(run.model.base_model, P).detach()
     targets = torch.tensor([[0.25, 0.75]] * 10)
-    soft = teach(run, CLASSES, Lesson(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
+    soft = train_prompts(run, CLASSES, FoldData(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
     twice = [*run.examples, *run.examples]
     hard = torch.eye(2)[[0] * 10 + [1] * 10]
     weights = torch.tensor([[0.25] * 10 + [0.75] * 10])
-    split = teach(run, CLASSES, Lesson(twice, hard, weights), start, "a prompt")
+    split = train_prompts(run, CLASSES, FoldData(twice, hard, weights), start, "a prompt")
     torch.testing.assert_close(soft, split, rtol=1e-3, atol=1e-4)
 
 
 def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
     run = make_run(tmp_path, fold_learning_rate=1e38)
-    start, lesson = tiny.prompt_for(run.model.base_model, P).detach(), fold_lesson(run, CLASSES)
+    start, data = tiny.prompt_for(run.model.base_model, P).detach(), fold_data(run, CLASSES)
     with pytest.raises(TrainingError, match="Lower fold_learning_rate"):
-        teach(run, CLASSES, lesson, start, "prompts")
+        train_prompts(run, CLASSES, data, start, "prompts")
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_how_sure_the_voices_are_is_learned(place: Path, monkeypatch: pytest.Mon
         asked.append(said)
         return 2.5
 
-    monkeypatch.setattr("softprompt.train.voices.fit_temperature", watched)
+    monkeypatch.setattr("softprompt.train.members.fit_temperature", watched)
     for placement, number in (("prefix", 1), ("suffix", 2)):
         asked.clear()
         folder = place / f"sure_{placement}"

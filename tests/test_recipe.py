@@ -73,6 +73,13 @@ def test_rows_without_labels_need_folds() -> None:
     assert chosen(recipe="best", unlabeled_file="new.csv")[0].unlabeled_file == Path("new.csv")
 
 
+def test_class_weights_that_were_asked_for_are_not_ignored() -> None:
+    with pytest.raises(ConfigError, match="needs objective=classes"):
+        chosen(objective="language_modeling", class_weights="balanced")
+    assert chosen(objective="language_modeling")[0].class_weights == "balanced"  # the recipe's, for nothing
+    assert chosen(recipe="best", objective="language_modeling", class_weights="balanced")[0].num_folds == 5
+
+
 @pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}, {"num_folds": 3}])
 def test_free_text_has_no_classes(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs classes"):

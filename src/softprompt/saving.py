@@ -222,7 +222,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
         if commit.get("revision") and not commit["create_pr"]:
             api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
         _keep_card(api, repo_id, folder, commit.get("revision"))
-        # An older adapter's voices must not answer for this one; files that are uploaded again are spared.
+        # What decided beside an older prompt must not beside this one; files that are uploaded again are spared.
         older = [READOUT_NAME, ENSEMBLE_NAME]
         return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=older, **commit)
     except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is

@@ -50,7 +50,9 @@ class QualityOptions(ModelOptions):
     methods: dict[str, MethodSpec] = Field(..., min_length=1, description="Name -> method.")
     output_dir: Path = Field(..., description="Folder for scores, predictions, table and pictures.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Each draws its own training rows.")
-    more_seeds: dict[str, list[int]] = Field({}, description="Method -> further seeds, for its spread alone.")
+    more_seeds: dict[str, list[int]] = Field(
+        {}, description="Method -> further seeds, beside those that all methods have."
+    )
     shots: list[int] = Field([50], min_length=1, description="Numbers of training rows.")
     max_test_rows: int | None = Field(None, ge=1, description="Test on a fixed sample of so many rows.")
     reference: str | None = Field(None, description="Method that others are compared with [default: the first].")

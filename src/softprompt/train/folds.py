@@ -26,7 +26,7 @@ from .schedule import share_of_peak
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FoldData:
     """What several prompts are to learn.
 
     Attributes:
@@ -40,7 +40,7 @@ class Lesson:
     weights: Tensor
 
 
-def fold_lesson(run: Run, classes: Classes) -> Lesson:
+def fold_data(run: Run, classes: Classes) -> FoldData:
     """``num_folds`` prompts for each of ``fold_repeats`` cuts of the training rows."""
     options, number = run.options, len(classes.ids)
     gold = gold_of(run.examples, classes)
@@ -51,7 +51,7 @@ def fold_lesson(run: Run, classes: Classes) -> Lesson:
         right = torch.tensor(gold)
         for row in weights:
             row *= class_weights(right[row > 0].tolist(), number)[right]
-    return Lesson(run.examples, torch.eye(number)[gold], weights)
+    return FoldData(run.examples, torch.eye(number)[gold], weights)
 
 
 def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
@@ -63,10 +63,10 @@ def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
     return parts
 
 
-def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) -> Tensor:
+def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, what: str) -> Tensor:
     """Train prompts ``[M, P, D]``, all from ``start`` ``[P, D]``, on the mean weighted cross-entropy of their rows.
 
-    It takes ``fold_epochs`` over the run's own rows in steps, however many rows the lesson has.
+    It takes ``fold_epochs`` over the run's own rows in steps, however many rows the data has.
 
     Args:
         run: its options, base model and texts.
@@ -77,7 +77,7 @@ def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) 
     """
     options, steps = run.options, run.options.fold_epochs * run.steps_per_epoch
     peak = run.embedding_rms * options.fold_learning_rate
-    prompts = torch.nn.Parameter(start.expand(len(lesson.weights), -1, -1).clone())
+    prompts = torch.nn.Parameter(start.expand(len(data.weights), -1, -1).clone())
     optimizer = torch.optim.AdamW(
         [prompts],
         betas=(options.adam_beta1, options.adam_beta2),
@@ -85,11 +85,11 @@ def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) 
         weight_decay=options.weight_decay,
     )
     if run.texts is not None:
-        read_texts(run.texts, [classes.text_of(example) for example in lesson.examples], run.listener)
+        read_texts(run.texts, [classes.text_of(example) for example in data.examples], run.listener)
     with run.listener.rows(f"training {what}", steps) as progress:
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = peak * share_of_peak(step, steps, options)
-            loss = _backward(run, classes, prompts, lesson, rows_of_step(run, step, len(lesson.examples)))
+            loss = _backward(run, classes, prompts, data, rows_of_step(run, step, len(data.examples)))
             problem = None if math.isfinite(loss) else f"loss is {loss}"
             if options.max_grad_norm and prompts.grad is not None:
                 norms = prompts.grad.flatten(1).norm(dim=1)[:, None, None]
@@ -103,32 +103,32 @@ def teach(run: Run, classes: Classes, lesson: Lesson, start: Tensor, what: str) 
     return prompts.detach()
 
 
-def _backward(run: Run, classes: Classes, prompts: Tensor, lesson: Lesson, rows: Sequence[int]) -> float:
+def _backward(run: Run, classes: Classes, prompts: Tensor, data: FoldData, rows: Sequence[int]) -> float:
     """Gradient of the sum over prompts of each one's mean loss over the step's rows; returns that sum."""
     total, at = 0.0, 0
-    for pack in packs_of_choices(run, [lesson.examples[row] for row in rows], classes, len(prompts)):
+    for pack in packs_of_choices(run, [data.examples[row] for row in rows], classes, len(prompts)):
         mine = rows[at : at + len(pack)]
         at += len(pack)
-        learn, read = (lesson.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair
+        learn, read = (data.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair
         which = [learn[read == i].tolist() for i in range(len(pack))]
         inputs = [classes.text_of(example) for example in pack]
         scores = choice_scores_behind(run.model.base_model, prompts, inputs, which, classes, run.texts)
-        targets = lesson.targets[mine][read].to(scores)
-        losses = -(targets * scores.log_softmax(-1)).sum(-1) * lesson.weights[:, mine][learn, read].to(scores)
+        targets = data.targets[mine][read].to(scores)
+        losses = -(targets * scores.log_softmax(-1)).sum(-1) * data.weights[:, mine][learn, read].to(scores)
         loss = losses.sum() / len(rows)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
 
 
-def unseen(run: Run, prompts: Tensor, lesson: Lesson, classes: Classes) -> Tensor:
+def out_of_fold(run: Run, prompts: Tensor, data: FoldData, classes: Classes) -> Tensor:
     """Mean log-probability ``[N, C]`` of the training rows under the prompts that have not seen each.
 
     Args:
-        lesson: whose rows are the training rows, or begin with them.
+        data: whose rows are the training rows, or begin with them.
     """
     inputs = [classes.text_of(example) for example in run.examples]
     scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, run.texts)
     scores = scores.log_softmax(-1).cpu()
-    outside = (lesson.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
+    outside = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * outside).sum(1) / outside.sum(1)

@@ -47,11 +47,11 @@ from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import fit
+from .members import with_members
 from .recipe import follow
 from .resume import check_resumable
 from .rows import TaskRows, read_task_rows
 from .run import Run, read_texts
-from .voices import with_voices
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
@@ -129,7 +129,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         state = fit(run)
         if prepared.classes is not None:
             started = time.perf_counter()
-            prepared = replace(prepared, classes=with_voices(run, base.tokenizer, prepared.classes))
+            prepared = replace(prepared, classes=with_members(run, base.tokenizer, prepared.classes))
             state = replace(state, seconds=state.seconds + time.perf_counter() - started)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared, state, metrics, listener)

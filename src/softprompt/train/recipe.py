@@ -59,21 +59,29 @@ def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptio
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
     chosen = options.model_copy(update=values)
-    asked = {"readout": chosen.readout, "objective=classes": chosen.objective == "classes"}
-    asked |= {"num_folds": bool(chosen.num_folds), "unlabeled_file": chosen.unlabeled_file is not None}
-    for what, wanted in asked.items():
-        if wanted and not task.is_classification:
-            raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
-    if chosen.unlabeled_file and not chosen.num_folds:
-        raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
-    if chosen.num_folds and num_rows < 2:
-        raise ConfigError("num_folds leaves rows out, and there is but one; give more rows, or num_folds=0")
+    _check(chosen, given, task, num_rows)
     if options.recipe != GUIDE and options.template is None:
         task = replace(task, template=_template(task), cue=_cue(task) if chosen.prompt_placement == "prefix" else "")
     if options.recipe != GUIDE and not (task.template + task.cue)[-1:].isspace():
         task = replace(task, label_prefix=" ")  # so that a label has the tokens that it has in running text
     by_start = chosen.objective == "classes" or chosen.num_folds
     return chosen, replace(task, label_scoring="start" if by_start else "text")
+
+
+def _check(chosen: TrainOptions, given: set[str], task: Task, num_rows: int) -> None:
+    """Refuse what cannot be had together."""
+    by_classes, folds = chosen.objective == "classes", bool(chosen.num_folds)
+    asked = {"readout": chosen.readout, "objective=classes": by_classes, "num_folds": folds}
+    asked["unlabeled_file"] = chosen.unlabeled_file is not None
+    for what, wanted in asked.items():
+        if wanted and not task.is_classification:
+            raise ConfigError(f"{what} needs classes, but this task is to write free text; leave it out")
+    if chosen.unlabeled_file and not folds:
+        raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
+    if folds and num_rows < 2:
+        raise ConfigError("num_folds leaves rows out, and there is but one; give more rows, or num_folds=0")
+    if "class_weights" in given and chosen.class_weights != "none" and not (by_classes or folds):
+        raise ConfigError("class_weights=balanced needs objective=classes: the other loss is a mean over tokens")
 
 
 def _fewer(epochs: int, num_rows: int) -> int:

@@ -14,7 +14,7 @@ from ..evaluate import Classes, label_log_probs, scores_and_means
 from ..initialize import embed
 from ..readout import fit_readout
 from .choices import gold_of
-from .folds import Lesson, fold_lesson, teach, unseen
+from .folds import FoldData, fold_data, out_of_fold, train_prompts
 from .run import Run
 
 SHARE_OF_EQUALS = 0.5
@@ -28,7 +28,7 @@ UNLABELED_WEIGHT = 0.3
 """How much such a row counts."""
 
 
-def with_voices(run: Run, tokenizer: Any, classes: Classes) -> Classes:
+def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
     """Classes with all that the options ask to decide between them, fitted to the training rows.
 
     Prompts of folds are made as sure as they prove right on rows that they have not seen; so is a read-out, unless
@@ -39,14 +39,14 @@ def with_voices(run: Run, tokenizer: Any, classes: Classes) -> Classes:
     """
     plain, options = classes, run.options
     start = _start(run, tokenizer)
-    lesson = fold_lesson(run, plain) if options.num_folds else None
-    if lesson is not None:
-        prompts = teach(run, plain, lesson, start, f"{len(lesson.weights)} more prompts")
-        classes = replace(classes, ensemble=_ensemble(run, plain, prompts, unseen(run, prompts, lesson, plain)))
+    folds = fold_data(run, plain) if options.num_folds else None
+    if folds is not None:
+        prompts = train_prompts(run, plain, folds, start, f"{len(folds.weights)} more prompts")
+        classes = replace(classes, ensemble=_ensemble(run, plain, prompts, out_of_fold(run, prompts, folds, plain)))
     if options.readout:
-        classes = _with_readout(run, classes, lesson)
-    if lesson is not None and run.unlabeled:
-        classes = _with_students(run, plain, classes, lesson, start)
+        classes = _with_readout(run, classes, folds)
+    if folds is not None and run.unlabeled:
+        classes = _with_self_training(run, plain, classes, folds, start)
     return classes
 
 
@@ -61,19 +61,19 @@ def _temperature(said: Tensor, gold: Sequence[int]) -> float:
     return fit_temperature(said[known], [gold[row] for row in known]) if known else 1.0
 
 
-def _with_readout(run: Run, classes: Classes, lesson: Lesson | None) -> Classes:
+def _with_readout(run: Run, classes: Classes, folds: FoldData | None) -> Classes:
     gold, number = gold_of(run.examples, classes), len(classes.ids)
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("reading the states", len(run.examples)) as progress:
         plain = replace(classes, ensemble=None)
         _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
-    readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if lesson is None else SHARE_OF_EQUALS)
-    if lesson is not None and run.behind:
-        readout = readout.cooled(_temperature(_unread(means, gold, lesson.weights > 0, number), gold))
+    readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS)
+    if folds is not None and run.behind:
+        readout = readout.cooled(_temperature(_readout_out_of_fold(means, gold, folds.weights > 0, number), gold))
     return replace(classes, readout=readout)
 
 
-def _unread(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int) -> Tensor:
+def _readout_out_of_fold(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int) -> Tensor:
     """Log-probabilities ``[N, C]`` of rows under read-outs that have not seen them, averaged over cuts."""
     total = torch.zeros(len(gold), num_classes)
     for mine in inside:
@@ -83,22 +83,22 @@ def _unread(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int
     return total / (~inside).sum(0)[:, None]
 
 
-def _with_students(run: Run, plain: Classes, classes: Classes, lesson: Lesson, start: Tensor) -> Classes:
-    """Further prompts of the first cut, taught what all voices together say of rows without labels.
+def _with_self_training(run: Run, plain: Classes, classes: Classes, folds: FoldData, start: Tensor) -> Classes:
+    """Further prompts of the first cut, which also learn what all members together say of rows without labels.
 
     Self-training with soft labels; they come from the read-out too, so prompts learn what it alone has seen.
     """
-    taught = run.unlabeled
-    said = label_log_probs(run.model, taught, classes, batch_size=run.options.per_device_eval_batch_size).softmax(-1)
-    own = lesson.weights[: min(run.options.num_folds, len(run.examples))]
-    by_class = (lesson.targets.T @ own.T).T / (lesson.targets.T @ (own > 0).float().T).T.clamp_min(1)  # [M, C]
+    unlabeled, size = run.unlabeled, run.options.per_device_eval_batch_size
+    said = label_log_probs(run.model, unlabeled, classes, batch_size=size).softmax(-1)
+    own = folds.weights[: min(run.options.num_folds, len(run.examples))]
+    by_class = (folds.targets.T @ own.T).T / (folds.targets.T @ (own > 0).float().T).T.clamp_min(1)  # [M, C]
     weights = torch.cat([own, UNLABELED_WEIGHT * by_class @ said.T], dim=1)
-    more = Lesson([*run.examples, *taught], torch.cat([lesson.targets, said]), weights)
-    students = teach(run, plain, more, start, f"{len(own)} prompts on {len(taught)} rows without labels")
+    more = FoldData([*run.examples, *unlabeled], torch.cat([folds.targets, said]), weights)
+    more_prompts = train_prompts(run, plain, more, start, f"{len(own)} prompts on {len(unlabeled)} rows without labels")
     assert classes.ensemble is not None
-    everyone = torch.cat([classes.ensemble.prompts.to(students), students])
-    whole = Lesson(run.examples, lesson.targets, torch.cat([lesson.weights, own]))
-    return replace(classes, ensemble=_ensemble(run, plain, everyone, unseen(run, everyone, whole, plain)))
+    everyone = torch.cat([classes.ensemble.prompts.to(more_prompts), more_prompts])
+    whole = FoldData(run.examples, folds.targets, torch.cat([folds.weights, own]))
+    return replace(classes, ensemble=_ensemble(run, plain, everyone, out_of_fold(run, everyone, whole, plain)))
 
 
 def _start(run: Run, tokenizer: Any) -> Tensor:
