@@ -17,7 +17,7 @@ from ..errors import ConfigError, SoftPromptError
 from ..types import Row
 from ..version import __version__
 from .cells import SCORES, Cell, Key, append_cell, read_cells, read_predictions
-from .methods import KINDS, SOFTPROMPT, check_needs, method_class, recipe_of
+from .methods import KINDS, check_needs, method_class, resolved_options
 from .rows import TaskData, read_task
 from .spec import QualityOptions
 
@@ -175,8 +175,14 @@ def _job(spec: QualityOptions, data: TaskData, method: str, shots: int, seed: in
     rows = data.draw(shots, seed)
     chosen = spec.methods[method]
     reads = KINDS[chosen.kind].reads_rows
-    own = {**recipe_of(chosen.options), **chosen.options} if chosen.kind == SOFTPROMPT else chosen.options
-    told = [chosen.kind, own, spec.model_name_or_path, spec.revision, spec.dtype, seed if reads else None]
+    told = [
+        chosen.kind,
+        resolved_options(chosen.kind, chosen.options),
+        spec.model_name_or_path,
+        spec.revision,
+        spec.dtype,
+        seed if reads else None,
+    ]
     text = json.dumps([told, data.fingerprint(rows if reads else ())], sort_keys=True, default=str)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     return Job(Key(data.name, method, spec.model_name_or_path, shots, seed), rows, settings)

