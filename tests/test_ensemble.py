@@ -250,10 +250,14 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
             optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, 6, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
-    for row, said in enumerate(out_of_fold(run, prompts, data, CLASSES)):
+    scored, means = out_of_fold(run, prompts, data, CLASSES)
+    for row, said in enumerate(scored):
         blind = prompts[~allowed[:, row]][0]
         scores = [plain_score(run.model.base_model, blind, run.examples[row].input_ids, ids) for ids in CLASSES.ids]
         torch.testing.assert_close(said, torch.stack(scores).log_softmax(0).detach(), rtol=1e-3, atol=1e-3)
+        ids = torch.tensor([run.examples[row].input_ids])
+        states = run.model.base_model(ids, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(means[row, 0], states[1][0, 1:].mean(0).detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
@@ -369,27 +373,23 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_how_sure_the_voices_are_is_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temperatures in the files are those that rows left out ask for; behind the text, the read-out has one too."""
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_how_sure_the_members_are_is_learned(place: Path, monkeypatch: pytest.MonkeyPatch, placement: str) -> None:
+    """The temperatures in the files are those that rows left out ask for: one of the prompts, one of the read-out."""
     asked: list[torch.Tensor] = []
 
     def watched(said: torch.Tensor, gold: list[int]) -> float:
         asked.append(said)
-        return 2.5
+        return 2.5 * len(asked)
 
+    given = {"prompt_placement": placement, "seed": 1}
+    train(options_for(place, output_dir=place / f"plain_{placement}", readout=True, num_folds=0, **given))
     monkeypatch.setattr("softprompt.train.members.fit_temperature", watched)
-    for placement, number in (("prefix", 1), ("suffix", 2)):
-        asked.clear()
-        folder = place / f"sure_{placement}"
-        train(options_for(place, output_dir=folder, prompt_placement=placement, seed=1))
-        assert [said.shape for said in asked] == [(20, 2)] * number
-        assert float(load_file(folder / ENSEMBLE_NAME)["temperature"]) == 2.5
-    monkeypatch.undo()
-    plain = place / "sure_plain"
-    train(options_for(place, output_dir=plain, prompt_placement="suffix", seed=1))
-    cooled, own = (load_file(each / READOUT_NAME)["weight"] for each in (place / "sure_suffix", plain))
-    ratio = own / cooled
-    assert float(ratio.std() / ratio.mean().abs()) < 1e-3
+    train(options_for(place, output_dir=place / f"sure_{placement}", **given))
+    assert [said.shape for said in asked] == [(20, 2)] * 2
+    assert float(load_file(place / f"sure_{placement}" / ENSEMBLE_NAME)["temperature"]) == 2.5
+    plain, cooled = (load_file(place / f"{name}_{placement}" / READOUT_NAME)["weight"] for name in ("plain", "sure"))
+    torch.testing.assert_close(cooled, plain / 5.0, rtol=1e-3, atol=1e-7)
 
 
 def test_rows_whose_class_nobody_knew_do_not_count() -> None:

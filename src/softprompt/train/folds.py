@@ -121,14 +121,19 @@ def _backward(run: Run, classes: Classes, prompts: Tensor, data: FoldData, rows:
     return total
 
 
-def out_of_fold(run: Run, prompts: Tensor, data: FoldData, classes: Classes) -> Tensor:
-    """Mean log-probability ``[N, C]`` of the training rows under the prompts that have not seen each.
+def out_of_fold(run: Run, prompts: Tensor, data: FoldData, classes: Classes) -> tuple[Tensor, Tensor]:
+    """What prompts say of training rows that they have not seen, and the states of these rows under no prompt.
 
     Args:
         data: whose rows are the training rows, or begin with them.
+
+    Returns:
+        Mean log-probability ``[N, C]`` under the prompts that have not seen each row, and its mean hidden states
+        ``[N, layers, D]``.
     """
     inputs = [classes.text_of(example) for example in run.examples]
-    scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, run.texts)
+    means: list[Tensor] = []
+    scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, means=means)
     scores = scores.log_softmax(-1).cpu()
     outside = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
-    return (scores * outside).sum(1) / outside.sum(1)
+    return (scores * outside).sum(1) / outside.sum(1), torch.cat(means).cpu()

@@ -31,20 +31,22 @@ UNLABELED_WEIGHT = 0.3
 def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
     """Classes with all that the options ask to decide between them, fitted to the training rows.
 
-    Prompts of folds are made as sure as they prove right on rows that they have not seen; so is a read-out, unless
-    the states that it reads are those under a prompt that has seen all rows.
+    Prompts of folds are made as sure as they prove right on rows that they have not seen. So is a read-out; under a
+    prompt in front, which has seen all rows, it is made as sure as one of the plain texts may be.
 
     Args:
         run: after its prompt is trained.
     """
     plain, options = classes, run.options
     start = _start(run, tokenizer)
-    folds = fold_data(run, plain) if options.num_folds else None
+    folds, temperature = fold_data(run, plain) if options.num_folds else None, 1.0
     if folds is not None:
         prompts = train_prompts(run, plain, folds, start, f"{len(folds.weights)} more prompts")
-        classes = replace(classes, ensemble=_ensemble(run, plain, prompts, out_of_fold(run, prompts, folds, plain)))
+        said, means = out_of_fold(run, prompts, folds, plain)
+        classes = replace(classes, ensemble=_ensemble(run, plain, prompts, said))
+        temperature = _temperature(_readout_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
     if options.readout:
-        classes = _with_readout(run, classes, folds)
+        classes = _with_readout(run, classes, SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS, temperature)
     if folds is not None and run.unlabeled:
         classes = _with_self_training(run, plain, classes, folds, start)
     return classes
@@ -61,24 +63,22 @@ def _temperature(said: Tensor, gold: Sequence[int]) -> float:
     return fit_temperature(said[known], [gold[row] for row in known]) if known else 1.0
 
 
-def _with_readout(run: Run, classes: Classes, folds: FoldData | None) -> Classes:
-    gold, number = gold_of(run.examples, classes), len(classes.ids)
+def _with_readout(run: Run, classes: Classes, share: float, temperature: float) -> Classes:
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("reading the states", len(run.examples)) as progress:
         plain = replace(classes, ensemble=None)
         _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
-    readout = fit_readout(means, gold, number, share=SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS)
-    if folds is not None and run.behind:
-        readout = readout.cooled(_temperature(_readout_out_of_fold(means, gold, folds.weights > 0, number), gold))
-    return replace(classes, readout=readout)
+    readout = fit_readout(means, gold_of(run.examples, classes), len(classes.ids), share)
+    return replace(classes, readout=readout.cooled(temperature))
 
 
-def _readout_out_of_fold(means: Tensor, gold: Sequence[int], inside: Tensor, num_classes: int) -> Tensor:
+def _readout_out_of_fold(run: Run, classes: Classes, means: Tensor, folds: FoldData) -> Tensor:
     """Log-probabilities ``[N, C]`` of rows under read-outs that have not seen them, averaged over cuts."""
-    total = torch.zeros(len(gold), num_classes)
+    gold, number = gold_of(run.examples, classes), len(classes.ids)
+    total, inside = torch.zeros(len(gold), number), folds.weights > 0
     for mine in inside:
         seen, left_out = (rows.nonzero()[:, 0] for rows in (mine, ~mine))
-        readout = fit_readout(means[seen], [gold[row] for row in seen.tolist()], num_classes, share=1.0)
+        readout = fit_readout(means[seen], [gold[row] for row in seen.tolist()], number, share=1.0)
         total[left_out] += readout.log_probs(means[left_out])
     return total / (~inside).sum(0)[:, None]
 
@@ -98,7 +98,8 @@ def _with_self_training(run: Run, plain: Classes, classes: Classes, folds: FoldD
     assert classes.ensemble is not None
     everyone = torch.cat([classes.ensemble.prompts.to(more_prompts), more_prompts])
     whole = FoldData(run.examples, folds.targets, torch.cat([folds.weights, own]))
-    return replace(classes, ensemble=_ensemble(run, plain, everyone, out_of_fold(run, everyone, whole, plain)))
+    said, _ = out_of_fold(run, everyone, whole, plain)
+    return replace(classes, ensemble=_ensemble(run, plain, everyone, said))
 
 
 def _start(run: Run, tokenizer: Any) -> Tensor:
