@@ -133,9 +133,14 @@ def in_push() -> None:
     edited = card.replace("pipeline_tag: text-generation", "license: mit\npipeline_tag: text-generation")
     edited = f"{edited}\n## My notes\n\nTrained on a rainy day.\n"
     HfApi().upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="me/tiny")
+    for name in ("readout.safetensors", "ensemble.safetensors"):  # of another prompt, which this one replaces
+        HfApi().upload_file(path_or_fileobj=b"of an older prompt", path_in_repo=name, repo_id="me/tiny")
     torch.nn.init.normal_(model.prompt)
     model.push_to_hub("me/tiny", commit_message="better", commit_description="by luck")
     torch.save(logits(model), "second.pt")
+    left = HfApi().list_repo_files("me/tiny")
+    assert "adapter_model.safetensors" in left
+    assert not {"readout.safetensors", "ensemble.safetensors"} & set(left)
 
     torch.nn.init.normal_(model.prompt)
     model.push_to_hub("me/tiny", revision="third")
@@ -169,6 +174,8 @@ def in_load() -> None:
     import torch
 
     from softprompt import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PromptTuningConfig
+    from softprompt.loading import load_prompted
+    from softprompt.options import ModelOptions
 
     config = PeftConfig.from_pretrained("me/tiny")
     assert isinstance(config, PromptTuningConfig)
@@ -183,6 +190,8 @@ def in_load() -> None:
     assert not model.training
     assert logits(AutoPeftModelForCausalLM.from_pretrained("me/tiny", revision="third")).equal(third)
     assert AutoPeftModelForCausalLM.from_pretrained("me/tiny", dtype=torch.bfloat16).dtype == torch.bfloat16
+    whole = load_prompted("me/tiny", ModelOptions(), model_given=False)
+    assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
 
 
 def in_load_without_network() -> None:
@@ -190,10 +199,14 @@ def in_load_without_network() -> None:
     import torch
 
     from softprompt import PeftConfig, PeftModel
+    from softprompt.loading import load_prompted
+    from softprompt.options import ModelOptions
 
     assert PeftConfig.from_pretrained("me/tiny").num_virtual_tokens == 4
     model = PeftModel.from_pretrained(base(), "me/tiny")
     assert logits(model).equal(torch.load("second.pt"))
+    whole = load_prompted("me/tiny", ModelOptions(), model_given=False)  # the Hub has said what is absent
+    assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
     kind, message = failure(model.push_to_hub, "me/tiny")
     assert (kind, "\n" in message) == ("AdapterError", False), (kind, message)
     assert "me/tiny" in message

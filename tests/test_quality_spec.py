@@ -15,7 +15,7 @@ from quality_tools import make_data, make_place, make_spec, values, write_config
 from softprompt import ConfigError, DataError
 from softprompt.cli import main
 from softprompt.quality import methods
-from softprompt.quality.methods import KINDS, check_needs, method_class
+from softprompt.quality.methods import KINDS, check_needs, method_class, resolved_options
 from softprompt.quality.methods.common import Method
 from softprompt.quality.run import LOCK, plan
 from softprompt.quality.spec import read_spec
@@ -224,3 +224,10 @@ def test_further_seeds_of_one_method(place: Path) -> None:
     for wrong, message in (({"knm": [7]}, "did you mean 'knn'"), ({"knn": [1]}, "1 stands there twice")):
         with pytest.raises(ConfigError, match=message):
             make_spec(place, more_seeds=wrong)
+
+
+def test_defaults_belong_to_what_a_cell_was_measured_with() -> None:
+    assert resolved_options("lora", {}) == resolved_options("lora", {"r": 8})
+    assert resolved_options("lora", {"r": 4}) == {**resolved_options("lora", {}), "r": 4}
+    assert resolved_options("softprompt", {"readout": False})["num_virtual_tokens"] == 8
+    assert resolved_options("softprompt", {"readout": False})["readout"] is False
