@@ -36,7 +36,7 @@ from softprompt.train.choices import gold_of
 from softprompt.train.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
 from softprompt.train.job import train
 from softprompt.train.listener import Listener
-from softprompt.train.members import _temperature
+from softprompt.train.members import UNLABELED_WEIGHT, _temperature, soft_weights
 from softprompt.train.run import Run, rows_of_step
 from softprompt.train.schedule import share_of_peak
 from softprompt.types import Example
@@ -284,6 +284,16 @@ def test_soft_targets(tmp_path: Path) -> None:
     weights = torch.tensor([[0.25] * 10 + [0.75] * 10])
     split = train_prompts(run, CLASSES, FoldData(twice, hard, weights), start, "a prompt")
     torch.testing.assert_close(soft, split, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_without_labels_count_as_their_classes_do() -> None:
+    """Two rows of one class and one of another, balanced: .75 and 1.5. The second prompt has not seen a row of each."""
+    targets = torch.eye(2)[[0, 0, 1]]
+    own = torch.tensor([[0.75, 0.75, 1.5], [2.0, 0.0, 0.0]])
+    said = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    found = soft_weights(own, targets, said)
+    assert torch.equal(found[:, :3], own)
+    torch.testing.assert_close(found[:, 3:] / UNLABELED_WEIGHT, torch.tensor([[0.75, 1.125], [2.0, 1.0]]))
 
 
 def test_a_rate_that_is_too_high(tmp_path: Path) -> None:

@@ -91,15 +91,27 @@ def _with_self_training(run: Run, plain: Classes, classes: Classes, folds: FoldD
     unlabeled, size = run.unlabeled, run.options.per_device_eval_batch_size
     said = label_log_probs(run.model, unlabeled, classes, batch_size=size).softmax(-1)
     own = folds.weights[: min(run.options.num_folds, len(run.examples))]
-    by_class = (folds.targets.T @ own.T).T / (folds.targets.T @ (own > 0).float().T).T.clamp_min(1)  # [M, C]
-    weights = torch.cat([own, UNLABELED_WEIGHT * by_class @ said.T], dim=1)
-    more = FoldData([*run.examples, *unlabeled], torch.cat([folds.targets, said]), weights)
+    more = FoldData(
+        [*run.examples, *unlabeled], torch.cat([folds.targets, said]), soft_weights(own, folds.targets, said)
+    )
     more_prompts = train_prompts(run, plain, more, start, f"{len(own)} prompts on {len(unlabeled)} rows without labels")
     assert classes.ensemble is not None
     everyone = torch.cat([classes.ensemble.prompts.to(more_prompts), more_prompts])
     whole = FoldData(run.examples, folds.targets, torch.cat([folds.weights, own]))
     said, _ = out_of_fold(run, everyone, whole, plain)
     return replace(classes, ensemble=_ensemble(run, plain, everyone, said))
+
+
+def soft_weights(own: Tensor, targets: Tensor, said: Tensor) -> Tensor:
+    """Weights ``[M, N + U]`` of rows with a label and of rows without, which count as the classes they may be of.
+
+    Args:
+        own: ``[M, N]`` weights of the rows with a label; 0 where a prompt must not see one.
+        targets: ``[N, C]`` their classes, one-hot.
+        said: ``[U, C]`` probability of each class, of the rows without.
+    """
+    of_class = (own @ targets) / ((own > 0).float() @ targets).clamp_min(1)  # [M, C] mean weight of a class's rows
+    return torch.cat([own, UNLABELED_WEIGHT * of_class @ said.T], dim=1)
 
 
 def _start(run: Run, tokenizer: Any) -> Tensor:
