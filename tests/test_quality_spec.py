@@ -59,13 +59,14 @@ def test_the_shipped_benchmark_is_sound() -> None:
     assert all(task.labels and task.instruction for task in spec.tasks.values())
 
 
-def test_each_ablation_changes_one_choice() -> None:
-    whole, part = read_spec(SHIPPED), read_spec(SHIPPED.with_name("ablation.yaml"))
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_each_ablation_changes_one_choice(recipe: str) -> None:
+    whole, part = read_spec(SHIPPED), read_spec(SHIPPED.with_name(f"ablation_{recipe}.yaml"))
     assert all(part.tasks[name] == whole.tasks[name] for name in part.tasks)
+    assert part.compared_with == recipe
     for name, method in part.methods.items():
-        recipe, _, change = name.partition("-")
         assert method.options["recipe"] == recipe
-        assert (len(method.options) > 1) == bool(change)
+        assert (name == recipe) == (len(method.options) == 1)
 
 
 def test_the_shipped_benchmark_fits_its_rows() -> None:
