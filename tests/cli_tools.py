@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+FORK_SECONDS = 120
 SOFTPROMPT = Path(sys.executable).with_name("softprompt")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [
@@ -128,9 +131,14 @@ def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.Co
     with tempfile.TemporaryDirectory() as name:
         out, err = Path(name, "out"), Path(name, "err")
         process = _FORKS.Process(target=_main, args=(list(map(str, args)), cwd, file_size, out, err))
-        process.start()
-        process.join(120)
-        return subprocess.CompletedProcess(args, process.exitcode or 0, out.read_text(), err.read_text())
+        with _ONE_AT_A_TIME:
+            process.start()
+        if not multiprocessing.connection.wait([process.sentinel], FORK_SECONDS):
+            process.kill()
+            raise subprocess.TimeoutExpired(args, FORK_SECONDS, out.read_text(), err.read_text())
+        with _ONE_AT_A_TIME:
+            process.join()
+        return subprocess.CompletedProcess(args, process.exitcode, out.read_text(), err.read_text())
 
 
 def _main(args: list[str], cwd: Path, file_size: int | None, out: Path, err: Path) -> None:
@@ -149,3 +157,5 @@ def _main(args: list[str], cwd: Path, file_size: int | None, out: Path, err: Pat
 
 
 _FORKS = multiprocessing.get_context("forkserver")
+# start() reads the exit status of every child that has ended; a join() that runs meanwhile would find it gone.
+_ONE_AT_A_TIME = threading.Lock()

@@ -7,6 +7,7 @@ of its own, in which ``peft`` can be neither imported nor found (:class:`Without
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.machinery
 import json
 import multiprocessing
@@ -468,8 +469,8 @@ def two_processes(folder: Path) -> None:
     pair = [fork.Process(target=one_of_two, args=(folder, rank)) for rank in range(2)]
     for process in pair:
         process.start()
-    while any(process.is_alive() for process in pair):
-        multiprocessing.connection.wait([process.sentinel for process in pair if process.is_alive()])
+    while alive := [process for process in pair if process.is_alive()]:
+        multiprocessing.connection.wait([process.sentinel for process in alive])
         if any(process.exitcode for process in pair):  # the other one would wait for it for ever
             for process in pair:
                 process.terminate()
@@ -477,10 +478,19 @@ def two_processes(folder: Path) -> None:
 
 
 def one_of_two(folder: Path, rank: int) -> None:
-    """A process of the pair: what accelerate and Trainer make of half of the rows each."""
+    """A process of the pair. The group goes last: a model that outlives it joins gloo's thread, which needs the GIL."""
     import torch
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.save(half_of_the_rows(folder), folder / f"{rank}.pt")
+    gc.collect()
+    torch.distributed.destroy_process_group()
+
+
+def half_of_the_rows(folder: Path) -> dict[str, Any]:
+    """What accelerate and Trainer make of half of the rows each."""
+    import torch
+
     data = rows(24, length=6).map(one_label_token)
     model = tiny_model()
     with head_rows(model) as counts:
@@ -493,9 +503,7 @@ def one_of_two(folder: Path, rank: int) -> None:
     supervised = [int((batch["labels"] != -100).sum()) for batch in trainer.data_collator.batches]
     assert trainer.args.world_size == 2
     assert sum(counts) == sum(supervised)
-    results["trainer"] = model.prompt.detach()
-    torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results | {"trainer": model.prompt.detach()}
 
 
 def one_label_token(row: dict[str, Any]) -> dict[str, Any]:
