@@ -301,9 +301,13 @@ def test_debug_shows_where(name: str, done: dict[str, Done]) -> None:
     assert process.returncode != 0
 
 
-@pytest.mark.parametrize("name", ["base_unknown_to_hub", "base_without_network", "adapter_without_network"])
+WAITING = ("base_unknown_to_hub", "base_without_network", "adapter_without_network")
+
+
+@pytest.mark.parametrize("name", WAITING)
 def test_the_hub_does_not_keep_one_waiting(name: str, done: dict[str, Done]) -> None:
-    assert done[name].seconds < 20, "its client tries again for half a minute unless it is told not to"
+    others = max(one.seconds for case, one in done.items() if case not in WAITING)  # what a busy machine takes
+    assert done[name].seconds < others + 20, "its client tries again for half a minute unless it is told not to"
 
 
 def test_nothing_is_left_behind(place: Path, done: dict[str, Done]) -> None:
