@@ -183,6 +183,7 @@ def test_the_table_of_differences(spec: QualityOptions) -> None:
 def test_the_table_of_the_rest(spec: QualityOptions) -> None:
     found = lines(other_table(Scores(spec), 8))
     assert found["majority"] == ["50.0", "0.0", "0.500", "2.0", "1,000"]
+    assert "guide (3 of 4 cells)" in found  # no mean over all tasks yet
     assert lines(other_table(Scores(spec), 4))["guide"] == ["-"] * 5
 
 

@@ -154,8 +154,10 @@ def other_table(scores: Scores, shots: int) -> str:
         if not cells:
             lines.append([method, *[NOTHING] * (len(head) - 1)])
             continue
+        whole = len(scores.spec.tasks) * len(scores.spec.seeds_of(method))
+        shown = method if len(cells) == whole else f"{method} ({len(cells)} of {whole} cells)"
         mean = {name: statistics.fmean(getattr(cell, name) for cell in cells) for name in _MEANS}
-        lines.append([method, *(form.format(_MEANS[name] * mean[name]) for name, form in _FORMS.items())])
+        lines.append([shown, *(form.format(_MEANS[name] * mean[name]) for name, form in _FORMS.items())])
     return _markdown(head, lines)
 
 
@@ -175,7 +177,7 @@ def _preface(scores: Scores) -> str:
     tested = f" {'-'.join(map(str, (rows[0], rows[-1])[: len(rows)]))} test rows a task," if rows else ""
     return (
         "Macro-F1 in percent over all labels of a task (0 for one never guessed right), mean ± standard deviation "
-        f"over seeds {seeds}{more}; each seed draws its own training rows. Base model {spec.model_name_or_path},"
+        f"over seeds {seeds}{more}; each seed draws and orders the training rows. Base model {spec.model_name_or_path},"
         f"{tested} softprompt {', '.join(versions) or NOTHING}.{state}"
     )
 
