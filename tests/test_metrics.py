@@ -13,6 +13,7 @@ from softprompt.errors import DataError, MissingExtraError, SoftPromptError
 from softprompt.metrics import (
     accuracy,
     bleu,
+    calibration_bins,
     confusion_matrix,
     exact_match,
     expected_calibration_error,
@@ -74,6 +75,13 @@ def test_calibration_error_follows_its_definition(rows, bins):
             share_right = sum(r for _, r in inside) / len(inside)
             total += len(inside) / len(rows) * abs(mean_confidence - share_right)
     assert expected_calibration_error(confidences, correct, bins) == pytest.approx(total, abs=1e-12)
+
+
+def test_bins_of_confidence_by_hand():
+    bins = calibration_bins([0.05, 0.95, 1.0, 0.9], [0, 1, 1, 0])
+    assert [each.rows for each in bins] == [1, 3]  # eight are empty
+    assert bins[0] == (1, 0.05, 0.0)
+    assert bins[1][1:] == pytest.approx((0.95, 2 / 3))
 
 
 def test_calibration_error_by_hand():

@@ -226,8 +226,22 @@ def test_pictures(spec: QualityOptions) -> None:
         write_cell(spec, task, "guide", 4, 0, "aabb")
     pictures, reason = plots.draw(Scores(spec))
     assert reason is None
-    assert [path.name for path in pictures] == [plots.BY_SEED, plots.BY_SHOTS]
+    assert [path.name for path in pictures] == [plots.BY_SEED, plots.RELIABILITY, plots.BY_SHOTS]
     assert all(path.read_bytes().startswith(PNG) for path in pictures)
+
+
+def test_pictures_before_anything_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    task = {"train_file": "x.jsonl", "test_file": "y.jsonl"}
+    pictures, _ = plots.draw(Scores(make_spec(make_place(tmp_path), tasks={"first": task}, methods=["guide"])))
+    assert len(pictures) == 2
+    assert all(path.read_bytes().startswith(PNG) for path in pictures)
+
+
+def test_bins_pool_the_answers_of_all_cells(spec: QualityOptions) -> None:
+    bins = plots._bins(Scores(spec).answers("guide", 8))
+    assert sum(each.rows for each in bins) == 12  # three cells of four rows
+    assert sum(each.rows * each.accuracy for each in bins) == pytest.approx(11)  # "aaab" for "aabb" alone errs once
 
 
 def test_no_pictures_without_matplotlib(spec: QualityOptions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import DataError, MissingExtraError
 
@@ -94,16 +95,23 @@ def macro_f1(matrix: Matrix) -> float:
     return math.fsum(c.f1 for c in classes) / len(classes)
 
 
-def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool | int], bins: int = 10) -> float:
-    """Mean distance between confidence and accuracy over equally wide bins, weighted by their rows.
+class CalibrationBin(NamedTuple):
+    """Rows whose confidences lie together: how many, their mean confidence, and the share that is right."""
+
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+def calibration_bins(
+    confidences: Sequence[float], correct: Sequence[bool | int], bins: int = 10
+) -> list[CalibrationBin]:
+    """The points of a reliability diagram: equally wide bins of confidence, in order, without empty ones.
 
     Args:
         confidences: probability of the guessed label, one per row, in 0..1.
         correct: whether the guess was right, one per row.
         bins: number of bins; a confidence on an edge belongs to the upper bin, 1.0 to the last.
-
-    Returns:
-        0 for perfect calibration, at most 1.
 
     Raises:
         DataError: no rows, lengths that differ, a confidence outside 0..1, or no bins.
@@ -111,15 +119,32 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     _same_length(confidences, correct)
     if not confidences or bins < 1:
         raise DataError(f"calibration needs rows and bins, not {len(confidences)} and {bins}")
-    confidence_sum, correct_sum = [0.0] * bins, [0] * bins
+    counts, confidence_sum, correct_sum = [0] * bins, [0.0] * bins, [0] * bins
     for confidence, right in zip(confidences, correct, strict=True):
         if not -1e-6 <= confidence <= 1 + 1e-6:  # a float32 softmax may end a little above 1
             raise DataError(f"a confidence must be in 0..1, not {confidence}")
         index = min(max(int(confidence * bins), 0), bins - 1)
+        counts[index] += 1
         confidence_sum[index] += confidence
         correct_sum[index] += bool(right)
-    gaps = (abs(right - sure) for right, sure in zip(correct_sum, confidence_sum, strict=True))
-    return math.fsum(gaps) / len(confidences)
+    return [
+        CalibrationBin(rows, sure / rows, right / rows)
+        for rows, sure, right in zip(counts, confidence_sum, correct_sum, strict=True)
+        if rows
+    ]
+
+
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool | int], bins: int = 10) -> float:
+    """Mean distance between confidence and accuracy over the bins of ``calibration_bins``, weighted by their rows.
+
+    Returns:
+        0 for perfect calibration, at most 1.
+
+    Raises:
+        DataError: as ``calibration_bins``.
+    """
+    found = calibration_bins(confidences, correct, bins)
+    return math.fsum(each.rows * abs(each.accuracy - each.confidence) for each in found) / len(confidences)
 
 
 def perplexity(loss: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark: scores by number of training rows, and by seed."""
+"""Pictures of a benchmark: scores by number of training rows and by seed, and how far a confidence can be trusted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
-from ..report.plots import _figure as figure_to
+from ..metrics import CalibrationBin, calibration_bins
+from ..report.plots import figure_to
+from .cells import Predictions
 from .table import Scores
 
-BY_SHOTS, BY_SEED = "score_by_shots.png", "score_by_seed.png"
+BY_SHOTS, BY_SEED, RELIABILITY = "score_by_shots.png", "score_by_seed.png", "reliability.png"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#222222", "#8A8A8A")
 _MARKERS = "osD^vPX*"
 _COLUMNS = 4
@@ -24,7 +26,7 @@ def draw(scores: Scores) -> tuple[list[Path], str | None]:
         The pictures' paths, and why there are none where that is so.
     """
     try:
-        pictures = [plot_by_seed(scores)]
+        pictures = [plot_by_seed(scores), plot_reliability(scores)]
         if len(scores.spec.shots) > 1:
             pictures.append(plot_by_shots(scores))
     except MissingExtraError as missing:
@@ -87,12 +89,43 @@ def plot_by_seed(scores: Scores) -> Path:
     return path
 
 
+def plot_reliability(scores: Scores) -> Path:
+    """A panel a method: the share of right answers by confidence, tasks and seeds together; with most training rows.
+
+    The area of a dot is the share of the answers that are so sure; on the diagonal they are right as often as they say.
+
+    Raises:
+        MissingExtraError: matplotlib is absent.
+    """
+    path, shots = scores.spec.output_dir / RELIABILITY, max(scores.spec.shots)
+    with figure_to(_size(len(scores.spec.methods)), path) as figure:
+        for method, axes in _panels(figure, list(scores.spec.methods), "right answers (%)"):
+            axes.plot((0, 100), (0, 100), color=_COLOURS[-1], linewidth=0.8, linestyle="--")
+            if answers := scores.answers(method, shots):
+                _plot_bins(axes, _bins(answers))
+            axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="confidence (%)")
+    return path
+
+
+def _bins(answers: Sequence[Predictions]) -> list[CalibrationBin]:
+    sure = [confidence for each in answers for confidence in each.confidences]
+    right = [guess == gold for each in answers for guess, gold in zip(each.guesses, each.gold, strict=True)]
+    return calibration_bins(sure, right)
+
+
+def _plot_bins(axes: Any, bins: Sequence[CalibrationBin]) -> None:
+    confidences, accuracies = [100 * each.confidence for each in bins], [100 * each.accuracy for each in bins]
+    whole = sum(each.rows for each in bins)
+    axes.plot(confidences, accuracies, color=_COLOURS[0], linewidth=1.0)
+    axes.scatter(confidences, accuracies, [6 + 150 * each.rows / whole for each in bins], color=_COLOURS[0])
+
+
 def _size(panels: int) -> tuple[float, float]:
     columns = min(panels, _COLUMNS)
     return max(4.4, 2.5 * columns), 2.2 * -(-panels // columns) + 0.6  # inches
 
 
-def _panels(figure: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
+def _panels(figure: Any, names: Sequence[str], values: str = "macro-F1 (%)") -> list[tuple[str, Any]]:
     columns = min(len(names), _COLUMNS)
     grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False)
     found = list(zip(names, grid.flat, strict=False))
@@ -102,7 +135,7 @@ def _panels(figure: Any, names: Sequence[str]) -> list[tuple[str, Any]]:
         axes.set_title(name, parse_math=False)
         axes.grid(axis="y")
         if number % columns == 0:
-            axes.set_ylabel("macro-F1 (%)")
+            axes.set_ylabel(values)
     return found
 
 

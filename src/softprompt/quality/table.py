@@ -55,6 +55,10 @@ class Scores:
         """The finished cells of a method, all tasks together."""
         return [cell for task in self.spec.tasks for cell in self.cells(task, method, shots)]
 
+    def answers(self, method: str, shots: int) -> list[Predictions]:
+        """What the finished cells of a method answered, all tasks together, as far as it is kept."""
+        return [found for cell in self.all_of(method, shots) if (found := self._read(cell.key)) is not None]
+
     def compare(self, method: str, shots: int) -> dict[str, Interval]:
         """Differences from the reference, by task where both have the common seeds; under ``""`` their mean."""
         found: dict[str, Interval] = {}

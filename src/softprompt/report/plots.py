@@ -70,7 +70,7 @@ def plot_loss(history: Sequence[EpochRecord], path: str | os.PathLike[str], *, b
     if not panels:
         raise DataError("there is no loss or score to draw; the history is empty")
     best = _best_record(history, best_step)
-    with _figure((4.0 * len(panels) + 0.6, 3.1), path) as figure:
+    with figure_to((4.0 * len(panels) + 0.6, 3.1), path) as figure:
         figure.get_layout_engine().set(wspace=0.07)
         for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             _draw_lines(axes, panel)
@@ -105,7 +105,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]
     names = [_shorten(label) for label in labels]
     margin = 0.95 + 0.068 * max(len(name) for name in names)
     side = cell * count
-    with _figure((side + margin + 0.9, side + margin), path) as figure:
+    with figure_to((side + margin + 0.9, side + margin), path) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
         _white_grid(axes, count, cell)
@@ -143,7 +143,7 @@ def plot_prompt(
     if not count or lengths != {count}:
         raise DataError(f"{count} norms need as many distances and a square similarity, not {sorted(lengths)}")
     extra = min(5.0, 0.05 * max(0, count - 16))  # inches: many bars need room
-    with _figure((9.2 + extra, 3.7), path) as figure:
+    with figure_to((9.2 + extra, 3.7), path) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.35 + extra / 3.8, 1.0))
         _draw_bars(left, norms, start_distances, vocabulary_norm)
         image = right.imshow(similarity, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest",
@@ -157,7 +157,7 @@ def plot_prompt(
 
 
 @contextmanager
-def _figure(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iterator[Any]:
+def figure_to(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield an empty figure in our style; write it to ``path`` on success."""
     try:
         import matplotlib
