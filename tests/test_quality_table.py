@@ -199,7 +199,10 @@ def test_the_page(spec: QualityOptions) -> None:
 def test_a_lost_file_of_predictions_costs_the_interval_alone(spec: QualityOptions) -> None:
     for path in (spec.output_dir / "predictions").glob("first--guide*"):
         path.unlink()
-    assert lines(difference_table(Scores(spec), 8))["guide"][0] == "-"
+    write_cell(spec, "second", "guide", 8, 1, "aabb")
+    first, second, both = lines(difference_table(Scores(spec), 8))["guide"]
+    assert (first, both) == ("+53.3", "+60.0")
+    assert second.strip("*").startswith("+66.7 [")
     assert lines(score_table(Scores(spec), 8))["guide"][0] == "86.7 ± 18.9"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and its interval, in shares (0.01 is one point)."""
+    """A difference and its interval, in shares (0.01 is one point); no interval where predictions are not kept."""
 
     difference: float
-    low: float
-    high: float
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def excludes_zero(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,22 +61,42 @@ class Scores:
         return [found for cell in self.all_of(method, shots) if (found := self._read(cell.key)) is not None]
 
     def compare(self, method: str, shots: int) -> dict[str, Interval]:
-        """Differences from the reference, by task where both have the common seeds; under ``""`` their mean."""
+        """Differences from the reference, by task where both have the common seeds; under ``""`` their mean.
+
+        The CSV is enough for a difference; an interval needs the predictions of all cells.
+        """
         found: dict[str, Interval] = {}
-        parts: list[tuple[float, torch.Tensor]] = []
+        parts: list[torch.Tensor] = []
         for task in self.spec.tasks:
+            difference = self._difference(task, method, shots)
+            if difference is None:
+                continue
+            found[task] = Interval(difference)
             pairs = self._pairs(task, method, shots)
             if len(pairs) == len(self.spec.seeds):
                 ours, theirs = zip(*pairs, strict=True)
-                parts.append(differences(ours, theirs, self.spec.bootstrap_samples))
-                found[task] = interval(*parts[-1])
-        if len(parts) == len(self.spec.tasks):
-            mean = statistics.fmean(difference for difference, _ in parts)
+                _, resampled = differences(ours, theirs, self.spec.bootstrap_samples)
+                found[task] = interval(difference, resampled)
+                parts.append(resampled)
+        if len(found) == len(self.spec.tasks):
+            mean = statistics.fmean(each.difference for each in found.values())
             # Tasks have rows of their own, so their resamples are shuffled against each other.
             order = torch.Generator().manual_seed(1)
-            mixed = [resampled[torch.randperm(len(resampled), generator=order)] for _, resampled in parts]
-            found[""] = interval(mean, torch.stack(mixed).mean(0))
+            mixed = [resampled[torch.randperm(len(resampled), generator=order)] for resampled in parts]
+            found[""] = interval(mean, torch.stack(mixed).mean(0)) if len(mixed) == len(found) else Interval(mean)
         return found
+
+    def _difference(self, task: str, method: str, shots: int) -> float | None:
+        """Mean over the common seeds; ``None`` where a cell is missing."""
+        gaps = []
+        for seed in self.spec.seeds:
+            ours, theirs = (
+                self._cells.get(self._key(task, each, shots, seed)) for each in (method, self.spec.compared_with)
+            )
+            if ours is None or theirs is None:
+                return None
+            gaps.append(ours.macro_f1 - theirs.macro_f1)
+        return statistics.fmean(gaps)
 
     def _pairs(self, task: str, method: str, shots: int) -> list[tuple[Predictions, Predictions]]:
         """Predictions of method and reference, of the seeds that both have."""
@@ -214,5 +235,7 @@ def _spread(spread: Spread | None, seeds: int) -> str:
 def _interval(found: Interval | None) -> str:
     if found is None:
         return NOTHING
-    text = f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    text = f"{100 * found.difference:+.1f}"
+    if math.isfinite(found.low):
+        text += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     return f"**{text}**" if found.excludes_zero else text
