@@ -18,6 +18,7 @@ from softprompt.data import (
     columns_of,
     load_splits,
     make_task,
+    new_labels,
     open_writer,
     read_rows,
 )
@@ -393,7 +394,9 @@ def task_of(labels, known=(), **options):
 
 
 def test_labels_are_in_order_of_first_appearance():
-    assert task_of("bab").labels == ()  # on average less than twice
+    assert task_of("bac").labels == ()
+    assert task_of("bacb").labels == ()  # half of the rows share their label
+    assert task_of("bab").labels == ("b", "a")
     assert task_of("baba").labels == ("b", "a")
     assert task_of("bab", task="classification").labels == ("b", "a")
     assert task_of("baba", task="generation").labels == ()
@@ -433,3 +436,18 @@ def test_check_labels():
         "'no complaint'; did you mean 'complaint'?"
     )
     check_labels(rows_of(["anything"]), task_of("abab", task="generation"))
+    assert refused(check_labels, rows_of(["praise"]), task).endswith("; name it beside them with labels")
+
+
+def test_labels_that_training_has_not_seen():
+    task = task_of(["complaint", "no complaint"] * 2)
+    assert new_labels(rows_of(["complaint", "praise", "question", "praise"]), task) == {"praise": 2, "question": 1}
+    assert new_labels(rows_of(["anything"]), task_of("abab", task="generation")) == {}
+    for slip in ("complant", "Complaint", "NO COMPLAINT"):
+        assert "did you mean '" in refused(new_labels, rows_of(["praise", slip]), task)
+
+
+def test_a_field_may_hold_a_whole_document(tmp_path):
+    text = "word " * 40_000
+    (tmp_path / "long.csv").write_text(f'text,label\n"{text}",yes\n')
+    assert [row.fields["text"] for row in read_rows(tmp_path / "long.csv")] == [text]

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
@@ -359,3 +359,16 @@ def test_learned_positions_are_not_written_beyond():
     assert [answer.cut for answer in answers] == [False, True]
     with pytest.raises(ConfigError, match="max_new_tokens=64 does not fit"):
         list(predict(prompted, task, rows, max_new_tokens=64))
+
+
+def test_behind_a_text_a_label_has_no_space_of_its_own():
+    """Sentencepiece's vocabularies put a space before a text: the labels would all begin with it, and tell nothing."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<unk>", "▁", "▁a", "▁yes", "▁no", ":"))}))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert tokenizer(" yes")["input_ids"] == [1, 3]
+    given = {"template": "{text}", "labels": ("yes", "no"), "label_prefix": " ", "cue": " a", "end_token_id": None}
+    made = encoder(tokenizer, **given)
+    assert [made.label_ids(label) for label in ("yes", "no")] == [(3,), (4,)]
+    assert made.cue_ids == (2,)

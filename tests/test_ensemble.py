@@ -25,7 +25,7 @@ from softprompt.engine.suffix import plan_choices_behind
 from softprompt.engine.texts import Texts
 from softprompt.ensemble import Ensemble, fit_temperature
 from softprompt.errors import AdapterError, ConfigError, TrainingError
-from softprompt.evaluate import Classes, label_log_probs
+from softprompt.evaluate import Classes, label_log_probs, mean_states
 from softprompt.loading import load_prompted
 from softprompt.model import PeftModelForCausalLM
 from softprompt.options import ModelOptions, TrainOptions
@@ -376,9 +376,7 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
         for prompt in prompted.ensemble.prompts
     ]
     said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)
-    from softprompt.evaluate import scores_and_means
-
-    _, means = scores_and_means(prompted.model, given, alone, batch_size=4)
+    means = mean_states(prompted.model, given, alone, batch_size=4)
     expected = (0.5 * said + 0.5 * prompted.readout.log_probs(means)).log_softmax(-1)
     torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import tiny
 from cli_tools import make_base, rows, softprompt, write_rows
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.errors import AdapterError, ConfigError
-from softprompt.evaluate import Classes, label_log_probs, scores_and_means
+from softprompt.evaluate import Classes, mean_states
 from softprompt.options import TrainOptions
 from softprompt.readout import Readout, fit_readout, middle_layers
 from softprompt.record import READOUT_NAME
@@ -114,10 +116,8 @@ def test_means_are_those_of_rows_alone(family, placement):
     texts.append((*range(3, 29), 5))
     texts.append((*range(3, 29), 6, 7))  # one long enough for a node of its own
     given = [Example(text, (), None) for text in texts]
-    scores, means = scores_and_means(model, given, CLASSES, batch_size=3)
-    again, at_once = scores_and_means(model, given, CLASSES, batch_size=30)
-    torch.testing.assert_close(scores, label_log_probs(model, given, CLASSES, batch_size=2), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(again, scores, rtol=1e-4, atol=1e-4)
+    means = mean_states(model, given, CLASSES, batch_size=3)
+    at_once = mean_states(model, given, CLASSES, batch_size=30)
     torch.testing.assert_close(at_once, means, rtol=1e-3, atol=1e-4)
     for text, found in zip(texts, means, strict=True):
         torch.testing.assert_close(found[:-1], plain_means(model, placement, text), rtol=1e-3, atol=1e-4)
@@ -127,7 +127,7 @@ def test_an_empty_text_has_zeros():
     torch.manual_seed(1)
     model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
     one = Classes(("yes", "no"), ((40,), (41,)))
-    _, means = scores_and_means(model, [Example((), (), None)], one, batch_size=3)
+    means = mean_states(model, [Example((), (), None)], one, batch_size=3)
     assert means.shape == (1, model.base_model.config.num_hidden_layers, tiny.width(model.base_model))
     assert not means.any()
 
@@ -140,7 +140,7 @@ def test_it_comes_back_from_its_file(tmp_path):
     readout = fit_readout(means, gold, 3, share=0.5)
     readout.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [READOUT_NAME]
-    again = Readout.read(tmp_path / READOUT_NAME, 3, 6)
+    again = Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
     assert again.log_probs(means).equal(readout.log_probs(means))
     assert again.share == readout.share
 
@@ -149,8 +149,14 @@ def test_it_comes_back_from_its_file(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.pop("bias"), "is damaged: it must hold layers, scale, weight, bias, share"),
-        (lambda t: t.update(weight=t["weight"][:2].clone()), "does not fit the task: it must read 3 classes"),
-        (lambda t: t.update(scale=t["scale"][0].clone()), "does not fit the task"),
+        (
+            lambda t: t.update(weight=t["weight"][:2].clone()),
+            "does not fit task and base model: it must read 3 classes",
+        ),
+        (lambda t: t.update(scale=t["scale"][0].clone()), "does not fit task and base model"),
+        (lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}), "must read 3 classes of width 7"),
+        (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be whole numbers"),
+        (lambda t: t["share"].fill_(1.5), "is damaged: .* the share one between 0 and 1"),
         (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite numbers"),
         (lambda t: t["layers"].fill_(6), "reads layers that the base model, which has 6, lacks"),
     ],
@@ -162,10 +168,10 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
     change(tensors)
     save_file(tensors, tmp_path / READOUT_NAME)
     with pytest.raises(AdapterError, match=message):
-        Readout.read(tmp_path / READOUT_NAME, 3, 6)
+        Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
     (tmp_path / READOUT_NAME).write_bytes(b"no tensors")
     with pytest.raises(AdapterError, match="cannot be read"):
-        Readout.read(tmp_path / READOUT_NAME, 3, 6)
+        Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
@@ -218,6 +224,33 @@ def test_peft_takes_the_folder_as_it_is(place: Path) -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
     model = peft.PeftModel.from_pretrained(base, str(place / "shared"))
     assert model.prompt_encoder["default"].embedding.weight.shape == (4, 16)
+
+
+def test_its_loss_is_that_of_a_choice(place: Path) -> None:
+    """Per row and among the labels, beside whole label texts of several tokens too; so is that of what it must beat."""
+    result = train(options_for(place, output_dir=place / "loss"))
+    done = softprompt("predict", "--adapter", place / "loss", "--input_file", place / "test.csv", "--output_file",
+                      place / "loss.jsonl", check=True)  # fmt: skip
+    assert done.returncode == 0
+    said = [json.loads(line) for line in (place / "loss.jsonl").read_text().splitlines()]
+    right = [
+        answer["probability"] if answer["predicted_label"] == row["label"] else 1 - answer["probability"]
+        for row, answer in zip(rows(8, 16), said, strict=True)
+    ]
+    assert result is not None
+    assert result.metrics.eval_loss == pytest.approx(-sum(map(math.log, right)) / len(right), rel=1e-3)
+    assert result.metrics.baselines["untuned prompt"]["eval_loss"] < 5 * math.log(2)
+
+
+def test_layers_that_cannot_be_told_are_refused_before_training(place: Path, tmp_path: Path) -> None:
+    tiny.small("ctrl").save_pretrained(tmp_path / "ctrl")
+    for name in (place / "base").glob("*token*"):
+        shutil.copy(name, tmp_path / "ctrl")
+    with pytest.raises(
+        ConfigError, match="CTRLLMHeadModel cannot be read, so it can have no read-out; add --no_readout"
+    ):
+        train(options_for(place, output_dir=tmp_path / "run", model_name_or_path=str(tmp_path / "ctrl")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_it_leaves_none_behind(place: Path) -> None:

@@ -80,6 +80,15 @@ def test_class_weights_that_were_asked_for_are_not_ignored() -> None:
     assert chosen(recipe="best", objective="language_modeling", class_weights="balanced")[0].num_folds == 5
 
 
+@pytest.mark.parametrize("given", [{"fold_repeats": 3}, {"fold_epochs": 2}, {"fold_learning_rate": 0.5}])
+def test_options_of_folds_need_folds(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="there are none; take recipe=best"):
+        chosen(**given)
+    assert chosen(recipe="best", **given)[0].num_folds == 5
+    unsaid = {name: TrainOptions.model_fields[name].default for name in given}  # as a resolved train_config.yaml has it
+    assert chosen(**unsaid)[0].num_folds == 0
+
+
 @pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}, {"num_folds": 3}])
 def test_free_text_has_no_classes(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs classes"):
@@ -209,6 +218,71 @@ def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
     done = softprompt(*two, cwd=place)
     assert done.returncode == 2
     assert "reads 1 text columns (text)" in done.stderr
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: str) -> None:
+    """A prompt that has learned which label to prefer need not write one, so its card does not tell to let it write."""
+    name = f"card_{placement}"
+    train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "train.csv", num_train_epochs=1,
+                       readout=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
+    softprompt("predict", "--adapter", name, "--input_file", "test.csv", "--output_file", f"{name}.jsonl",
+               cwd=place, check=True)  # fmt: skip
+    card = (place / name / "README.md").read_text()
+    assert "generate(" not in card
+    code = card.split("In Python:")[1].split("```python\n")[1].split("```")[0]
+    code = code.replace("path/to/base", str(place / "base")).replace("path/to/this/folder", str(place / name))
+    assert "<text>" in code
+    for row, line in zip(rows(6, 12), (place / f"{name}.jsonl").read_text().splitlines(), strict=True):
+        names: dict[str, Any] = {}
+        exec(code.replace("<text>", row["text"]), names)
+        assert names["answer"] == json.loads(line)["predicted_label"]
+
+
+def test_a_card_of_several_columns_tells_to_give_a_file(place: Path) -> None:
+    write_rows(place / "two.csv", [{**row, "more": "help"} for row in rows(8)])
+    train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "two.csv", num_train_epochs=1,
+                       text_column=["text", "more"], readout=False, output_dir=place / "two"))  # fmt: skip
+    card = (place / "two" / "README.md").read_text()
+    assert "--input_file rows.csv" in card
+    assert "--text" not in card
+
+
+def test_what_training_did_not_measure_is_not_its_figures(place: Path) -> None:
+    """Of two evaluations the last one counts, unless training itself has tested; its figures stay."""
+    for name, test in (("untested", ()), ("tested", ("--test_file", "test.csv"))):
+        softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
+                   "--output_dir", name, *test, cwd=place, check=True)  # fmt: skip
+    write_rows(place / "first.csv", rows(4))
+    write_rows(place / "second.csv", rows(5))
+    for name in ("untested", "tested"):
+        for source in ("first.csv", "second.csv"):
+            softprompt("evaluate", "--adapter", name, "--test_file", source, cwd=place, check=True)
+        assert json.loads((place / name / "metrics.json").read_text())["num_examples"] == 5
+    assert not (place / "untested" / "train_metrics.json").exists()
+    assert json.loads((place / "tested" / "train_metrics.json").read_text())["num_examples"] == 6
+
+
+def test_rows_of_a_label_that_training_lacks_count_as_wrong(place: Path) -> None:
+    given = rows(6, 12)
+    write_rows(place / "new_label.csv", [*given, {**given[0], "label": "question"}])
+    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
+               "--output_dir", "lacks", cwd=place, check=True)  # fmt: skip
+    found = {}
+    for source in ("test.csv", "new_label.csv"):
+        done = softprompt("evaluate", "--adapter", "lacks", "--test_file", source, "--output_dir", "scored",
+                          cwd=place, check=True)  # fmt: skip
+        assert ("1 of 7 rows count as wrong" in done.stdout) == (source == "new_label.csv")
+        found[source] = json.loads((place / "scored" / "metrics.json").read_text())
+    known, more = found["test.csv"], found["new_label.csv"]
+    assert more["labels"] == [*known["labels"], "question"]
+    assert more["accuracy"] == pytest.approx(known["accuracy"] * 6 / 7)
+    assert more["macro_f1"] < known["macro_f1"]
+    assert more["eval_loss"] == pytest.approx(known["eval_loss"], rel=1e-4)
+    write_rows(place / "slip.csv", [{**given[0], "label": "Yes"}])
+    done = softprompt("evaluate", "--adapter", "lacks", "--test_file", "slip.csv", cwd=place)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "did you mean 'yes'?" in done.stderr
 
 
 def test_texts_that_are_written_are_compared(place: Path) -> None:

@@ -72,7 +72,7 @@ class Encoder:
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
         self._front = _front_ids(tokenizer, self._skeleton())
-        self.cue_ids = _plain_ids(tokenizer, [task.cue])[0] if task.cue else ()
+        self.cue_ids = _running_ids(tokenizer, task.cue) if task.cue else ()
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -179,8 +179,11 @@ class Encoder:
         return [self._front + ids + self.cue_ids for ids in _plain_ids(self.tokenizer, texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
-        text = self.task.label_prefix + to_text(label, self.task.label_column, where)
-        ids = _plain_ids(self.tokenizer, [text])[0]
+        text = to_text(label, self.task.label_column, where)
+        if self.task.label_prefix:
+            ids = _running_ids(self.tokenizer, self.task.label_prefix + text)
+        else:
+            ids = _plain_ids(self.tokenizer, [text])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -271,6 +274,16 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
         verbose=False,  # a text longer than the model is expected here: it is cut next
     )
     return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def _running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of a text as they are behind another one.
+
+    Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
+    """
+    alone, before, both = _plain_ids(tokenizer, [text, "a", "a" + text])
+    behind = both[len(before) :]
+    return behind if both[: len(before)] == before and 0 < len(behind) < len(alone) else alone
 
 
 def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:

@@ -38,7 +38,8 @@ class Classes:
         ids: of each label with the end token, or of the start that tells it from others (``Task.label_scoring``).
         readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
         ensemble: prompts behind the text, which decide in place of the model's own.
-        relative: whether only the labels' probabilities relative to each other count, as for starts of labels.
+        relative: whether only the labels' probabilities relative to each other count, as for starts of labels or with
+            a read-out; a loss is then per row, not per token.
         num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.cue``).
     """
 
@@ -63,7 +64,8 @@ def classes_of(
     ids = tuple(encoder.label_ids(label) for label in task.labels)
     by_start = task.label_scoring == "start"
     scored = shortest_starts(ids) if by_start else ids
-    return Classes(task.labels, scored, readout, ensemble, by_start, len(encoder.cue_ids))
+    relative = by_start or readout is not None  # a read-out knows nothing of texts
+    return Classes(task.labels, scored, readout, ensemble, relative, len(encoder.cue_ids))
 
 
 def label_log_probs(
@@ -82,43 +84,37 @@ def label_log_probs(
     Args:
         known: knows the texts of examples that stand before the prompt; without it they are read here.
     """
-    if classes.readout is None:
-        scores = _label_scores(model, examples, classes, batch_size, progress, known)
-        return scores.log_softmax(-1) if classes.relative else scores
-    return classes.readout.mix(*scores_and_means(model, examples, classes, batch_size=batch_size, progress=progress))
+    readout = classes.readout
+    scores = torch.empty(len(examples), len(classes.ids))
+    for rows in batches_by_length(examples, batch_size):
+        means: list[Tensor] | None = None if readout is None else []
+        batch = [examples[row] for row in rows]
+        found = _scores(model, batch, classes, known if readout is None else None, means).cpu()
+        scores[rows] = found if readout is None or means is None else readout.mix(found, torch.cat(means).cpu())
+        if progress:
+            progress(len(rows))
+    return scores.log_softmax(-1) if classes.relative else scores
 
 
-def scores_and_means(
+def mean_states(
     model: PeftModelForCausalLM,
     examples: Sequence[Example],
     classes: Classes,
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability ``[N, C]`` of each label, and mean hidden states ``[N, layers, D]`` of the texts."""
-    means: list[Tensor] = []
-    scores = _label_scores(model, examples, classes, batch_size, progress, means=means)
-    order = torch.tensor([row for rows in batches_by_length(examples, batch_size) for row in rows])
-    found = torch.cat(means).cpu()
-    return scores, torch.empty_like(found).index_copy_(0, order, found)
-
-
-def _label_scores(
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes,
-    batch_size: int,
-    progress: Progress | None,
-    known: Texts | None = None,
-    means: list[Tensor] | None = None,
 ) -> Tensor:
-    scores = torch.empty(len(examples), len(classes.ids))
+    """Mean hidden states ``[N, layers, D]`` of the texts, float32 on the CPU: what a read-out is fitted to."""
+    found = torch.empty(0)
     for rows in batches_by_length(examples, batch_size):
-        scores[rows] = _scores(model, [examples[row] for row in rows], classes, known, means).cpu()
+        means: list[Tensor] = []
+        _scores(model, [examples[row] for row in rows], classes, None, means)
+        of_batch = torch.cat(means).cpu()
+        found = found if len(found) else of_batch.new_empty(len(examples), *of_batch.shape[1:])
+        found[rows] = of_batch
         if progress:
             progress(len(rows))
-    return scores
+    return found
 
 
 def _scores(
@@ -177,17 +173,18 @@ def classification_metrics(
     """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text, or per row.
 
     A row with scores that are not finite (float16 overflows) has no guess. It counts as wrong, as if the label
-    after the right one had been guessed; the loss is then NaN, and there is no calibration error.
+    after the right one had been guessed; the loss is then NaN, and there is no calibration error. A row whose label
+    is none of the classes counts as wrong too, and its label as a class; the loss is that of the other rows.
     """
-    gold = [classes.names.index(str(example.label)) for example in examples]
+    names = tuple(dict.fromkeys((*classes.names, *(str(example.label) for example in examples))))
+    gold = [names.index(str(example.label)) for example in examples]
     finite = scores.isfinite().all(1).tolist()
     guesses = zip(scores.argmax(1).tolist(), gold, finite, strict=True)
-    predicted = [guess if known else (answer + 1) % len(classes.names) for guess, answer, known in guesses]
-    matrix = measures.confusion_matrix(gold, predicted, len(classes.names))
+    predicted = [guess if known else (answer + 1) % len(names) for guess, answer, known in guesses]
+    matrix = measures.confusion_matrix(gold, predicted, len(names))
     loss, calibration = math.nan, None
     if all(finite):
-        total = -float(scores[range(len(gold)), gold].double().sum())
-        loss = total / (len(gold) if classes.relative else sum(len(classes.ids[answer]) for answer in gold))
+        loss = _loss(scores, gold, classes)
         right = [guess == answer for guess, answer in zip(predicted, gold, strict=True)]
         calibration = measures.expected_calibration_error(scores.softmax(1).amax(1).tolist(), right)
     return Metrics(
@@ -198,11 +195,19 @@ def classification_metrics(
         perplexity=measures.perplexity(loss),
         examples_per_second=len(gold) / seconds,
         confusion_matrix=tuple(map(tuple, matrix)),
-        labels=classes.names,
-        per_class=tuple(asdict(each) for each in measures.per_class(matrix, classes.names)),
+        labels=names,
+        per_class=tuple(asdict(each) for each in measures.per_class(matrix, names)),
         expected_calibration_error=calibration,
         split=split,
     )
+
+
+def _loss(scores: Tensor, gold: Sequence[int], classes: Classes) -> float:
+    """Mean loss of log-probabilities ``[N, C]``, per token or per row; NaN where no row has one of the classes."""
+    known = [row for row, answer in enumerate(gold) if answer < len(classes.names)]
+    right = [gold[row] for row in known]
+    count = len(right) if classes.relative else sum(len(classes.ids[answer]) for answer in right)
+    return -float(scores[known, right].double().sum()) / count if count else math.nan
 
 
 @torch.no_grad()

@@ -155,7 +155,8 @@ def read_readout(adapter: str, task: Task | None, model: PeftModelForCausalLM) -
     except FileAbsentError:
         return None
     num_classes = len(task.labels) if task is not None else 0
-    return Readout.read(path, num_classes, model.base_model.config.get_text_config().num_hidden_layers)
+    config = model.base_model.config.get_text_config()
+    return Readout.read(path, num_classes, config.num_hidden_layers, config.hidden_size)
 
 
 def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:

@@ -255,9 +255,9 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def nearest(name: str, known: Any) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
+def nearest(name: str, known: Any, least: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known name, or nothing; ``least`` is how near, in 0..1."""
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

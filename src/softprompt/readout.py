@@ -66,8 +66,11 @@ class Readout:
         write_tensors(folder / READOUT_NAME, vars(self))
 
     @classmethod
-    def read(cls, path: Path, num_classes: int, num_layers: int) -> Readout:
+    def read(cls, path: Path, num_classes: int, num_layers: int, width: int) -> Readout:
         """Read a file that ``save`` wrote.
+
+        Args:
+            num_classes, num_layers, width: C of the task, and what the base model has; width is D.
 
         Raises:
             AdapterError: it is damaged, or of another task or model.
@@ -75,10 +78,14 @@ class Readout:
         names = [field.name for field in fields(cls)]
         tensors = read_tensors(path, names)
         found = cls(**tensors)
-        count, width = found.scale.shape if found.scale.ndim == 2 else (0, 0)
+        count = len(found.layers) if found.layers.ndim == 1 else 0
         shapes = ((count,), (count, width), (num_classes, width), (num_classes,), ())
         if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
-            raise AdapterError(f"{path} does not fit the task: it must read {num_classes} classes")
+            raise AdapterError(
+                f"{path} does not fit task and base model: it must read {num_classes} classes of width {width}"
+            )
+        if found.layers.dtype != torch.long or not 0 <= float(found.share) <= 1:
+            raise AdapterError(f"{path} is damaged: layers must be whole numbers, and the share one between 0 and 1")
         if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
             raise AdapterError(f"{path} reads layers that the base model, which has {num_layers}, lacks")
         return found

@@ -94,6 +94,7 @@ class TrainerState:
     seconds: float = 0.0  # of training, over all resumed parts
     num_train_examples: int | None = None
     fingerprint: str | None = None  # of rows and options; None in files of older releases
+    tested: bool | None = None  # whether the run wrote metrics.json; None in files of older releases
     partial_epoch: PartialEpoch | None = None  # None where an epoch ends
 
     def to_dict(self) -> dict[str, Any]:

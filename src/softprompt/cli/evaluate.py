@@ -10,6 +10,7 @@ import typer
 
 from ..errors import ConfigError, DataError, MissingExtraError
 from ..options import DataOptions, ModelOptions, build_options
+from ..template import listed
 from .common import Adapter, load
 from .options import takes
 from .show import console, metrics_table
@@ -60,12 +61,14 @@ def command(
         values = {"text_column": list(known.text_columns), "label_column": known.label_column, **values}
     options = build_options(DataOptions, values)
 
-    from ..data import check_labels, load_splits
+    from ..data import load_splits, new_labels
 
     splits = load_splits(options, need_train=False)
     split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)
     task = task_for(known, options, rows)
-    check_labels(rows, task)
+    if new := new_labels(rows, task):
+        names, count = listed(list(new)), sum(new.values())
+        console.print(f"{count} of {len(rows)} rows count as wrong, since training has not seen their label: {names}")
     gold = [task.label_of(row.fields, row.where) for row in rows]
     if after and (missing := [row.where for row, text in zip(rows, gold, strict=True) if after not in text]):
         raise DataError(f"{missing[0]}: the right answer lacks the mark {after!r} of --exact_match_after")
@@ -155,10 +158,11 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
 
 def _save(metrics: Metrics, folder: Path) -> None:
     """Write ``metrics.json``; training's own figures, which may stand there, are kept under another name."""
-    from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME
+    from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME, TrainerState
 
     own, kept = folder / METRICS_NAME, folder / TRAIN_METRICS_NAME
-    if (folder / STATE_NAME).is_file() and own.is_file() and not kept.exists():
+    trained_here = (folder / STATE_NAME).is_file() and TrainerState.load(folder).tested is not False
+    if trained_here and own.is_file() and not kept.exists():
         own.rename(kept)
     metrics.save(folder)
     console.print(f"\nmetrics     {own}", soft_wrap=True)

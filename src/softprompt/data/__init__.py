@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .formats import ENDINGS, RowWriter, columns_of, open_writer, read_rows
-from .sources import COMPLAINTS, Splits, check_labels, load_splits, make_task
+from .sources import COMPLAINTS, Splits, check_labels, labels_repeat, load_splits, make_task, new_labels
 
 __all__ = [
     "COMPLAINTS",
@@ -12,8 +12,10 @@ __all__ = [
     "Splits",
     "check_labels",
     "columns_of",
+    "labels_repeat",
     "load_splits",
     "make_task",
+    "new_labels",
     "open_writer",
     "read_rows",
 ]

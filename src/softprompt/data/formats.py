@@ -23,6 +23,7 @@ from ..types import Row
 _Write = Callable[[Mapping[str, Any]], None]
 
 _ROWS_AT_ONCE = 1024
+_MOST_CHARACTERS = 1 << 24  # of a field; some thousand pages
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -169,6 +170,7 @@ def _read_delimited(path: Path) -> Iterator[Row]:
 def _records(handle: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, numbered; 0 is the header. Broken quotes are errors, not guesses."""
     number = 0
+    csv.field_size_limit(_MOST_CHARACTERS)  # Python's own bound, 131,072, is less than a long document
     try:
         for cells in csv.reader(handle, delimiter=_DELIMITERS[path.suffix.lower()], strict=True):
             if cells:

@@ -29,6 +29,7 @@ COMPLAINTS = "complaints"
 """Name of the data set that comes with softprompt."""
 
 _MOST_CLASSES = 100
+"""Numbers that are answers repeat too, but there are many of them."""
 _FOLDER = Path(__file__).parent / COMPLAINTS
 
 _Role = Literal["train", "validation", "test"]
@@ -102,6 +103,15 @@ def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None)
     )
 
 
+def labels_repeat(counts: Mapping[str, int]) -> bool:
+    """Whether more than half of the rows share their label with another, as classes do and written texts do not.
+
+    Args:
+        counts: label -> rows.
+    """
+    return 2 * sum(rows for rows in counts.values() if rows > 1) > sum(counts.values())
+
+
 def check_labels(rows: Iterable[Row], task: Task) -> None:
     """Check that every row has a label of the task; any text will do for a generation task.
 
@@ -114,8 +124,27 @@ def check_labels(rows: Iterable[Row], task: Task) -> None:
         if known and label not in known:
             raise DataError(
                 f"{row.where}: the label {label!r} does not occur in training, whose labels are "
-                f"{listed(task.labels)}{nearest(label, task.labels)}"
+                f"{listed(task.labels)}{nearest(label, task.labels) or '; name it beside them with labels'}"
             )
+
+
+def new_labels(rows: Iterable[Row], task: Task) -> dict[str, int]:
+    """Labels that training has not seen, with how many rows have each; none for a generation task.
+
+    A rare class may be absent from a few dozen training rows. One that is nearly a known label is a slip.
+
+    Raises:
+        DataError: a row has no label, or one that is nearly one of the task.
+    """
+    found: Counter[str] = Counter()
+    for row in rows:
+        label = task.label_of(row.fields, row.where)
+        if not task.labels or label in task.labels:
+            continue
+        if meant := nearest(label, task.labels, least=0.8) or nearest(label.lower(), task.labels, least=0.8):
+            raise DataError(f"{row.where}: the label {label!r} does not occur in training{meant}")
+        found[label] += 1
+    return dict(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +323,7 @@ def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
     counts = Counter(probe.label_of(row.fields, row.where) for row in splits.train)
     named = tuple(options.labels or splits.labels)
     classes = named or tuple(counts)  # a Counter keeps the order of first appearance
-    repeats = len(counts) <= _MOST_CLASSES and len(splits.train) >= 2 * len(counts)
-    if options.task == "auto" and not named and not repeats:
+    if options.task == "auto" and not named and not (len(counts) <= _MOST_CLASSES and labels_repeat(counts)):
         return ()
     if len(classes) < 2:
         raise DataError(

@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..errors import ConfigError
 from .view import Exchange
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a model whose layers cannot be told from its other modules.
+
+    Raises:
+        ConfigError: it has no layers of the kind that transformers' decoders have.
+    """
+    if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+        raise ConfigError(
+            f"the states between the layers of {type(model).__name__} cannot be read, so it can have no read-out; "
+            "add --no_readout"
+        )
 
 
 def recording(exchange: Exchange, into: list[Tensor]) -> Exchange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,8 +19,10 @@ from .. import metrics as measures
 from ..adapter import START_NAME, read_prompt, write_prompt
 from ..base import Base, load_base, load_config, load_tokenizer
 from ..config import PromptTuningConfig, PromptTuningInit, TaskType
+from ..data import labels_repeat
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
+from ..engine.between import check_layers
 from ..engine.texts import Texts
 from ..errors import MissingExtraError
 from ..evaluate import Classes, classes_of, evaluate
@@ -107,6 +110,8 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
             listener.note("the prompt stands between input and label (prompt_placement suffix)")
         return None
     base = load_base(options)
+    if options.readout:
+        check_layers(base.model)  # now, not when everything is trained
     model = start_model(options, base, prepared.task)
     texts = _texts(options, base)
     run = Run(
@@ -131,6 +136,7 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
             started = time.perf_counter()
             prepared = replace(prepared, classes=with_members(run, base.tokenizer, prepared.classes))
             state = replace(state, seconds=state.seconds + time.perf_counter() - started)
+            _say_how_all_do(run, prepared)
     metrics = _test(options, model, prepared, start, listener) if prepared.test else None
     return _finish(options, model, prepared, state, metrics, listener)
 
@@ -140,8 +146,13 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
-    parts["unlabeled"] = encoder.encode_all(_sample(rows.splits.unlabeled, options.seed), with_label=False)
+    unlabeled = rows.splits.unlabeled
+    parts["unlabeled"] = encoder.encode_all(_sample(unlabeled, options.seed), with_label=False)
     _say_what_was_read(parts, task, listener)
+    if len(unlabeled) > MOST_UNLABELED:
+        listener.note(f"of {len(unlabeled)} unlabeled rows a sample of {MOST_UNLABELED} is learned from")
+    if options.task == "auto" and not task.labels and labels_repeat(Counter(str(e.label) for e in parts["train"])):
+        listener.note("labels repeat, but there are too many to be taken for classes; else give --task classification")
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
@@ -235,6 +246,17 @@ def _validator(
     return validate
 
 
+def _say_how_all_do(run: Run, prepared: Prepared) -> None:
+    """The validation rows by all that decides; the figures of epochs were those of the prompt in the making alone."""
+    if run.validate is None or prepared.classes is None or not (prepared.classes.readout or prepared.classes.ensemble):
+        return
+    size = run.options.per_device_eval_batch_size
+    found = evaluate(run.model, prepared.validation, prepared.classes, batch_size=size, split="validation")
+    run.listener.note(
+        f"validation, all that decides together: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}"
+    )
+
+
 def _test(
     options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, listener: Listener
 ) -> Metrics:
@@ -293,7 +315,7 @@ def _finish(
 ) -> Result:
     """Write the finished folder; the weights come last, so a folder that has them is complete."""
     folder = options.output_dir
-    state = replace(state, finished=True)
+    state = replace(state, finished=True, tested=metrics is not None)
     if options.resume_from_checkpoint:  # figures and pictures of the prompt as it was, evaluate's among them
         for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, READOUT_NAME, ENSEMBLE_NAME):
             (folder / name).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ensemble import Ensemble, fit_temperature
-from ..evaluate import Classes, label_log_probs, scores_and_means
+from ..evaluate import Classes, label_log_probs, mean_states
 from ..initialize import embed
 from ..readout import fit_readout
 from .choices import gold_of
@@ -44,7 +44,8 @@ def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
         prompts = train_prompts(run, plain, folds, start, f"{len(folds.weights)} more prompts")
         said, means = out_of_fold(run, prompts, folds, plain)
         classes = replace(classes, ensemble=_ensemble(run, plain, prompts, said))
-        temperature = _temperature(_readout_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
+        if options.readout:
+            temperature = _temperature(_readout_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
     if options.readout:
         classes = _with_readout(run, classes, SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS, temperature)
     if folds is not None and run.unlabeled:
@@ -67,9 +68,9 @@ def _with_readout(run: Run, classes: Classes, share: float, temperature: float) 
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("reading the states", len(run.examples)) as progress:
         plain = replace(classes, ensemble=None)
-        _, means = scores_and_means(run.model, run.examples, plain, batch_size=size, progress=progress)
+        means = mean_states(run.model, run.examples, plain, batch_size=size, progress=progress)
     readout = fit_readout(means, gold_of(run.examples, classes), len(classes.ids), share)
-    return replace(classes, readout=readout.cooled(temperature))
+    return replace(classes, readout=readout.cooled(temperature), relative=True)
 
 
 def _readout_out_of_fold(run: Run, classes: Classes, means: Tensor, folds: FoldData) -> Tensor:

@@ -14,6 +14,7 @@ from ..task import Task
 
 GUIDE = "guide"
 EPOCHS = ("num_train_epochs", "fold_epochs")
+FOLD_OPTIONS = ("fold_repeats", "fold_epochs", "fold_learning_rate")
 MANY_ROWS, LEAST_EPOCHS = 100, 3
 SCHEDULE: dict[str, Any] = {
     "learning_rate": 0.07,
@@ -81,6 +82,10 @@ def _check(chosen: TrainOptions, given: set[str], task: Task, num_rows: int) -> 
         raise ConfigError("unlabeled_file teaches the prompts of num_folds; take recipe=best, or leave it out")
     if folds and num_rows < 2:
         raise ConfigError("num_folds leaves rows out, and there is but one; give more rows, or num_folds=0")
+    fields = TrainOptions.model_fields
+    idle = [name for name in FOLD_OPTIONS if name in given and getattr(chosen, name) != fields[name].default]
+    if idle and not folds:
+        raise ConfigError(f"{idle[0]} is for prompts of num_folds, but there are none; take recipe=best, or leave it")
     if "class_weights" in given and chosen.class_weights != "none" and not (by_classes or folds):
         raise ConfigError("class_weights=balanced needs objective=classes: the other loss is a mean over tokens")
 
