@@ -103,7 +103,7 @@ QUICK: dict[str, Case] = {
     "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
     # -- rows to label
     "evaluate_nothing": case("evaluate --adapter adapter", "test_file"),
-    "evaluate_unseen_label": case("evaluate --adapter adapter --test_file unseen.csv", "row 2", "'perhaps'"),
+    "evaluate_mistyped_label": case("evaluate --adapter adapter --test_file slip.csv", "row 2", "did you mean 'yes'"),
     "evaluate_into_a_file": case(f"{EVALUATE} adapter --output_dir train.csv", "train.csv", "file"),
     "column_overwritten": case(f"{TO_FILE} answered.csv", "answered.csv", "'predicted_label'", "rename"),
     "text_column_missing": case(f"{TO_FILE} textless.csv", "textless.csv", "'text'", "'id' and 'tekst'"),
@@ -200,6 +200,7 @@ def spoil_data(place: Path, good: list[dict[str, str]]) -> None:
     changes = {
         "unlabelled": [*good[:2], good[2] | {"label": " "}, *good[3:]],
         "unseen": [good[0], good[1] | {"label": "perhaps"}],
+        "slip": [good[0], good[1] | {"label": "Yes"}],
         "tokenless": [row | {"label": "~~"} if row["label"] == "no" else row for row in good],
         "same": [row | {"label": "yes"} for row in good],
         "answered": [row | {"predicted_label": "yes"} for row in good],

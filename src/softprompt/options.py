@@ -61,7 +61,7 @@ class DataOptions(_Options):
         "[default: by recipe; guide: '{text_column} : {text} Label : '].",
     )
     task: Literal["auto", "classification", "generation"] = Field(
-        "auto", description="auto: classification when labels repeat, else generation."
+        "auto", description="auto: classification when most labels repeat and there are up to 100, else generation."
     )
     labels: list[str] | None = Field(
         None, min_length=2, description="All labels in order; may be given several times [default: as they come]."
@@ -72,7 +72,7 @@ class DataOptions(_Options):
         description="Most tokens of text and label together; longer texts are cut [default: what fits].",
     )
     unlabeled_file: Path | None = Field(
-        None, description="Rows without labels, of which the prompts of num_folds learn more (classes)."
+        None, description="Rows without labels, of which the prompts of num_folds learn more (150 of them; classes)."
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")

@@ -84,7 +84,7 @@ def _check(chosen: TrainOptions, given: set[str], task: Task, num_rows: int) -> 
         raise ConfigError("num_folds leaves rows out, and there is but one; give more rows, or num_folds=0")
     fields = TrainOptions.model_fields
     idle = [name for name in FOLD_OPTIONS if name in given and getattr(chosen, name) != fields[name].default]
-    if idle and not folds:
+    if idle and not folds and "num_folds" not in given:  # who says num_folds=0 knows
         raise ConfigError(f"{idle[0]} is for prompts of num_folds, but there are none; take recipe=best, or leave it")
     if "class_weights" in given and chosen.class_weights != "none" and not (by_classes or folds):
         raise ConfigError("class_weights=balanced needs objective=classes: the other loss is a mean over tokens")
