@@ -261,6 +261,10 @@ def test_what_training_did_not_measure_is_not_its_figures(place: Path) -> None:
         assert json.loads((place / name / "metrics.json").read_text())["num_examples"] == 5
     assert not (place / "untested" / "train_metrics.json").exists()
     assert json.loads((place / "tested" / "train_metrics.json").read_text())["num_examples"] == 6
+    # Another program's state beside the adapter, such as that of transformers' Trainer, ends no evaluation.
+    (place / "untested" / "trainer_state.json").write_text('{"log_history": [], "epoch": 1.0}')
+    softprompt("evaluate", "--adapter", "untested", "--test_file", "first.csv", cwd=place, check=True)
+    assert json.loads((place / "untested" / "metrics.json").read_text())["num_examples"] == 4
 
 
 def test_rows_of_a_label_that_training_lacks_count_as_wrong(place: Path) -> None:

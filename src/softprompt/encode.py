@@ -72,7 +72,7 @@ class Encoder:
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
         self._front = _front_ids(tokenizer, self._skeleton())
-        self.cue_ids = _running_ids(tokenizer, task.cue) if task.cue else ()
+        self.cue_ids = running_ids(tokenizer, task.cue) if task.cue else ()
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -181,7 +181,7 @@ class Encoder:
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
         text = to_text(label, self.task.label_column, where)
         if self.task.label_prefix:
-            ids = _running_ids(self.tokenizer, self.task.label_prefix + text)
+            ids = running_ids(self.tokenizer, self.task.label_prefix + text)
         else:
             ids = _plain_ids(self.tokenizer, [text])[0]
         if not ids:
@@ -276,8 +276,8 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     return [tuple(ids) for ids in encoded["input_ids"]]
 
 
-def _running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """The tokens of a text as they are behind another one.
+def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
 
     Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
     """

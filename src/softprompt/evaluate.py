@@ -84,13 +84,15 @@ def label_log_probs(
     Args:
         known: knows the texts of examples that stand before the prompt; without it they are read here.
     """
-    readout = classes.readout
     scores = torch.empty(len(examples), len(classes.ids))
     for rows in batches_by_length(examples, batch_size):
-        means: list[Tensor] | None = None if readout is None else []
         batch = [examples[row] for row in rows]
-        found = _scores(model, batch, classes, known if readout is None else None, means).cpu()
-        scores[rows] = found if readout is None or means is None else readout.mix(found, torch.cat(means).cpu())
+        if classes.readout is None:
+            scores[rows] = _scores(model, batch, classes, known, None).cpu()
+        else:
+            means: list[Tensor] = []
+            said = _scores(model, batch, classes, None, means).cpu()
+            scores[rows] = classes.readout.mix(said, torch.cat(means).cpu())
         if progress:
             progress(len(rows))
     return scores.log_softmax(-1) if classes.relative else scores

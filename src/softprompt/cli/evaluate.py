@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, DataError, MissingExtraError
+from ..errors import ConfigError, DataError, MissingExtraError, SoftPromptError
 from ..options import DataOptions, ModelOptions, build_options
 from ..template import listed
 from .common import Adapter, load
@@ -161,8 +161,12 @@ def _save(metrics: Metrics, folder: Path) -> None:
     from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME, TrainerState
 
     own, kept = folder / METRICS_NAME, folder / TRAIN_METRICS_NAME
-    trained_here = (folder / STATE_NAME).is_file() and TrainerState.load(folder).tested is not False
-    if trained_here and own.is_file() and not kept.exists():
-        own.rename(kept)
+    if own.is_file() and (folder / STATE_NAME).is_file() and not kept.exists():
+        try:
+            by_training = TrainerState.load(folder).tested is not False
+        except SoftPromptError:  # another program's state: whose figures these are is not known, so they are kept
+            by_training = True
+        if by_training:
+            own.rename(kept)
     metrics.save(folder)
     console.print(f"\nmetrics     {own}", soft_wrap=True)

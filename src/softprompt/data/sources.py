@@ -12,7 +12,7 @@ underscores. A split whose labels are withheld (-1, or ``Unlabeled`` as in RAFT)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -118,14 +118,11 @@ def check_labels(rows: Iterable[Row], task: Task) -> None:
     Raises:
         DataError: a row has no label, or one that training has not seen.
     """
-    known = set(task.labels)
-    for row in rows:
-        label = task.label_of(row.fields, row.where)
-        if known and label not in known:
-            raise DataError(
-                f"{row.where}: the label {label!r} does not occur in training, whose labels are "
-                f"{listed(task.labels)}{nearest(label, task.labels) or '; name it beside them with labels'}"
-            )
+    for row, label in _unknown(rows, task):
+        raise DataError(
+            f"{row.where}: the label {label!r} does not occur in training, whose labels are "
+            f"{listed(task.labels)}{nearest(label, task.labels) or '; name it beside them with labels'}"
+        )
 
 
 def new_labels(rows: Iterable[Row], task: Task) -> dict[str, int]:
@@ -137,14 +134,20 @@ def new_labels(rows: Iterable[Row], task: Task) -> dict[str, int]:
         DataError: a row has no label, or one that is nearly one of the task.
     """
     found: Counter[str] = Counter()
-    for row in rows:
-        label = task.label_of(row.fields, row.where)
-        if not task.labels or label in task.labels:
-            continue
+    for row, label in _unknown(rows, task):
         if meant := nearest(label, task.labels, least=0.8) or nearest(label.lower(), task.labels, least=0.8):
             raise DataError(f"{row.where}: the label {label!r} does not occur in training{meant}")
         found[label] += 1
     return dict(found)
+
+
+def _unknown(rows: Iterable[Row], task: Task) -> Iterator[tuple[Row, str]]:
+    """Rows whose label is none of the task's, with it; none for a generation task."""
+    known = set(task.labels)
+    for row in rows:
+        label = task.label_of(row.fields, row.where)
+        if known and label not in known:
+            yield row, label
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,9 @@ def _given(task: Task | None) -> str:
 
 
 def _imports(task: Task | None, *, behind: bool) -> list[str]:
-    if not is_choice(task):
+    if task is None or not is_choice(task):
         return ["from softprompt import PeftModel"]
-    starts = "from softprompt.encode import shortest_starts"
+    starts = f"from softprompt.encode import {'running_ids, ' if task.label_prefix else ''}shortest_starts"
     if behind:
         return ["from softprompt import PeftModel", starts, "from softprompt.suffix import score_labels_behind"]
     return ["from softprompt import PeftModel, score_labels", starts]
@@ -85,10 +85,12 @@ def _written(task: Task | None) -> list[str]:
 def _chosen(task: Task, *, behind: bool) -> list[str]:
     """Code that chooses a label by the tokens that tell it from the others."""
     labels = ", ".join(literal(task.label_prefix + label) for label in task.labels)
+    alone = "tuple(tokenizer(label, add_special_tokens=False).input_ids)"
+    ids = "running_ids(tokenizer, label)" if task.label_prefix else alone  # as encode.py has them
     score = "score_labels_behind" if behind else "score_labels"
     return [
         f"labels = [{labels}]",
-        "tokens = [tuple(tokenizer(label, add_special_tokens=False).input_ids) for label in labels]",
+        f"tokens = [{ids} for label in labels]",
         f"scores = {score}(base, model.prompt, inputs.input_ids.tolist(), shortest_starts(tokens))",
         "answer = labels[scores.argmax()].strip()",
     ]

@@ -64,10 +64,9 @@ def back_to(
     if good.state.global_step < state.global_step:  # a checkpoint of the step in between holds what failed
         remove_checkpoint(run.options.output_dir, state.global_step)
     kept = write(run, good.state, optimizer)
-    peak, unit = run.options.learning_rate, ""
-    if run.options.scale_learning_rate:
-        peak, unit = peak * run.embedding_rms, f", {peak:g} times the embeddings' size"
+    rate, scaled = run.options.learning_rate, run.options.scale_learning_rate
+    meant = f"{rate * run.learning_rate_unit:g}" + (f", {rate:g} times the embeddings' size" if scaled else "")
     return TrainingError(
         f"training stopped at step {state.global_step + 1} of {run.max_steps}: the {what}. Lower learning_rate "
-        f"(it is {peak:g}{unit}) or set max_grad_norm=1; the last good prompt is in {kept}"
+        f"(it is {meant}) or set max_grad_norm=1; the last good prompt is in {kept}"
     )

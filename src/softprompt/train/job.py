@@ -152,7 +152,9 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     if len(unlabeled) > MOST_UNLABELED:
         listener.note(f"of {len(unlabeled)} unlabeled rows a sample of {MOST_UNLABELED} is learned from")
     if options.task == "auto" and not task.labels and labels_repeat(Counter(str(e.label) for e in parts["train"])):
-        listener.note("labels repeat, but there are too many to be taken for classes; else give --task classification")
+        listener.note(
+            "labels repeat, but there are too many to be taken for classes; if they are, give --task classification"
+        )
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
@@ -251,7 +253,10 @@ def _say_how_all_do(run: Run, prepared: Prepared) -> None:
     if run.validate is None or prepared.classes is None or not (prepared.classes.readout or prepared.classes.ensemble):
         return
     size = run.options.per_device_eval_batch_size
-    found = evaluate(run.model, prepared.validation, prepared.classes, batch_size=size, split="validation")
+    with run.listener.rows("validating", len(prepared.validation)) as progress:
+        found = evaluate(
+            run.model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
+        )
     run.listener.note(
         f"validation, all that decides together: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}"
     )

@@ -66,10 +66,14 @@ class Run:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.options.num_train_epochs
 
+    @property
+    def learning_rate_unit(self) -> float:
+        """What the option ``learning_rate`` is a multiple of."""
+        return self.embedding_rms if self.options.scale_learning_rate else 1.0
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of an optimiser step (0-based)."""
-        unit = self.embedding_rms if self.options.scale_learning_rate else 1.0
-        return unit * learning_rate(step, self.max_steps, self.options)
+        return self.learning_rate_unit * learning_rate(step, self.max_steps, self.options)
 
     @property
     def metric(self) -> str | None:
