@@ -262,10 +262,10 @@ def test_long_texts_alone_are_taken(place):
 
 def test_no_gradient_is_no_result():
     right = torch.ones(2, 3)
-    assert compare_steps([(1.0, right)], 1.0, right)["max_relative_gradient_difference"] == 0
+    assert compare_steps([(1.0, right)], 1.0, right, 1e-2)["max_relative_gradient_difference"] == 0
     for wrong in (right * 1.1, right * torch.nan):
         with pytest.raises(TrainingError, match="speed would mean nothing"):
-            compare_steps([(1.0, right), (1.0, wrong)], 1.0, right)
+            compare_steps([(1.0, right), (1.0, wrong)], 1.0, right, 1e-2)
 
 
 def test_evaluation_goes_through_the_guides_batches(place):
@@ -327,10 +327,10 @@ def test_a_stream_is_scored_in_its_own_order(place):
 
 def test_wrong_scores_are_no_result():
     right = torch.tensor([[-1.0, -2.0]])
-    assert compare_scores(right, right)["max_relative_label_probability_difference"] == 0
+    assert compare_scores(right, right, 1e-2)["max_relative_label_probability_difference"] == 0
     for wrong in (right + 0.1, right * torch.nan):
         with pytest.raises(TrainingError, match="speed would mean nothing"):
-            compare_scores(wrong, right)
+            compare_scores(wrong, right, 1e-2)
 
 
 def test_texts_of_a_given_length(place):

@@ -52,7 +52,7 @@ def test_any_forest_with_some_nodes_known(lengths, data):
 
 
 def test_not_used_without_a_gpu():
-    assert not available(torch.device("cpu"))
+    assert not available(torch.device("cpu"), 64, torch.float32)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def fresh_trial():
 
 
 def test_the_trial_passes_where_flex_is_right(fresh_trial):
-    assert fresh_trial(torch.device("cpu"), gradient=False)
+    assert fresh_trial(torch.device("cpu"), 64, torch.float32, gradient=False)
 
 
 @pytest.mark.parametrize("fault", ["wrong", "fails"])
@@ -75,7 +75,7 @@ def test_the_trial_notices(fault, fresh_trial, monkeypatch):
 
     monkeypatch.setattr(flex, "flex_attention", broken)
     with pytest.warns(UserWarning, match="no such kernel. Prompts" if fault == "fails" else "off by"):
-        assert not fresh_trial(torch.device("cpu"), gradient=False)
+        assert not fresh_trial(torch.device("cpu"), 64, torch.float32, gradient=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -62,7 +62,7 @@ class Evaluation(Subject):
         batch = self.batches[0][:COMPARED_ROWS]
         texts = [example.input_ids for example in batch]
         alone = reference.label_scores(self.alone, self.prompt, texts, self.classes.ids)
-        return compare_scores(sides[OURS].run(sides[OURS].prepare(batch)), alone)
+        return compare_scores(sides[OURS].run(sides[OURS].prepare(batch)), alone, self.tolerance)
 
     def more(self, times: Sequence[float]) -> dict[str, Any]:
         """Rows that our side scores at a time."""
@@ -96,14 +96,14 @@ class LabelScoring(Side):
         return ours.score(self._model, prepared, self._classes)
 
 
-def compare_scores(found: Tensor, alone: Tensor) -> dict[str, Any]:
+def compare_scores(found: Tensor, alone: Tensor, tolerance: float) -> dict[str, Any]:
     """How far label log-probabilities ``[B, C]`` are from those of the rows alone.
 
     Raises:
         TrainingError: so far that speed would mean nothing.
     """
     worst = float(torch.expm1(found.double() - alone.double()).abs().max())
-    if not worst < 1e-2:
+    if not worst < tolerance:
         raise TrainingError(
             f"our label probabilities differ from those of each row alone by {worst:.1e}; speed would mean nothing"
         )

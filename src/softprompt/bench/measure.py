@@ -26,6 +26,9 @@ Progress = Callable[[str], None]
 BATCHES = 4
 """Batches of different rows that the rounds go through."""
 
+COARSE = 0.2
+"""Relative difference that the rounding of 16-bit numbers explains; 1e-2 that of float32."""
+
 COMPARED_ROWS = 8
 """Rows that warm a side up, and that are computed alone to compare with."""
 
@@ -71,6 +74,11 @@ class Subject(ABC):
     def lay_out(self) -> list[Any]:
         """The batches that the rounds go through."""
         return list(self.work.batches(self.options.per_device_train_batch_size, self.num_batches))
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference from the rows alone with which a speed means something."""
+        return 1e-2 if self.base.dtype == torch.float32 else COARSE
 
     @abstractmethod
     def make_side(self, name: str) -> Side:
@@ -124,6 +132,7 @@ def measure(subject: Subject, progress: Progress) -> dict[str, Any]:
         "rounds": options.rounds,
         "num_threads": options.num_threads,
         "dtype": str(subject.base.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(subject.device) if subject.device.type == "cuda" else subject.device.type,
         **speeds(len(subject.batches[0]), times),
         **agreement,
         **subject.more(times[OURS]),

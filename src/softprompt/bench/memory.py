@@ -9,13 +9,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
+
 from ..libraries import quiet
 from .options import BenchOptions
 from .subjects import make_subject
 
 
 def main() -> None:
-    """Read subject, side and options from stdin, do each batch once, print the peak resident memory in bytes."""
+    """Read subject, side and options from stdin, do each batch once, print the peak memory in bytes."""
     given = json.load(sys.stdin)
     subject = make_subject(given["subject"], BenchOptions(**given["options"]))
     with quiet(), warnings.catch_warnings():
@@ -24,11 +26,13 @@ def main() -> None:
         # Batches of texts that are equally long are equally large.
         for batch in subject.batches[: 1 if subject.options.text_tokens else None]:
             side.run(side.prepare(batch))
-    print(_peak())
+    print(_peak(subject.device))
 
 
-def _peak() -> int:
-    """Peak resident memory of this process in bytes."""
+def _peak(device: torch.device) -> int:
+    """Peak memory of this process in bytes: of its tensors on a GPU, or what is resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     if platform.system() == "Linux":  # getrusage starts from the parent's peak there
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import load_base, load_tokenizer
+from ..device import choose_device, choose_dtype
 from ..initialize import sample_vocab
 from .options import BenchOptions
 from .shapes import random_base
@@ -17,7 +18,9 @@ from .shapes import random_base
 def load_models(options: BenchOptions) -> tuple[Any, Any]:
     """Base model and tokenizer; with ``shape``, the tokenizer of ``model`` alone is loaded."""
     if options.shape:
-        return random_base(options.shape), load_tokenizer(options)
+        dtype = choose_dtype(options.dtype)
+        base = random_base(options.shape).to(choose_device(options.device))
+        return base if isinstance(dtype, str) else base.to(dtype), load_tokenizer(options)
     loaded = load_base(options)
     return loaded.model, loaded.tokenizer
 

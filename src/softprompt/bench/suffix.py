@@ -44,7 +44,7 @@ class SuffixTraining(Subject):
         """Loss and gradient of a batch, against those of its rows alone, each of text, prompt and label."""
         batch = self.batches[0][:COMPARED_ROWS]
         loss, gradient = reference.loss_and_gradient(self.alone, self.prompt, batch, behind=True)
-        return compare_steps([sides[OURS].run(sides[OURS].prepare(batch))], loss, gradient)
+        return compare_steps([sides[OURS].run(sides[OURS].prepare(batch))], loss, gradient, self.tolerance)
 
     def more(self, times: Sequence[float]) -> dict[str, Any]:
         """What reading the texts of all batches took."""

@@ -71,7 +71,7 @@ class MixedTasks(Subject):
             reference.label_scores(self.alone, self.prompts[task], [example.input_ids], self.labels)[0]
             for task, example in stream
         ]
-        return {"num_tasks": NUM_TASKS, **compare_scores(sides[OURS].run(stream), torch.stack(alone))}
+        return {"num_tasks": NUM_TASKS, **compare_scores(sides[OURS].run(stream), torch.stack(alone), self.tolerance)}
 
 
 class AdapterByAdapter(Side):

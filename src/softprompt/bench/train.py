@@ -55,7 +55,7 @@ class Training(Subject):
         batch = self.batches[0][:COMPARED_ROWS]
         loss, gradient = reference.loss_and_gradient(self.alone, self.prompt, batch)
         found = [sides[name].run(sides[name].prepare(batch)) for name in (OURS, DROP_IN) if name in sides]
-        return compare_steps(found, loss, gradient)
+        return compare_steps(found, loss, gradient, self.tolerance)
 
     def after_round(self) -> None:
         """Time the bare matrix products of a step."""
@@ -105,7 +105,9 @@ class OnPaddedRows(Side):
         return loss.item(), gradient
 
 
-def compare_steps(found: Sequence[tuple[float, Tensor]], loss: float, gradient: Tensor) -> dict[str, Any]:
+def compare_steps(
+    found: Sequence[tuple[float, Tensor]], loss: float, gradient: Tensor, tolerance: float
+) -> dict[str, Any]:
     """How far losses and gradients are, at most, from those of the rows alone.
 
     Raises:
@@ -114,7 +116,7 @@ def compare_steps(found: Sequence[tuple[float, Tensor]], loss: float, gradient: 
     losses = [abs(own - loss) / abs(loss) for own, _ in found]
     gradients = [float((own - gradient).norm() / gradient.norm()) for _, own in found]
     worst = max(gradients)
-    if not all(each < 1e-2 for each in gradients):  # NaN is not
+    if not all(each < tolerance for each in gradients):  # NaN is not
         raise TrainingError(
             f"our gradient differs from that of each row alone by {worst:.1e}; speed would mean nothing"
         )

@@ -24,6 +24,8 @@ def command(
     train_file: Annotated[str | None, typer.Option("--train_file", help="Rows [default: the packaged ones].")] = None,
     text_column: Annotated[list[str] | None, typer.Option("--text_column")] = None,
     label_column: Annotated[str, typer.Option("--label_column")] = "label",
+    device: Annotated[str, typer.Option(help="auto, or a torch device.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Number type of the base model, as in train.")] = "auto",
     max_length: Annotated[int, typer.Option("--max_length", help="Length that the guide pads to.")] = 64,
     text_tokens: Annotated[
         int | None, typer.Option("--text_tokens", min=1, help="Texts of exactly so many tokens, made of the rows.")
@@ -48,6 +50,8 @@ def command(
         "per_device_train_batch_size": batch_size,
         "text_column": text_column or ["text"],
         "label_column": label_column,
+        "device": device,
+        "dtype": dtype,
         "max_length": max_length,
         "text_tokens": text_tokens,
         "rounds": rounds,

@@ -21,33 +21,42 @@ from .attention import Packing, Rule, attend
 from .tree import ROOT, Tree
 
 
-def available(device: torch.device) -> bool:
-    """Whether the compiled kernels run there, and right: CUDA from Ampere on, Triton, and a trial that agrees."""
+def available(device: torch.device, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the compiled kernels run there, and right: CUDA from Ampere on, Triton, and a trial that agrees.
+
+    Args:
+        head_dim, dtype: of the queries; a kernel that needs more shared memory than there is fails to compile.
+    """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0) and trial(device)
+    return torch.cuda.get_device_capability(device) >= (8, 0) and trial(device, head_dim, dtype)
 
 
 @functools.cache
-def trial(device: torch.device, gradient: bool = True) -> bool:
+def trial(device: torch.device, head_dim: int, dtype: torch.dtype, gradient: bool = True) -> bool:
     """Whether a small tree comes out as ``attention.attend`` has it; says so once where it does not."""
     random = torch.Generator().manual_seed(0)
-    shapes = ((1, 4, 40, 64), (1, 2, 40, 64), (1, 2, 40, 64))
-    states = [torch.randn(shape, generator=random).to(device).requires_grad_(gradient) for shape in shapes]
+    shapes = ((1, 4, 40, head_dim), (1, 2, 40, head_dim), (1, 2, 40, head_dim))
+    states = [torch.randn(shape, generator=random).to(device, dtype).requires_grad_(gradient) for shape in shapes]
     packing = Packing(Tree((ROOT, 0, 1, 1, 0), (5, 3, 12, 9, 11)), frozenset(), device)
     found = []
     try:
         for function in (attend, attend_flex):
             query, key, value = states
-            out = function(query, key, value, packing, Rule(0.125), {})
+            out = function(query, key, value, packing, Rule(head_dim**-0.5), {})
             gradients = torch.autograd.grad(out.square().sum(), states) if gradient else ()
-            found.append([out.detach(), *gradients])
+            found.append([each.detach().float() for each in (out, *gradients)])
         worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*found, strict=True))
-        reason = None if worst < 1e-2 else f"its results are off by {worst:.0e}"
+        bound = 1e-2 if dtype == torch.float32 else 5e-2
+        reason = None if worst < bound else f"its results are off by {worst:.0e}"
     except Exception as error:  # a compiler of its own can fail in any way
         reason = str(error).split("\n")[0] or type(error).__name__
     if reason is not None:
-        warnings.warn(f"flex_attention is not used on {device}: {reason}. Prompts run level by level.", stacklevel=2)
+        warnings.warn(
+            f"flex_attention is not used on {device} (heads of {head_dim}, {str(dtype).removeprefix('torch.')}): "
+            f"{reason}. Prompts run level by level.",
+            stacklevel=2,
+        )
     return reason is None
 
 

@@ -85,15 +85,21 @@ def _run(
 def ways(backbone: nn.Module) -> tuple[Way, ...]:
     """The ways in which a base can run, the fastest first."""
     config: Any = backbone.config
-    device = next(backbone.parameters()).device
+    weight = next(backbone.parameters())
+    device = weight.device
     packs = (
         config.model_type in PACKED
         and is_verified(backbone)
-        and (device.type == "cpu" or flex.available(device))
+        and (device.type == "cpu" or flex.available(device, _head_dim(config), weight.dtype))
         and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
         and not any("forward" in module.__dict__ for module in backbone.modules())
     )
     return ("packed", "levels") if packs else ("levels",)
+
+
+def _head_dim(config: Any) -> int:
+    found: int | None = getattr(config, "head_dim", None)
+    return found or config.hidden_size // config.num_attention_heads
 
 
 def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
