@@ -180,8 +180,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., D]``."""
         scale = self.weight if not self.offset else self.weight + self.offset
-        epsilon = getattr(self, "variance_epsilon", None)
-        result: Tensor = _RMSNorm.apply(x, scale, self.eps if epsilon is None else epsilon)  # type: ignore[no-untyped-call]
+        named = getattr(self, "variance_epsilon", None)
+        epsilon: float = self.eps if named is None else named  # type: ignore[assignment]
+        if x.is_cuda:  # one kernel each way
+            return F.rms_norm(x, scale.shape, scale, epsilon)
+        result: Tensor = _RMSNorm.apply(x, scale, epsilon)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -213,7 +216,9 @@ def _norm_class(module: nn.Module) -> type[nn.Module]:
     if weight is None or weight.ndim != 1 or _trains(module):
         return type(module)
     found = _if_same(module, RMSNorm, len(weight))
-    return found if found is RMSNorm else _if_same(module, OffsetRMSNorm, len(weight))
+    if found is RMSNorm or weight.dtype not in _DTYPES["cpu"]:  # in 16 bits, 1 + weight would be too coarse
+        return found
+    return _if_same(module, OffsetRMSNorm, len(weight))
 
 
 # -- Bloom's GeLU ------------------------------------------------------------------------------------
@@ -231,29 +236,36 @@ class Gelu(nn.Module):
 # -- is it the same? ---------------------------------------------------------------------------------
 
 _known: dict[tuple[Any, ...], bool] = {}
+_DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+"""Where, and in what numbers, a layer is exchanged."""
 
 
 def _if_same(module: nn.Module, kind: type[nn.Module], width: int | None) -> type[nn.Module]:
     """``kind`` if it computes what ``module`` does: tried on a few numbers, once a class and its settings."""
     parameter = next(module.parameters(), None)
-    if width is None or parameter is None or parameter.dtype not in (torch.float32, torch.float64):
+    if width is None or parameter is None or parameter.device.type not in _DTYPES or "forward" in module.__dict__:
         return type(module)
-    if parameter.device.type != "cpu" or "forward" in module.__dict__:
+    if parameter.dtype not in _DTYPES[parameter.device.type]:
         return type(module)
     if any(child._forward_hooks or child._forward_pre_hooks for child in module.children()):
         return type(module)  # they are not to see the numbers of a trial
     plain = (each for each in vars(module).items() if isinstance(each[1], bool | int | float | str))
-    key = (type(module), kind, parameter.dtype, type(getattr(module, "act_fn", None)).__name__, *sorted(plain))
+    where = parameter.dtype, parameter.device
+    key = (type(module), kind, *where, type(getattr(module, "act_fn", None)).__name__, *sorted(plain))
     if key not in _known:
-        _known[key] = _same(module, kind, width, parameter.dtype)
+        _known[key] = _same(module, kind, width, *where)
     return kind if _known[key] else type(module)
 
 
 @torch.no_grad()
-def _same(module: nn.Module, kind: type[nn.Module], width: int, dtype: torch.dtype) -> bool:
+def _same(module: nn.Module, kind: type[nn.Module], width: int, dtype: torch.dtype, device: torch.device) -> bool:
     copied = recast(module, kind)
-    x = torch.linspace(-2, 3, 3 * width, dtype=dtype).view(3, width).cos()
+    x = torch.linspace(-2, 3, 3 * width, dtype=dtype, device=device).view(3, width).cos()
+    rtol, atol = (1e-5, 1e-6) if dtype in _DTYPES["cpu"] else (2e-2, 1e-2)
     try:
-        return torch.allclose(copied.forward(x), module.forward(x), rtol=1e-5, atol=1e-6)
+        return torch.allclose(copied.forward(x), module.forward(x), rtol=rtol, atol=atol)
     except (AttributeError, TypeError, RuntimeError):
         return False

@@ -18,7 +18,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi
 
 from .attention import Packing, Rule, attend
 from .between import recording
-from .flex import attend_flex
+from .gathered import attend_gathered
 from .kernels import faster
 from .known import Known, Layers
 from .recompute import frugal
@@ -75,7 +75,7 @@ class _State:
         if self.keep:
             self.kept.append((key, value))
         known = {node: found.layers[layer] for node, found in self._known.items()}
-        by = attend_flex if query.is_cuda else attend
+        by = attend_gathered if query.is_cuda else attend
         return by(query, key, value, self.packing, rule, known)
 
 

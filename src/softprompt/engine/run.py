@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..families import is_verified
-from . import flex
 from .known import Known, Layers
 from .levels import run_levels
 from .packed import PACKED, run_packed
@@ -85,21 +84,15 @@ def _run(
 def ways(backbone: nn.Module) -> tuple[Way, ...]:
     """The ways in which a base can run, the fastest first."""
     config: Any = backbone.config
-    weight = next(backbone.parameters())
-    device = weight.device
+    device = next(backbone.parameters()).device
     packs = (
         config.model_type in PACKED
         and is_verified(backbone)
-        and (device.type == "cpu" or flex.available(device, _head_dim(config), weight.dtype))
+        and device.type in ("cpu", "cuda")
         and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
         and not any("forward" in module.__dict__ for module in backbone.modules())
     )
     return ("packed", "levels") if packs else ("levels",)
-
-
-def _head_dim(config: Any) -> int:
-    found: int | None = getattr(config, "head_dim", None)
-    return found or config.hidden_size // config.num_attention_heads
 
 
 def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
