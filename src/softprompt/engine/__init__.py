@@ -6,7 +6,7 @@ Read in this order: ``tree.py`` (who attends to whom: integers only), ``packed.p
 ========================  =========================================================================
 ``tree`` ``plans``        nodes and tokens; rows, choices and several prompts as trees
 ``run``                   which way a tree runs
-``packed`` ``attention``  the fast way: one sequence, attention by blocks; ``flex`` on GPUs
+``packed`` ``attention``  the fast way: one sequence, attention by blocks; ``gathered`` on GPUs
 ``levels``                the way for all: a batch for each level, with a cache of what is above
 ``view`` ``kernels``      a base with some layers exchanged, untouched itself; the layers
 ``loss`` ``head``         from hidden states to losses, through the model's own head

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .attention import OWN, Block, Packing, Rule
 
-WHOLE = 512
-"""Runs of at most so many tokens and keys are one block."""
+WHOLE = 1024
+"""Runs that read at most so many keys are one block: comparing all pairs costs less than gathering."""
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ class _Gated(torch.autograd.Function):
 
 def _gated_class(module: nn.Module) -> type[nn.Module]:
     width = getattr(module.gate_proj, "in_features", None)
+    if any(parameter.is_cuda for parameter in module.parameters()):
+        return type(module)  # a backward pass in Python costs a GPU more than the two operations it saves
     return _if_same(module, GatedMLP, width)
 
 
