@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.engine import plans
-from softprompt.engine.plans import join, packs, plan_choices, plan_rows
+from softprompt.engine.plans import branch_tokens, join, packs, plan_choices, plan_rows
 from softprompt.engine.tree import ROOT
 from test_tree import readers
 
@@ -194,6 +194,7 @@ def test_choices_share_their_beginnings(virtual, texts, choices):
     """A text is in the tree once, and so is each beginning of its choices; their last tokens are not read."""
     plan = plan_choices(virtual, texts, choices, CPU)
     beginnings = {tuple(choice[: k + 1]) for choice in choices for k in range(len(choice) - 1)}
+    assert branch_tokens(choices) == len(beginnings)
     assert plan.tree.num_tokens == virtual + sum(len(text) + len(beginnings) for text in texts)
     chains = sum(1 for length in plan.tree.lengths if length) - 1 - sum(1 for text in texts if text)
     forks = [len({c for c in beginnings if c[:-1] == prefix}) for prefix in beginnings]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .engine.between import Means, but_first
 from .engine.known import Known
 from .engine.loss import group_log_probs
-from .engine.plans import packs, plan_choices
+from .engine.plans import branch_tokens, packs, plan_choices
 from .engine.run import ways
 
 TOKENS_PER_CALL = 4096
@@ -66,7 +66,7 @@ def calls(
     if ways(base.base_model)[0] == "levels":
         longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
         return packs([longest * len(labels) * max(behind, 1)] * len(texts), KEYS_PER_CALL)
-    branches = sum(len(label) - 1 for label in labels)
+    branches = branch_tokens(labels)
     below = behind * (num_virtual_tokens + branches) or branches
     return packs([len(text) + below for text in texts], TOKENS_WITH_STATES if with_states else TOKENS_PER_CALL)
 

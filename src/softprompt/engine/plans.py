@@ -137,6 +137,11 @@ def plan_choices(
     return Plan.of(tree, len(texts) * len(choices), device, **columns)
 
 
+def branch_tokens(choices: Sequence[Sequence[int]]) -> int:
+    """Tokens that choices put behind a text; what they share at their start counts once, their last tokens not at all."""
+    return len({tuple(choice[:n]) for choice in choices for n in range(1, len(choice))})
+
+
 class _Branches:
     """What stands below each text: choices without their last token, as a tree of what they share.
 

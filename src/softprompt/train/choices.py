@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..engine.loss import group_log_probs
-from ..engine.plans import plan_choices
+from ..engine.plans import branch_tokens, plan_choices
 from ..engine.suffix import plan_choices_behind
 from ..engine.texts import Texts, known_texts, read_for
 from ..evaluate import Classes
@@ -29,7 +29,7 @@ def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, behin
     Args:
         behind: how many prompts stand behind each text; 0 for one in front of all.
     """
-    branches = sum(len(ids) - 1 for ids in classes.ids)
+    branches = branch_tokens(classes.ids)
     if behind:
         below = behind * (len(run.model.prompt) + branches)
         sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
