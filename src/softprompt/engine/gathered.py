@@ -11,7 +11,7 @@ Nothing is compiled: torch's flex_attention, which skips what a mask hides, took
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,23 @@ class Bucket:
         queries: ``[G * N]`` which tokens of the run; ``None`` for all, in order, in one block.
         keys: ``[G * M]`` which keys, those of known nodes counted first; ``None`` for all.
         visible: ``[G, N, M]`` whether a query may read a key, windows aside.
-        distance: ``[G, N, M]`` tokens from key to query.
+        query_depth, key_depth: ``[G, N]`` and ``[G, M]`` positions.
     """
 
     queries: Tensor | None
     keys: Tensor | None
     visible: Tensor
-    distance: Tensor
+    query_depth: Tensor
+    key_depth: Tensor
+
+    def to(self, device: torch.device) -> Bucket:
+        """The same on another device."""
+        return replace(self, **{name: None if each is None else each.to(device) for name, each in vars(self).items()})
+
+    @property
+    def distance(self) -> Tensor:
+        """``[G, N, M]`` tokens from key to query."""
+        return self.query_depth[:, :, None] - self.key_depth[:, None]
 
 
 def attend_gathered(
@@ -89,11 +99,10 @@ def _bias(packing: Packing, number: int, rule: Rule, group: int, dtype: torch.dt
         visible = bucket.visible
         if rule.window is not None:
             visible = visible & (bucket.distance < rule.window)
-        # [G, heads, N, group, M], or 1 where it does not matter.
-        hidden, distance = ~visible[:, None, :, None], bucket.distance[:, None, :, None]
-        # Of ALiBi only differences count: from a query's own place they are small, and so exact in 16 bits.
-        slopes = 0 if rule.slopes is None else rule.slopes.view(-1, 1, group, 1)
-        bias = (-slopes * distance).to(dtype).masked_fill(hidden, float("-inf"))
+        bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        bias = bias.masked_fill_(~visible, float("-inf"))[:, None, :, None]  # [G, heads, N, group, M]
+        if rule.slopes is not None:  # counted from the query, so that near keys differ in 16 bits too
+            bias = bias - (rule.slopes.view(-1, 1, group, 1) * bucket.distance[:, None, :, None]).to(dtype)
         cache[name] = bias.expand(-1, -1, -1, group, -1).flatten(2, 3)
     found: Tensor = cache[name]
     return found
@@ -148,19 +157,15 @@ def _bucket(
 ) -> Bucket:
     """A bucket of ``queries`` ``[G, N]`` and ``keys`` ``[G, M]``; -1 where a block has no more."""
     place, end, depth = columns
-    own = place[len(place) - packing.length :]
-    own_depth = depth[len(place) - packing.length :]
+    own = slice(len(place) - packing.length, None)
     # A query that is not there asks what the last one asks, so that it has something to read.
     queries = torch.where(queries >= 0, queries, queries.amax(1, keepdim=True))
     there, keys = keys >= 0, keys.clamp_min(0)
-    asking, first, stop = own[queries][:, :, None], place[keys][:, None], end[keys][:, None]
+    asking, first, stop = place[own][queries][:, :, None], place[keys][:, None], end[keys][:, None]
     visible = (first <= asking) & (asking < stop) & there[:, None]
-    distance = own_depth[queries][:, :, None] - depth[keys][:, None]
-    device = packing.device
-    visible, distance = visible.to(device), distance.to(device)
-    if whole:
-        return Bucket(None, None, visible, distance)
-    return Bucket(queries.flatten().to(device), keys.flatten().to(device), visible, distance)
+    columns = visible, depth[own][queries], depth[keys]
+    found = Bucket(queries.flatten(), keys.flatten(), *columns).to(packing.device)
+    return replace(found, queries=None, keys=None) if whole else found
 
 
 def _shifts(packing: Packing) -> dict[int, int]:

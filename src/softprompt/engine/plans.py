@@ -138,7 +138,7 @@ def plan_choices(
 
 
 def branch_tokens(choices: Sequence[Sequence[int]]) -> int:
-    """Tokens that choices put behind a text; what they share at their start counts once, their last tokens not at all."""
+    """Tokens that choices put behind a text: what they share at their start once, their last tokens not at all."""
     return len({tuple(choice[:n]) for choice in choices for n in range(1, len(choice))})
 
 
