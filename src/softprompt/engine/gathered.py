@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,8 @@ class Bucket:
 
     def to(self, device: torch.device) -> Bucket:
         """The same on another device."""
-        return replace(self, **{name: None if each is None else each.to(device) for name, each in vars(self).items()})
+        moved: dict[str, Any] = {name: None if each is None else each.to(device) for name, each in vars(self).items()}
+        return replace(self, **moved)
 
     @property
     def distance(self) -> Tensor:
