@@ -1,5 +1,7 @@
 """The GPU's attention on the CPU, where it runs as well: same meaning as our own, gradients included."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 import test_engine
 import tiny
-from softprompt.engine import gathered, packed
+from softprompt.engine import attention, gathered, packed
 from softprompt.engine import run as running
 from softprompt.engine.gathered import attend_gathered
 from softprompt.engine.loss import token_losses
@@ -82,18 +84,53 @@ def test_long_and_short_rows_go_into_several_buckets(family, monkeypatch):
     assert (ours - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+def never(*_):
+    raise AssertionError("the attention for CPUs ran")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("whole", WHOLE)
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_on_a_gpu(family, whole, monkeypatch):
+def test_losses_and_gradient_are_those_of_each_row_alone(family, device, whole, dtype, monkeypatch):
+    """Against plain calls of the model in float32; many short rows and some long ones, so that blocks are padded."""
+    monkeypatch.setattr(packed, "attend", attend_gathered if device == "cpu" else never)
     monkeypatch.setattr(gathered, "WHOLE", whole)
-    model, (rows, labels) = tiny.fresh(family).requires_grad_(False).eval().cuda(), test_engine.batch()
-    plan = test_engine.plan_of(11, [row.cuda() for row in rows], [label.cuda() for label in labels])
-    found = []
-    for way in ("packed", "levels"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(running, "ways", lambda _, way=way: (way,))
-            prompt = tiny.prompt_for(model, 11).detach().cuda().requires_grad_()
-            token_losses(model, plan, prompt).sum().backward()
-            found.append(prompt.grad)
-    assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()
+    monkeypatch.setattr(gathered, "COPIES", 1)
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    exact = copy.deepcopy(tiny.base(family)).to(device)
+    model = copy.deepcopy(exact).to(dtype)
+    rows = [row.to(device) for row in tiny.ids(3, 5, 40, 4, 33, 17, 2, 9)]
+    prompt = tiny.prompt_for(exact, 7).detach().to(device).requires_grad_()
+    expected = torch.cat([tiny.plain_losses(exact, prompt, row, row) for row in rows])
+    (gradient,) = torch.autograd.grad(expected.sum(), prompt)
+    losses = token_losses(model, test_engine.plan_of(7, rows, rows), prompt)
+    (ours,) = torch.autograd.grad(losses.sum(), prompt)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert (losses - expected).norm() < tolerance * expected.norm()
+    assert (ours - gradient).norm() < tolerance * gradient.norm()
+
+
+def test_a_window_that_hides_nothing_makes_no_mask_of_its_own(monkeypatch):
+    model = tiny.base("gemma3")
+    rows = tiny.ids(2, 1)
+    caches = []
+    monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].cache) or attend_gathered(*given))
+    token_losses(model, test_engine.plan_of(2, rows, rows), tiny.prompt_for(model, 2))
+    assert [name[0] for name in caches[0] if name[0] == "bias"] == ["bias"]
+
+
+def test_masks_are_aligned(monkeypatch):
+    """Or torch's kernel would make a padded copy in every layer, and keep it."""
+    model = tiny.base("llama")
+    rows = tiny.ids(3, 5, 2)
+    masks = []
+    real = gathered._bias
+    monkeypatch.setattr(gathered, "_bias", lambda *given: masks.append(real(*given)) or masks[-1])
+    monkeypatch.setattr(packed, "attend", attend_gathered)
+    token_losses(model, test_engine.plan_of(3, rows, rows), tiny.prompt_for(model, 3))
+    assert masks
+    assert all(mask.stride(-2) % 8 == 0 and mask.shape[-1] % 8 for mask in masks)

@@ -75,7 +75,7 @@ class Block:
         index = torch.arange(self.start, self.stop, device=positions.device)
         hidden = index[:, None] < index
         if self.ends is not None:
-            hidden |= index[:, None] >= self.ends
+            hidden |= index[:, None] >= self.ends.to(positions.device)
         if window is None:
             return hidden
         hidden = torch.cat([hidden.new_zeros(len(self), self.num_keys - len(self)), hidden], dim=1)
@@ -151,7 +151,7 @@ class Packing:
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
             ends = [self.starts[node] + self.tree.lengths[node] for node in group for _ in self.tree.span(node)]
-            yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends, device=self.device))
+            yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends))
             return
         for first in range(start, stop, BLOCK):
             last = min(first + BLOCK, stop)

@@ -30,7 +30,7 @@ def faster(module: nn.Module) -> type[nn.Module]:
     For ``view``. Only exact classes are exchanged: a subclass (quantized, with LoRA, ...) knows better.
     """
     kind = type(module)
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return kind  # it chooses each operation's number type
     if isinstance(module, nn.Linear):
         suits = kind is nn.Linear and _suits(module.weight) and _is_dense(module.weight)
@@ -248,7 +248,7 @@ _DTYPES = {
 def _if_same(module: nn.Module, kind: type[nn.Module], width: int | None) -> type[nn.Module]:
     """``kind`` if it computes what ``module`` does: tried on a few numbers, once a class and its settings."""
     parameter = next(module.parameters(), None)
-    if width is None or parameter is None or parameter.device.type not in _DTYPES or "forward" in module.__dict__:
+    if not width or parameter is None or parameter.device.type not in _DTYPES or "forward" in module.__dict__:
         return type(module)
     if parameter.dtype not in _DTYPES[parameter.device.type]:
         return type(module)

@@ -127,8 +127,10 @@ class TreeBloomAttention(BloomAttention):
     ) -> tuple[Tensor, None]:
         """As in transformers; biases that count flat positions (``alibi``) are of no use here."""
         query, key, value = self._reshape(self.query_key_value(hidden_states))
-        first_two = torch.ones(1, 2, device=query.device)
-        slopes = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
-        rule = Rule(self.inv_norm_factor, slopes=slopes)
+        cache = self.tree_state.packing.cache
+        if "slopes" not in cache:
+            first_two = torch.ones(1, 2, device=query.device)
+            cache["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
+        rule = Rule(self.inv_norm_factor, slopes=cache["slopes"])
         out = self.tree_state.attend(self.layer_idx, query, key, value, rule)
         return self.dense(out.flatten(2)) + residual, None
