@@ -176,10 +176,13 @@ class Packing:
             ]
         )
 
+    def narrow(self, window: int | None) -> int | None:
+        """The window, or ``None`` where it hides nothing."""
+        return None if window is None or window >= self.tree.depth else window
+
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What to add to the scores of block ``number``, for its last keys: ``[n, n]``, or ``[n, m]`` with a window."""
-        if window is not None and window >= self.tree.depth:
-            window = None
+        window = self.narrow(window)
         key = (number, window, dtype)
         if key not in self.cache:  # every layer asks for the same few
             block = self.blocks[number]

@@ -105,7 +105,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bucket: Bucket, bias:
 
 def _bias(packing: Packing, number: int, rule: Rule, group: int, dtype: torch.dtype) -> Tensor:
     """What to add to the scores of a bucket, ``[G, 1 or heads, N * group, M]``: the same for layers of one rule."""
-    window = None if rule.window is None or rule.window >= packing.tree.depth else rule.window
+    window = packing.narrow(rule.window)
     cache, name = packing.cache, ("bias", number, window, rule.slopes is None, group, dtype)
     if name not in cache:
         bucket = _layout(packing)[0][number]

@@ -165,7 +165,8 @@ class _Gated(torch.autograd.Function):
 
 def _gated_class(module: nn.Module) -> type[nn.Module]:
     width = getattr(module.gate_proj, "in_features", None)
-    if any(parameter.is_cuda for parameter in module.parameters()):
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.is_cuda:
         return type(module)  # a backward pass in Python costs a GPU more than the two operations it saves
     return _if_same(module, GatedMLP, width)
 
@@ -184,7 +185,7 @@ class RMSNorm(nn.Module):
         scale = self.weight if not self.offset else self.weight + self.offset
         named = getattr(self, "variance_epsilon", None)
         epsilon: float = self.eps if named is None else named  # type: ignore[assignment]
-        if x.is_cuda:  # one kernel each way
+        if x.is_cuda:  # one kernel each way in recent versions of torch
             return F.rms_norm(x, scale.shape, scale, epsilon)
         result: Tensor = _RMSNorm.apply(x, scale, epsilon)  # type: ignore[no-untyped-call]
         return result

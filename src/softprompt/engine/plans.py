@@ -139,7 +139,12 @@ def plan_choices(
 
 def branch_tokens(choices: Sequence[Sequence[int]]) -> int:
     """Tokens that choices put behind a text: what they share at their start once, their last tokens not at all."""
-    return len({tuple(choice[:n]) for choice in choices for n in range(1, len(choice))})
+    return len(_beginnings(choices))
+
+
+def _beginnings(choices: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+    """What stands before a choice's later tokens."""
+    return {tuple(choice[:n]) for choice in choices for n in range(1, len(choice))}
 
 
 class _Branches:
@@ -154,7 +159,7 @@ class _Branches:
     def __init__(self, choices: Sequence[Sequence[int]]) -> None:
         self.parents, self.lengths, self.tokens = list[int](), list[int](), list[int]()
         paths: dict[tuple[int, ...], tuple[int, int]] = {(): (ROOT, -1)}  # prefix -> (its node, its last token)
-        prefixes = sorted({tuple(choice[:n]) for choice in choices for n in range(1, len(choice))})
+        prefixes = sorted(_beginnings(choices))
         children = Counter(prefix[:-1] for prefix in prefixes)
         for prefix in prefixes:
             above, _ = paths[prefix[:-1]]
