@@ -32,6 +32,8 @@ def faster(module: nn.Module) -> type[nn.Module]:
     kind = type(module)
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return kind  # it chooses each operation's number type
+    if not all(is_plain(parameter) for parameter in module.parameters(recurse=False)):
+        return kind  # quantized or sharded weights know how they are multiplied
     if isinstance(module, nn.Linear):
         suits = kind is nn.Linear and _suits(module.weight) and _is_dense(module.weight)
         return FrozenLinear if suits and not _trains(module) else kind
@@ -44,6 +46,11 @@ def faster(module: nn.Module) -> type[nn.Module]:
     ):
         return _gated_class(module)
     return kind
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in memory, and of no class with operations of its own (torchao, DTensor)."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _trains(module: nn.Module) -> bool:
