@@ -341,15 +341,12 @@ def calls(model):
     """The inputs ``[rows, tokens]`` of each call of the backbone."""
     shapes = []
 
-    def note(module, args, kwargs):
+    def note(args, kwargs, output):
         given = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
         shapes.append(tuple(given.shape[:2]))
 
-    hook = model.base_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with tiny.watched(model.base_model.base_model, note):
         yield shapes
-    finally:
-        hook.remove()
 
 
 def test_prompt_is_computed_once_and_then_one_token_a_step():

@@ -342,8 +342,8 @@ def heads():
     """A model and the sizes its head was called with."""
     model = make()
     sizes = []
-    model.base_model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-2]))
-    return model, sizes
+    with tiny.watched(model.base_model.lm_head, lambda args, kwargs, output: sizes.append(output.shape[-2])):
+        yield model, sizes
 
 
 def masked():

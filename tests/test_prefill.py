@@ -50,16 +50,13 @@ def prompt_runs(model):
     """Calls of the backbone with nothing but the prompt's tokens."""
     runs = []
 
-    def note(module, args, kwargs):
+    def note(args, kwargs, output):
         given = kwargs.get("inputs_embeds")
         if given is not None and given[0].shape == model.prompt.shape and torch.equal(given[0], model.prompt):
             runs.append(given)
 
-    hook = model.base_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with tiny.watched(model.base_model.base_model, note):
         yield runs
-    finally:
-        hook.remove()
 
 
 # -- the same numbers ------------------------------------------------------------------------------------

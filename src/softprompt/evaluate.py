@@ -91,10 +91,10 @@ def label_log_probs(
     for rows in batches_by_length(examples, batch_size):
         batch = [examples[row] for row in rows]
         if classes.readout is None:
-            scores[rows] = _scores(model, prompt, batch, classes, known, None).cpu()
+            scores[rows] = _scores(model, prompt, batch, classes, known, None).float().cpu()
         else:
             means: list[Tensor] = []
-            said = _scores(model, prompt, batch, classes, None, means).cpu()
+            said = _scores(model, prompt, batch, classes, None, means).float().cpu()
             scores[rows] = classes.readout.mix(said, torch.cat(means).cpu())
         if progress:
             progress(len(rows))

@@ -23,7 +23,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .engine.head import is_intercepted, logits_of
+from .engine.head import is_hooked, logits_of
 from .engine.kernels import faster
 from .engine.loss import embed
 from .engine.row_prompts import RowPrompts, columns
@@ -117,7 +117,7 @@ def prompted_call(
         return base(**further_inputs(base, prompts, new, attention_mask, past_key_values), **kwargs), None
     real = real_tokens(new, attention_mask)
     layout = lay_out(real, prompts.index >= 0, behind)
-    if engine and not behind and not is_intercepted(base) and _can_be_filled(past_key_values, kwargs):
+    if engine and not behind and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
         return _read_rows(base, prompts, new, real, layout, past_key_values), layout.order
     return base(**first_inputs(base, prompts, new, layout, past_key_values), **kwargs), layout.order
 

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from . import generate as decoding
 from .adapter import placement_of
 from .config import Placement
-from .engine.head import is_intercepted
+from .engine.head import is_hooked
 from .engine.row_prompts import RowPrompts
 from .errors import ConfigError
 from .families import base_facts
@@ -105,7 +105,7 @@ class PeftModelForCausalLM(PeftModel):
             if asked:
                 raise ConfigError(f"{', '.join(asked)}: not supported with prompt_placement suffix; leave them out")
             return forward_behind(base, prompts.matrix, batch)
-        if asked or is_intercepted(base):
+        if asked or is_hooked(base):
             return forward_plain(base, prompts, batch, **asked)
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import adapter as files
-from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
+from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType, adopted
 from .engine.selfcheck import check_unlisted
 from .errors import ConfigError
 from .families import base_facts, context_length, refuse
@@ -207,6 +207,7 @@ class PeftModel(nn.Module):
                 f"{adapter_name!r} cannot name an adapter: it names a folder too, so no dots and slashes; "
                 "and no names that torch uses"
             )
+        peft_config = adopted(peft_config)
         files.check_supported(peft_config, f"adapter {adapter_name!r}")
         assert isinstance(peft_config, PromptTuningConfig)
         if peft_config.num_virtual_tokens is None:

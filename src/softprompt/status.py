@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .config import PeftType
+
 
 @dataclass(frozen=True)
 class ModelStatus:
@@ -46,7 +48,7 @@ def model_status(model: Any) -> ModelStatus:
     return ModelStatus(
         base_model_type=type(model.base_model).__name__,
         adapter_model_type=type(model).__name__,
-        peft_types={name: str(config.peft_type) for name, config in model.peft_config.items()},
+        peft_types={name: PeftType(config.peft_type).value for name, config in model.peft_config.items()},
         trainable_params=trainable,
         total_params=total,
         num_adapter_layers=0,

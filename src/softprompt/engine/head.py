@@ -13,17 +13,21 @@ from ..errors import ConfigError
 from .kernels import faster
 from .view import variant, view
 
+_HARMLESS = ("accelerate", "torch", "transformers", "trl")
+"""Packages whose hooks and replaced ``forward`` change no number of an ordinary call: they move weights, ask for
+gradients, or wait to be asked for by a keyword."""
 
-_HARMLESS = ("accelerate", "torch", "trl")
-"""Packages whose hooks and replaced ``forward`` change no number of an ordinary call: they move weights, or wait to
-be asked for by a keyword."""
 
-
-def is_intercepted(base: PreTrainedModel) -> bool:
-    """Whether a call of the base does more than its class's ``forward``: hooks on it, or another ``forward``."""
-    own = [base.__dict__["forward"]] if "forward" in base.__dict__ else []
-    added = (*base._forward_hooks.values(), *base._forward_pre_hooks.values(), *own)
+def is_intercepted(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's ``forward``: hooks on it, or another ``forward``."""
+    own = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+    added = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *own)
     return any(_package(function) not in _HARMLESS for function in added)
+
+
+def is_hooked(base: PreTrainedModel) -> bool:
+    """Whether the base or a module inside it is intercepted, and so may care for the shape ``[B, P + T, D]``."""
+    return any(is_intercepted(module) for module in base.modules())
 
 
 def _package(function: Any) -> str:
