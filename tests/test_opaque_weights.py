@@ -121,6 +121,8 @@ def test_weights_that_pass_no_gradient_cannot_be_trained_on(family):
     (row,) = tiny.ids(9)
     with torch.no_grad():
         near(model(input_ids=row[None]).logits, prompted(plain)(input_ids=row[None]).logits)
-    with pytest.raises(BaseModelError, match=r"weights \(OneWay\) pass no gradient on.*quantize the weights alone") as no:
+    with pytest.raises(
+        BaseModelError, match=r"weights \(OneWay\) pass no gradient on.*quantize the weights alone"
+    ) as no:
         model(input_ids=row[None], labels=row[None])
     assert "\n" not in str(no.value)

@@ -1,4 +1,4 @@
-"""Many classes: 150 intents of a support line and one for all else, as such data sets name theirs."""
+"""Many classes: 150 intents and one for all else. Words are apart, as our reader has the names that data sets give."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _BY_TOPIC = {
     "direct_debit": "set_up cancel not_recognised",
     "small_talk": "greeting goodbye",
 }
-OUT_OF_SCOPE = "out_of_scope"
+OUT_OF_SCOPE = "out of scope"
 
 
 def intents() -> list[str]:
     """The names, 151 of them."""
-    names = [f"{topic}_{what}" for topic, kinds in _BY_TOPIC.items() for what in kinds.split()]
+    names = [f"{topic}_{what}".replace("_", " ") for topic, kinds in _BY_TOPIC.items() for what in kinds.split()]
     return [*names, OUT_OF_SCOPE]

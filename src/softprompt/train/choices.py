@@ -23,22 +23,24 @@ from ..engine.texts import Texts, known_texts, read_for
 from ..evaluate import Classes
 from ..types import Example
 from .packs import KNOWN_TOKENS, cut
-from .run import Run
 
 
-def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, behind: int) -> list[Sequence[Example]]:
+def packs_of_choices(
+    batch: Sequence[Example], classes: Classes, num_virtual_tokens: int, behind: int, tokens_per_pack: int
+) -> list[Sequence[Example]]:
     """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row.
 
     Args:
+        num_virtual_tokens: of each prompt.
         behind: how many prompts stand behind each text; 0 for one in front of all.
     """
     branches = branch_tokens(classes.ids)
     if behind:
-        below = behind * (len(run.model.prompt) + branches)
+        below = behind * (num_virtual_tokens + branches)
         sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     else:
         sizes = [len(row.input_ids) + branches for row in batch]
-    return cut(batch, sizes, run.tokens_per_pack)
+    return cut(batch, sizes, tokens_per_pack)
 
 
 def backward_classes(
