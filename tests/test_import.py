@@ -49,6 +49,7 @@ LAYERS = {
     "output.py": 4,
     "report": 4,
     "forward.py": 5,
+    "fused.py": 5,
     "model.py": 5,
     "peft_model.py": 5,
     "generate.py": 5,
@@ -76,7 +77,9 @@ SAME = {
     ("config.py", "hubfiles.py"),
     ("prompt.py", "initialize.py"),
     ("forward.py", "generate.py"),
+    ("fused.py", "forward.py"),
     ("model.py", "forward.py"),
+    ("model.py", "fused.py"),
     ("model.py", "generate.py"),
     ("model.py", "peft_model.py"),
     ("peft_model.py", "model.py"),  # for type checkers: from_pretrained gives its subclass

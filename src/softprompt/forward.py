@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Batch:
         attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
         labels: ``[B, T]`` beside the ids; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
+        position_ids: ``[B, T]`` or ``[1, T]``; read only for where they return to 0, as they do in packed rows.
     """
 
     input_ids: Tensor | None
@@ -39,6 +41,7 @@ class Batch:
     attention_mask: Tensor | None
     labels: Tensor | None
     num_items: Tensor | int | None
+    position_ids: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -62,10 +65,27 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
     @property
+    def starts(self) -> Tensor | None:
+        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
+        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
+            return None
+        real = self.real
+        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several texts, one after the other."""
+        return self.starts is not None and bool(self.starts.any())
+
+    @property
     def lengths(self) -> list[int]:
-        """Real tokens of each row."""
+        """Real tokens of each text: of each row, or of each part of a packed row."""
         lengths: list[int] = self.real.sum(1).tolist()
-        return lengths
+        if self.starts is None:
+            return lengths
+        rows = torch.split(self.starts.cpu(), lengths)
+        cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
+        return [end - start for cut in cuts for start, end in pairwise(cut)]
 
     @property
     def ids(self) -> Tensor:
@@ -73,14 +93,15 @@ class Batch:
         flat = self.tokens[self.real]
         return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
 
-    def rows(self, which: range) -> Batch:
-        """Some of the rows."""
-        part = slice(which.start, which.stop)
-        ids, embeds, mask, labels = (
-            each if each is None else each[part]
-            for each in (self.input_ids, self.inputs_embeds, self.attention_mask, self.labels)
-        )
-        return Batch(ids, embeds, mask, labels, self.num_items)
+    @property
+    def embeds(self) -> Tensor | None:
+        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
+
+    @property
+    def flat_labels(self) -> Tensor | None:
+        """``[t]`` beside the real tokens of all rows."""
+        return None if self.labels is None else self.labels[self.real]
 
 
 def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) -> PromptedCausalLMOutput:
@@ -89,12 +110,12 @@ def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) ->
     Args:
         prompt: ``[P, D]``, or the compiled prompt.
     """
-    embeds = None if batch.inputs_embeds is None else batch.inputs_embeds[batch.real]  # [t, D] of the real tokens
+    embeds = batch.embeds
     if isinstance(prompt, Tensor) and embeds is None and batch.labels is not None and torch.is_grad_enabled():
-        parts = list(packs(batch.lengths, default_tokens_per_pack(prompt.device)))
-        if len(parts) > 1:
-            return _forward_packs(base, prompt, batch, [batch.rows(part) for part in parts])
-    plan = _plan(len(prompt), batch)
+        plans = plan_packs(len(prompt), batch, default_tokens_per_pack(prompt.device))
+        if len(plans) > 1:
+            return _forward_packs(base, prompt, batch, plans)
+    plan = plan_batch(len(prompt), batch)
     hidden = hidden_states(base, plan, prompt, embeds)
     logits = LazyLogits(_spread(base, lambda: hidden, plan, batch.real, len(prompt)))
     if batch.labels is None:
@@ -104,18 +125,29 @@ def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) ->
 
 
 def _forward_packs(
-    base: PreTrainedModel, prompt: Tensor, batch: Batch, parts: Sequence[Batch]
+    base: PreTrainedModel, prompt: Tensor, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
     """A batch that is more than one pack: its loss, pack by pack; logits compute all anew if they are read."""
-    plans = [_plan(len(prompt), part) for part in parts]
-    whole = _plan(len(prompt), batch)
+    whole = plan_batch(len(prompt), batch)
     logits = _spread(base, lambda: hidden_states(base, whole, prompt), whole, batch.real, len(prompt))
     return PromptedCausalLMOutput(loss=mean_loss(base, plans, prompt, batch.num_items), logits=LazyLogits(logits))
 
 
-def _plan(num_virtual_tokens: int, batch: Batch) -> Plan:
-    labels = None if batch.labels is None else batch.labels[batch.real]
-    return plan_rows(num_virtual_tokens, batch.lengths, batch.ids, labels)
+def plan_batch(num_virtual_tokens: int, batch: Batch) -> Plan:
+    """The plan of a batch: every text behind the prompt, those of a packed row each by itself."""
+    return plan_rows(num_virtual_tokens, batch.lengths, batch.ids, batch.flat_labels)
+
+
+def plan_packs(num_virtual_tokens: int, batch: Batch, tokens_per_pack: int) -> list[Plan]:
+    """The plans of a batch's texts, at most so many tokens in each (at least one text)."""
+    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
+    ends = [0, *accumulate(lengths)]
+    plans = []
+    for part in packs(lengths, tokens_per_pack):
+        span = slice(ends[part.start], ends[part.stop])
+        own = None if labels is None else labels[span]
+        plans.append(plan_rows(num_virtual_tokens, lengths[part.start : part.stop], ids[span], own))
+    return plans
 
 
 def _spread(

@@ -7,6 +7,7 @@ of what differs and why.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +20,7 @@ from .config import Placement
 from .engine.known import Known
 from .errors import ConfigError
 from .forward import Batch, forward_plain, forward_rows
+from .fused import forward_fused
 from .peft_model import PeftModel as PeftModel
 from .suffix import forward_behind
 
@@ -54,7 +56,9 @@ class PeftModelForCausalLM(PeftModel):
             attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
             labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
                 the first token of a row that has a loss; at the end of a row that has none, or without labels.
-            position_ids: ignored with a warning; a token's position is its place behind the prompt.
+            position_ids: where they return to 0 inside a row (packed rows, as from trl's ``packing=True`` or
+                ``DataCollatorWithFlattening``), another text begins: each has the prompt in front of it and sees no
+                other. Otherwise ignored with a warning; a token's position is its place behind the prompt.
             output_hidden_states, output_attentions, use_cache, past_key_values: as in transformers; these
                 take the plain way, one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
@@ -64,7 +68,8 @@ class PeftModelForCausalLM(PeftModel):
             A tuple of these when ``return_dict`` is false.
 
         Raises:
-            ConfigError: no input, a mask that is not ``[B, T]``, or what a suffix cannot give: caches, states.
+            ConfigError: no input, a mask that is not ``[B, T]``, what a suffix cannot give (caches, states), or
+                packed rows where a row must be one text: caches, states, a suffix.
         """
         asked: dict[str, Any] = {
             "past_key_values": past_key_values,
@@ -73,12 +78,20 @@ class PeftModelForCausalLM(PeftModel):
             "output_hidden_states": output_hidden_states,
         }
         asked = {name: value for name, value in asked.items() if value not in (None, False)}
-        batch = Batch(input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch)
+        batch = Batch(input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, position_ids)
         if self._disabled:
-            return self._base_forward(batch, position_ids=position_ids, return_dict=return_dict, **asked, **kwargs)
-        if position_ids is not None:
+            return self._base_forward(batch, return_dict=return_dict, **asked, **kwargs)
+        if batch.packed:
+            self._check_packed(asked)
+        elif position_ids is not None:
             warnings.warn("position_ids are not used: they follow from the prompt and the mask.", stacklevel=2)
-        if self.prompt_placement == "suffix":
+        fused = kwargs.pop("fused_lm_head", False)
+        if fused and (asked or self.prompt_placement == "suffix"):
+            what = ", ".join(asked) or "prompt_placement suffix"
+            raise ConfigError(f"fused_lm_head: not supported together with {what}")
+        if fused:
+            output = forward_fused(self.base_model, self._prompt_or_compiled(), batch, **kwargs)
+        elif self.prompt_placement == "suffix":
             if asked:
                 raise ConfigError(f"{', '.join(asked)}: not supported with prompt_placement suffix; leave them out")
             output = forward_behind(self.base_model, self.prompt, batch)
@@ -86,9 +99,20 @@ class PeftModelForCausalLM(PeftModel):
             kwargs.pop("token_type_ids", None)
             output = forward_plain(self.base_model, self.prompt, batch, **asked, **kwargs)
         else:
-            prompt = self.prompt if torch.is_grad_enabled() else self.compiled()
-            output = forward_rows(self.base_model, prompt, batch)
+            output = forward_rows(self.base_model, self._prompt_or_compiled(), batch)
         return output if return_dict is not False else output.to_tuple()
+
+    def _prompt_or_compiled(self) -> Tensor | Known:
+        return self.prompt if torch.is_grad_enabled() else self.compiled()
+
+    def _check_packed(self, asked: Mapping[str, Any]) -> None:
+        """Refuse what needs one text a row."""
+        what = [*asked, *(["prompt_placement suffix"] if self.prompt_placement == "suffix" else [])]
+        if what:
+            raise ConfigError(
+                f"position_ids return to 0 inside a row, so it holds several texts; not supported with "
+                f"{', '.join(what)}; give each text a row of its own"
+            )
 
     def _base_forward(self, batch: Batch, **kwargs: Any) -> Any:
         given = {f.name: getattr(batch, f.name) for f in fields(batch)} | kwargs
