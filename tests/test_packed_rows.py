@@ -1,12 +1,12 @@
 """Rows that hold several texts, one after the other, with ``position_ids`` that begin again at 0 with each."""
 
 import pytest
-import tiny
 import torch
 import transformers
-from test_model_api import config
 
+import tiny
 from softprompt import ConfigError, get_peft_model
+from test_model_api import config
 
 LENGTHS = [[4, 7, 1], [9], [2, 3, 5, 2]]  # of the texts in each row
 
@@ -117,5 +117,5 @@ def test_without_the_prompt_the_base_gets_the_positions():
 def test_a_base_that_knows_no_fused_head():
     batch, _ = packed([[4], [3]])
     del batch["position_ids"]
-    with pytest.raises(TypeError, match=r"LlamaForCausalLM.forward\(\) got an unexpected keyword argument 'fused_lm_head'"):
+    with pytest.raises(TypeError, match=r"forward\(\) got an unexpected keyword argument 'fused_lm_head'"):
         make()(**batch, fused_lm_head=True)

@@ -34,7 +34,9 @@ def with_hidden_states(
     Args:
         modules: further children to exchange.
     """
-    return variant(base, modules={**(modules or {}), base.base_model_prefix: _Given(hidden[None])})
+    exchanged = {**(modules or {}), base.base_model_prefix: _Given(hidden[None])}
+    head = base.get_output_embeddings  # transformers' own looks for input embeddings in the backbone first
+    return variant(base, modules=exchanged, get_output_embeddings=head)
 
 
 class _Given(nn.Module):
