@@ -112,6 +112,20 @@ def expect_first_step(base: Any, prompt: torch.Tensor, batch: dict[str, Any], en
     assert entry["mean_token_accuracy"] == pytest.approx((logits.argmax(-1) == targets).float().mean().item())
 
 
+def test_experts(tmp_path: Path) -> None:
+    """A load-balancing loss, which trl asks for by itself, is refused in one line; without it a prompt trains."""
+    torch.manual_seed(1)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=TOKENS)
+    model = get_peft_model(tiny.small("mixtral"), config)
+    data, _ = KINDS["plain"]
+    with pytest.raises(ConfigError, match=r"no load-balancing loss; set router_aux_loss_coef=0\.0"):
+        trainer_of(tmp_path, model, data).train()
+    trainer = trainer_of(tmp_path, model, data, router_aux_loss_coef=0.0, max_steps=2)
+    start = model.prompt.detach().clone()
+    trainer.train()
+    expect_first_step(model.base_model, start, trainer.first["batch"], trainer.state.log_history[0])
+
+
 def test_a_checkpoint_is_an_adapter(tmp_path: Path) -> None:
     """It loads, and a run that was resumed from it ends with the numbers of one that never stopped."""
     data, _ = KINDS["plain"]
