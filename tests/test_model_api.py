@@ -725,6 +725,7 @@ def test_isinstance_for_trainer(monkeypatch):
     model = make()
     fake = mock.Mock()
     fake.PeftModel = type("PeftModel", (), {})
+    fake.PeftModelForCausalLM = type("PeftModelForCausalLM", (fake.PeftModel,), {})
     monkeypatch.setitem(sys.modules, "peft", fake)
     assert isinstance(model, fake.PeftModel)
     monkeypatch.delitem(sys.modules, "peft")

@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from cli_tools import PATIENCE
+
 Check = Callable[[Path], None]
 CHECKS: dict[str, Check] = {}
 WITHOUT = "--without-peft"
@@ -519,7 +521,7 @@ def run_this_file(*args: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -90,11 +90,13 @@ class PeftModel(nn.Module):
         """Makes ``isinstance(model, peft.PeftModel)`` true where PEFT is loaded, else that of the base's class.
 
         ``transformers.Trainer`` asks just that to decide whether to save an adapter or a whole model, and
-        there is no other way to tell it. ``type(model)`` and ``isinstance`` with our classes stay as they are.
+        there is no other way to tell it. ``transformers.pipeline`` looks for the class's name among those that it
+        knows to generate text; PEFT's class for causal language models is there, and so is the base's.
+        ``type(model)`` and ``isinstance`` with our classes stay as they are.
         """
         peft = sys.modules.get("peft")
         if peft is not None:
-            return peft.PeftModel  # type: ignore[no-any-return]
+            return peft.PeftModelForCausalLM  # type: ignore[no-any-return]
         modules = self.__dict__.get("_modules", {})
         return type(modules["base_model"]) if "base_model" in modules else type(self)
 
