@@ -235,7 +235,7 @@ def test_a_suffix_is_refused() -> None:
 
     model = make(prompt_placement="suffix")
     add_fused_lm_head(model.get_base_model())
-    with pytest.raises(ConfigError, match="fused_lm_head: not supported together with prompt_placement suffix"):
+    with pytest.raises(ConfigError, match="fused_lm_head is not supported together with prompt_placement suffix"):
         model(**labelled(), fused_lm_head=True)
 
 

@@ -45,6 +45,7 @@ LAYERS = {
     "adapter.py": 3,
     "checkpoint.py": 3,
     "inspection.py": 3,
+    "status.py": 3,
     "data": 3,
     "engine": 4,
     "base.py": 4,

@@ -343,8 +343,8 @@ def heads():
     """A model and the sizes its head was called with."""
     model = make()
     sizes = []
-    model.base_model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-2]))
-    return model, sizes
+    with tiny.watched(model.base_model.lm_head, lambda args, kwargs, output: sizes.append(output.shape[-2])):
+        yield model, sizes
 
 
 def masked():
@@ -536,13 +536,6 @@ def test_unload_is_an_attribute_error():
             getattr(make(), name)
 
 
-def test_set_requires_grad_is_a_type_error():
-    message = "Setting `requires_grad` is not supported for prompt learning methods like PROMPT_TUNING."
-    with pytest.raises(TypeError) as caught:
-        make().set_requires_grad("default", requires_grad=False)
-    assert str(caught.value) == message
-
-
 # -- several adapters ------------------------------------------------------------------------------
 
 
@@ -623,9 +616,27 @@ def test_deleting():
     assert model.active_adapters == ["more"]
     assert trainable(model) == ["more"]
     assert model(**inputs()).logits.shape[1] == 3 + 8
-    with pytest.raises(ConfigError, match="the only adapter"):
-        model.delete_adapter("more")
-    assert model(**inputs()).loss.isfinite()
+
+
+def test_deleting_the_last_adapter():
+    """As in PEFT; a call is then an error that says what to do."""
+    model = make()
+    model.delete_adapter("default")
+    assert (model.active_adapter, model.active_adapters) == ([], [])
+    given = inputs()
+    for call in (
+        lambda: model(**given),
+        lambda: model.generate(given["input_ids"]),
+        lambda: model.prompt,
+        lambda: model.peft_type,
+    ):
+        with pytest.raises(ConfigError, match="has no adapter; add one"):
+            call()
+    with model.disable_adapter():
+        assert torch.equal(model(**given).logits, model.base_model(**given).logits)
+    model.add_adapter("new", config(num_virtual_tokens=3))
+    assert model.active_adapters == trainable(model) == ["new"]
+    assert model(**given).logits.shape[1] == 3 + 8
 
 
 # -- state dictionaries, copies --------------------------------------------------------------------

@@ -96,13 +96,15 @@ def test_positions_that_go_on_are_one_text():
 @pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions", "use_cache"])
 def test_what_needs_one_text_a_row_is_refused(asked):
     batch, _ = packed()
-    with pytest.raises(ConfigError, match=f"several texts; not supported with {asked}; give each text a row"):
+    with pytest.raises(
+        ConfigError, match=f"several texts; this is not supported together with {asked}; give each text a row"
+    ):
         make()(**batch, **{asked: True})
 
 
 def test_packed_rows_and_a_suffix_are_refused():
     batch, _ = packed()
-    with pytest.raises(ConfigError, match="not supported with prompt_placement suffix"):
+    with pytest.raises(ConfigError, match="not supported together with prompt_placement suffix"):
         make(prompt_placement="suffix")(**batch)
 
 

@@ -166,13 +166,12 @@ def with_peft() -> bool:
 @contextmanager
 def head_rows(model: Any) -> Iterator[list[int]]:
     """How many positions the output matrix sees, call by call."""
+    import tiny
+
     counts: list[int] = []
     head = model.get_base_model().lm_head
-    handle = head.register_forward_hook(lambda _, args, __: counts.append(args[0].shape[:-1].numel()))
-    try:
+    with tiny.watched(head, lambda args, kwargs, output: counts.append(args[0].shape[:-1].numel())):
         yield counts
-    finally:
-        handle.remove()
 
 
 # --- Trainer --------------------------------------------------------------------------------------
@@ -366,11 +365,13 @@ def the_head_runs_at_supervised_positions_only(folder: Path) -> None:
 def mixed_precision_trains(folder: Path) -> None:
     import torch
 
+    import tiny
+
     model, exact = tiny_model(), tiny_model()
     trainer = trainer_of(folder, model, bf16=True, num_train_epochs=10, eval_dataset=rows(8, seed=2))
     seen = []
-    model.get_base_model().lm_head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
-    trainer.train()
+    with tiny.watched(model.get_base_model().lm_head, lambda args, kwargs, output: seen.append(output.dtype)):
+        trainer.train()
     plain = plain_loop(exact, trainer.data_collator.batches, 30)
     assert set(seen) == {torch.bfloat16}
     assert model.prompt.dtype == torch.float32

@@ -297,6 +297,20 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
+def adopted(config: Any) -> Any:
+    """A config object of PEFT's own as ours, by its values; anything else as it is.
+
+    Raises:
+        ConfigError: its ``peft_type`` or values are not usable.
+    """
+    if isinstance(config, PeftConfigMixin) or not hasattr(config, "peft_type") or not hasattr(config, "to_dict"):
+        return config
+    given = {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
+    chosen = _class_of(given.get("peft_type"))
+    own = {field.name for field in dataclasses.fields(chosen)}
+    return chosen(**{name: value for name, value in given.items() if name in own and value is not None})
+
+
 def _check_kinds(values: dict[str, Any], path: Path) -> None:
     """Refuse a file whose names and numbers are something else, before anything stumbles over them.
 
@@ -310,7 +324,7 @@ def _check_kinds(values: dict[str, Any], path: Path) -> None:
                 raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
 
 
-def _class_of(peft_type: str | PeftType) -> type[PeftConfig]:
+def _class_of(peft_type: Any) -> type[PeftConfig]:
     name = str(getattr(peft_type, "value", peft_type))
     if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UnknownPeftTypeError(

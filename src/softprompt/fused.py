@@ -8,62 +8,52 @@ logits. What happens behind the hidden states stays trl's; the hidden states are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .engine.head import with_hidden_states
-from .engine.known import Known
 from .engine.loss import hidden_states
+from .engine.row_prompts import RowPrompts
 from .errors import ConfigError
 from .forward import Batch, plan_batch
 from .types import IGNORE_INDEX
 
 
-def forward_fused(
-    base: PreTrainedModel, prompt: Tensor | Known, batch: Batch, output_router_logits: bool = False, **_: Any
-) -> ModelOutput:
-    """What the base's exchanged ``forward`` returns for a batch behind a prompt.
+def is_fused(base: PreTrainedModel) -> bool:
+    """Whether the base's ``forward`` is the one that trl puts there."""
+    function = getattr(base.forward, "__func__", None)
+    return function is not None and "fused_lm_head" in inspect.signature(function, follow_wrapped=False).parameters
+
+
+def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> ModelOutput:
+    """What the exchanged ``forward`` of a base (``is_fused``) returns for a batch behind a prompt.
 
     Args:
-        prompt: ``[P, D]``, or the compiled prompt.
+        prompts: one, which all rows read.
         batch: with labels.
-        output_router_logits: must be false; the routers of a frozen base have no load to balance.
 
     Returns:
         trl's output. Its fields per token are ``[B, P + T - 1]``: column ``j`` belongs to the token at column
         ``j + 1`` of prompt and row; zeros where a token has no label.
 
     Raises:
-        TypeError: the base's ``forward`` does not take ``fused_lm_head``.
-        ConfigError: no labels, or router logits are asked for.
+        ConfigError: no labels.
     """
-    forward = _exchanged(base)
     if batch.flat_labels is None:
         raise ConfigError("fused_lm_head returns log-probabilities of labels; give labels")
-    if output_router_logits:
-        raise ConfigError(
-            "output_router_logits: the base is frozen, so there is no load-balancing loss; set router_aux_loss_coef=0.0"
-        )
-    plan = plan_batch(len(prompt), batch)
-    hidden = hidden_states(base, plan, prompt, batch.embeds)[plan.predictors]
+    plan = plan_batch(prompts, batch)
+    hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)[plan.predictors]
     asked = {} if batch.num_items is None else {"num_items_in_batch": batch.num_items}
-    found = forward(
-        with_hidden_states(base, hidden), inputs_embeds=hidden[None], shift_labels=plan.targets[None],
-        fused_lm_head=True, **asked
-    )  # fmt: skip
-    return _spread(found, batch.real, batch.flat_labels != IGNORE_INDEX, len(prompt))
-
-
-def _exchanged(base: PreTrainedModel) -> Callable[..., ModelOutput]:
-    """The function behind the base's ``forward``, if it is the one that trl puts there."""
-    function = getattr(base.forward, "__func__", None)
-    if function is None or "fused_lm_head" not in inspect.signature(function, follow_wrapped=False).parameters:
-        raise TypeError(f"{type(base).__name__}.forward() got an unexpected keyword argument 'fused_lm_head'")
-    return function  # type: ignore[no-any-return]
+    found = base.forward.__func__(
+        with_hidden_states(base, hidden),
+        inputs_embeds=hidden[None],
+        shift_labels=plan.targets[None],
+        fused_lm_head=True,
+        **asked,
+    )
+    return _spread(found, batch.real, batch.flat_labels != IGNORE_INDEX, prompts.width)
 
 
 def _spread(found: ModelOutput, real: Tensor, supervised: Tensor, num_virtual_tokens: int) -> ModelOutput:

@@ -76,7 +76,7 @@ def hidden_states(
     check_depth(base.config, plan.tree.depth)
     known = _compiled(plan, prompt) | dict(known or {})
     computed = _to_compute(plan, known)
-    inputs = _embed(base, plan, computed, prompt, embeds)
+    inputs = embed(base, plan, prompt, embeds, computed)
     if means is None:
         return run(base.base_model, plan.tree, inputs, known)
     states: list[Tensor] = []
@@ -107,14 +107,22 @@ def _to_compute(plan: Plan, known: Mapping[int, Known]) -> Tensor:
     return flat[kept]
 
 
-def _embed(base: PreTrainedModel, plan: Plan, flat: Tensor, prompt: Prompts, given: Tensor | None) -> Tensor:
-    """Input embeddings ``[t, D]`` of the tokens at flat positions ``flat``."""
-    tokens = plan.tokens[flat]
+def embed(
+    base: PreTrainedModel, plan: Plan, prompt: Prompts, given: Tensor | None = None, flat: Tensor | None = None
+) -> Tensor:
+    """Input embeddings ``[t, D]`` of a plan's tokens.
+
+    Args:
+        given: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
+        flat: flat positions of the tokens that are wanted; all by default.
+    """
+    tokens = plan.tokens if flat is None else plan.tokens[flat]
     if given is None:
         embeds: Tensor = base.get_input_embeddings()(tokens.clamp_min(0))
     else:
         embeds = torch.zeros(len(plan.tokens), given.shape[-1], dtype=given.dtype, device=given.device)
-        embeds = embeds.index_put((plan.places,), given)[flat]
+        embeds = embeds.index_put((plan.places,), given)
+        embeds = embeds if flat is None else embeds[flat]
     virtual = (tokens < 0).nonzero()[:, 0]
     if isinstance(prompt, Tensor) and len(virtual):
         embeds = embeds.index_put((virtual,), prompt[-1 - tokens[virtual]].to(embeds.dtype))
