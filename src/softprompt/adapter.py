@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType, UnknownPeftTypeError
+from .config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType
 from .errors import AdapterError, AdapterMismatchError
 from .files import atomic_path
 from .hubfiles import FileAbsentError, find_file
@@ -98,10 +98,7 @@ def read_config(model_id: str | os.PathLike[str], **hub: Any) -> PromptTuningCon
     Raises:
         AdapterError: it is of another type or task.
     """
-    try:
-        config = PeftConfig.from_pretrained(model_id, **hub)
-    except UnknownPeftTypeError as error:
-        raise UnknownPeftTypeError(f"{model_id}: {error}") from None
+    config = PeftConfig.from_pretrained(model_id, **hub)
     check_supported(config, str(model_id))
     assert isinstance(config, PromptTuningConfig)
     return config

@@ -9,23 +9,33 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
+from .files import expand
 
 EMBEDDED_MODEL = "smollm2-135m"
+
+
+NameOrPath = Annotated[str, AfterValidator(expand)]
+"""A folder or file, or a name of something else; a leading ``~`` or ``~user`` is replaced, as in every ``Path``."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        return Path(expand(str(value))) if isinstance(value, Path) else value
+
 
 class ModelOptions(_Options):
     """Which base model, and how it is loaded."""
 
-    model_name_or_path: str = Field(
+    model_name_or_path: NameOrPath = Field(
         EMBEDDED_MODEL,
         description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (the embedded default).",
     )
@@ -41,7 +51,7 @@ class ModelOptions(_Options):
 class DataOptions(_Options):
     """Where rows come from, and how one becomes a text."""
 
-    dataset_name: str | None = Field(
+    dataset_name: NameOrPath | None = Field(
         None, description="A data set of the Hub, or 'complaints' (comes with softprompt)."
     )
     dataset_config_name: str | None = Field(None, description="Configuration of the Hub data set.")
@@ -175,7 +185,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     )
     output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
     overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
-    resume_from_checkpoint: str | None = Field(
+    resume_from_checkpoint: NameOrPath | None = Field(
         None, description="'true' or 'last' for the newest checkpoint in output_dir, or a checkpoint folder."
     )
     eval_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to validate.")
