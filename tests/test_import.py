@@ -22,6 +22,7 @@ SOURCE = Path(softprompt.__file__).parent
 LAYERS = {
     "__init__.py": 10,  # names of everything, loaded when they are used
     "__main__.py": 10,
+    "absent.py": 0,
     "errors.py": 0,
     "types.py": 0,
     "files.py": 0,

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from ..absent import absent
 from ..errors import ConfigError, SoftPromptError
 from ..files import expand
 from ..version import __version__
@@ -112,7 +113,8 @@ def _check_command(wanted: str | None) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit status: 2 for bad input, 1 for what should not have happened."""
     if hasattr(error, "format_message"):  # usage errors of click, which typer may bring in a copy of its own
-        return error.format_message(), 2
+        name = str(getattr(error, "option_name", "")).lstrip("-")
+        return absent(name) or error.format_message(), 2
     if isinstance(error, SoftPromptError):
         return str(error), 2
     if disk := _disk_is_full(error):
