@@ -306,14 +306,14 @@ def test_truncated_weights(folder):
 
 
 def test_oversized_weights(folder, monkeypatch):
-    monkeypatch.setattr("softprompt.adapter.MAX_WEIGHTS_BYTES", 100)
+    monkeypatch.setattr("softprompt.adapter.MAX_PROMPT_BYTES", 100)
     with pytest.raises(AdapterError, match="at most 100"):
         load(folder)
 
 
 def test_extra_tensors_are_left_alone(folder):
     weights = load_file(folder / WEIGHTS)
-    save_file({**weights, "base_model.lm_head.weight": torch.zeros(3)}, folder / WEIGHTS)
+    save_file({**weights, "base_model.other.weight": torch.zeros(3)}, folder / WEIGHTS)
     assert torch.equal(load(folder).prompt, weights["prompt_embeddings"])
 
 

@@ -92,7 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(hub: HubServer, home: Path) -> dict[str, Any]:
     """What the one process did that does most of the work."""
     last = [in_peft] if importlib.util.find_spec("peft") else []
-    return call(hub, home, in_push, in_push_private, in_load, in_failures, *last)
+    return call(hub, home, in_push, in_push_private, in_load, in_failures, in_trainer, *last)
 
 
 @pytest.fixture
@@ -194,6 +194,25 @@ def in_load() -> None:
     assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
 
 
+def in_trainer() -> None:
+    """``Trainer`` uploads what it has saved, and its card under ours."""
+    import torch
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+    from softprompt import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(3)
+    model = get_peft_model(base(), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4))
+    rows = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    options = {"report_to": "none", "use_cpu": True, "max_steps": 2, "save_strategy": "no", "disable_tqdm": True}
+    args = TrainingArguments(output_dir="trained", hub_model_id="me/trained", **options)
+    tokenizer = AutoTokenizer.from_pretrained("base/tiny")
+    trainer = Trainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.push_to_hub(tags=["weather"])
+    assert torch.allclose(logits(AutoPeftModelForCausalLM.from_pretrained("me/trained")), logits(model))
+
+
 def in_load_without_network() -> None:
     """What is in the cache serves; nothing can be pushed."""
     import torch
@@ -262,7 +281,8 @@ def in_failures() -> dict[str, tuple[str, str]]:
         "revision": failure(PeftModel.from_pretrained, model, "me/tiny", revision="nowhere"),
         "subfolder": failure(PeftModel.from_pretrained, model, "me/tiny", subfolder="nowhere"),
         "base": failure(AutoPeftModelForCausalLM.from_pretrained, "me/homeless"),
-        "name": failure(PeftConfig.from_pretrained, "not a name!"),
+        "name": failure(PeftConfig.from_pretrained, "not/a name!"),
+        "bare name": failure(PeftConfig.from_pretrained, "nowhere"),
     }
 
 
@@ -314,6 +334,16 @@ def test_what_was_pushed_loads(results: dict[str, Any], pushed: None) -> None:
     passed(results["in_load"])
 
 
+def test_trainer_uploads_its_card_and_ours(hub: HubServer, results: dict[str, Any]) -> None:
+    passed(results["in_trainer"])
+    files = hub.files("me/trained")
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json"} <= files.keys()
+    card = files["README.md"].decode()
+    for words in ("library_name: peft", "base_model: base/tiny", "- weather", "- prompt-tuning", "Training procedure"):
+        assert words in card, card
+    assert card.count("<!-- softprompt:begin -->") == 1
+
+
 def test_without_network_the_cache_serves(hub: HubServer, home: Path, pushed: None) -> None:
     with HubServer() as other:
         other.close()
@@ -339,16 +369,17 @@ def test_peft_loads_ours_and_we_load_pefts(hub: HubServer, results: dict[str, An
 @pytest.mark.parametrize(
     ("case", "words"),
     {
-        "config": ["me/absent", "no such repository", "private"],
-        "model": ["me/absent", "no such repository", "private"],
-        "auto": ["me/absent", "no such repository", "private"],
+        "config": ["me/absent", "nor an adapter on the Hub", "private"],
+        "model": ["me/absent", "nor an adapter on the Hub", "private"],
+        "auto": ["me/absent", "nor an adapter on the Hub", "private"],
         "config file": ["me/empty", "adapter_config.json", "no such file"],
         "weights": ["me/bare", "adapter_model.safetensors", "no weights"],
         "pickle": ["me/pickle", "adapter_model.bin", "safe_serialization=True"],
         "revision": ["me/tiny", "nowhere", "revision"],
         "subfolder": ["me/tiny", "nowhere", "no such file"],
         "base": ["base/absent"],
-        "name": ["not a name!"],
+        "name": ["not/a name!"],
+        "bare name": ["no folder nowhere", "owner/name"],
         "push": ["elsewhere/tiny", "rights"],
         "push name": ["not a name!"],
     }.items(),

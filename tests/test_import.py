@@ -56,6 +56,7 @@ LAYERS = {
     "ensemble.py": 5,
     "readout.py": 5,
     "score.py": 5,
+    "vocabulary.py": 5,
     "suffix.py": 5,
     "evaluate.py": 6,
     "loading.py": 6,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +66,10 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         AdapterError: the adapter is missing, damaged or does not fit the base model.
         BaseModelError: the base model cannot be had.
     """
-    from .adapter import read_config
+    from .adapter import find_weights, read_config
     from .base import load_base
     from .model import PeftModel
+    from .vocabulary import grow, own_tokenizer
 
     config = read_config(adapter)
     if not model_given:
@@ -79,6 +80,10 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
             update={"model_name_or_path": config.base_model_name_or_path, "revision": revision}
         )
     base = load_base(options)
+    own = own_tokenizer(adapter, trust_remote_code=options.trust_remote_code)
+    grow(base.model, find_weights(adapter), own)
+    if own is not None and len(own) > len(base.tokenizer):
+        base = replace(base, tokenizer=own)
     if model_given and config.base_model_name_or_path not in (None, base.name):
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)

@@ -209,7 +209,7 @@ def _training(
         start = f"the text {code(str(config['prompt_tuning_init_text']))}"
     rate, schedule = options.get("learning_rate"), options.get("lr_scheduler_type")
     best, done = _best_epoch(state), state.get("epoch") or options.get("num_train_epochs")
-    epochs = f"{round(done, 2):g}" if is_number(done) else None
+    epochs = f"{round(float(done), 2):g}" if done and is_number(done) else None
     batch, parts = options.get("per_device_train_batch_size"), options.get("gradient_accumulation_steps") or 1
     unit = " x RMS of the embeddings" if options.get("scale_learning_rate") else ""
     facts = {
