@@ -336,7 +336,7 @@ def test_weights_of_other_number_types_become_float32(dtype, folder):
         ({"modules_to_save": ["lm_head"]}, AdapterError, "modules_to_save"),
         ({"task_type": "SEQ_CLS"}, AdapterError, "task_type SEQ_CLS is not supported"),
         ({"num_transformer_submodules": 2}, AdapterError, "num_transformer_submodules 2"),
-        ({"peft_type": "LORA"}, ConfigError, "'LORA'"),
+        ({"peft_type": "LORA"}, ConfigError, "is a LORA adapter"),
         ({"peft_type": "PREFIX_TUNING"}, KeyError, "PREFIX_TUNING"),
         ({"num_virtual_tokens": 0}, ConfigError, "at least 1"),
         ({"num_virtual_tokens": "many"}, ConfigError, "'many'"),

@@ -286,6 +286,37 @@ def in_failures() -> dict[str, tuple[str, str]]:
     }
 
 
+COMMANDS = {
+    "bare name": "inspect nowhere",
+    "name": "predict --adapter no/such --text good",
+    "evaluate": "evaluate --adapter no/such --test_file nowhere.csv",
+    "base": "train --dataset_name complaints --model_name_or_path no/such --output_dir new",
+}
+
+
+def in_typos() -> dict[str, Any]:
+    """What names that are nobody's come to, and how often the client of the Hub waited to ask again."""
+    import contextlib
+    import io
+
+    from huggingface_hub.utils import _http
+
+    from softprompt import AutoPeftModelForCausalLM, PeftConfig
+    from softprompt.cli import main
+
+    waits: list[float] = []
+    _http.time = type("", (), {"sleep": staticmethod(waits.append)})
+    said: dict[str, Any] = {}
+    for name, command in COMMANDS.items():
+        with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.suppress(SystemExit):
+            main(command.split())
+        said[name] = err.getvalue().splitlines()
+    for name in ("nowhere", "no/such"):
+        for function in (PeftConfig.from_pretrained, AutoPeftModelForCausalLM.from_pretrained):
+            said[f"{function.__qualname__} {name}"] = failure(function, name)[1].splitlines()
+    return {"waits": waits, "said": said}
+
+
 def in_absence() -> tuple[str, str]:
     from softprompt import PeftConfig
 
@@ -391,6 +422,25 @@ def test_a_failure_is_one_clear_line(results: dict[str, Any], case: str, words: 
     assert "\n" not in message
     assert all(word in message for word in words), message
     assert case.startswith("push") or "Client Error" not in message
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_typo_is_told_at_once(tmp_path: Path, reached: bool) -> None:
+    """A name without owner asks nothing; any other asks once, and never again after a pause."""
+    with HubServer() as server:
+        if not reached:
+            server.close()
+        result = call(server, tmp_path, in_typos)["in_typos"]
+        passed(result)
+        asked = [request for request in server.requests if request[1].startswith("/api/models")]
+    assert result["waits"] == []
+    assert all(len(lines) == 1 for lines in result["said"].values()), result["said"]
+    for (line,) in result["said"].values():
+        missing = "neither a folder here nor" if reached else "the Hub cannot be reached"
+        assert ("no folder nowhere here" if "nowhere" in line else missing) in line
+    with_owner = [name for name, (line,) in result["said"].items() if "no/such" in line]
+    assert len(with_owner) == 5
+    assert len(asked) == (len(with_owner) if reached else 0), asked
 
 
 def test_no_network_is_said_in_one_line(tmp_path: Path) -> None:

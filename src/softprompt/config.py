@@ -321,7 +321,8 @@ def _class_of(peft_type: str | PeftType) -> type[PeftConfig]:
 
 
 def _of_type(peft_type: str) -> str:
-    return f"a {peft_type} adapter; softprompt handles {', '.join(PEFT_TYPE_TO_CONFIG_MAPPING)}, PEFT the others"
+    known = " and ".join(PEFT_TYPE_TO_CONFIG_MAPPING)
+    return f"a {peft_type} adapter; softprompt reads {known}, so use PEFT for this one"
 
 
 class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):

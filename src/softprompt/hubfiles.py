@@ -36,7 +36,10 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
     if looks_like_path(repo_or_folder):
         raise AdapterError(f"Can't find '{name}' at '{folder}': there is no such folder")
     inside = f"{subfolder}/{name}" if subfolder else name
-    path = snapshot(repo_or_folder, [inside], **kwargs) / inside
+    try:
+        path = snapshot(repo_or_folder, [inside], **kwargs) / inside
+    except AdapterError as error:  # told as PEFT begins to tell it
+        raise AdapterError(f"Can't find '{name}' at '{repo_or_folder}': {error}") from error
     if not path.is_file():
         where = f"{repo_or_folder}/{subfolder}" if subfolder else repo_or_folder
         raise FileAbsentError(f"Can't find '{name}' at '{where}': the repository has no such file")

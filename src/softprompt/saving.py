@@ -98,6 +98,7 @@ def update_model_card(model: PeftModel, folder: Path) -> None:
     """What ``PeftModel.create_or_update_model_card`` does."""
     config = model.active_peft_config
     base = config.base_model_name_or_path or getattr(model.base_model, "name_or_path", None) or None
+    folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, config=replace(config, base_model_name_or_path=base).to_dict())
 
 
@@ -213,6 +214,8 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
         AdapterError: the folder is not an adapter, or is damaged.
         AdapterError: the Hub cannot be reached, or refuses.
     """
+    if not folder.is_dir():
+        raise AdapterError(f"there is no folder {folder}; what is pushed is the folder of an adapter")
     config = files.read_config(folder)
     files.read_prompt(files.find_weights(folder), config.prompt_placement)
     write_card(folder, repo_id)
