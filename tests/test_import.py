@@ -24,6 +24,7 @@ SOURCE = Path(softprompt.__file__).parent
 LAYERS = {
     "__init__.py": 10,  # names of everything, loaded when they are used
     "__main__.py": 10,
+    "absent.py": 0,
     "errors.py": 0,
     "types.py": 0,
     "files.py": 0,
@@ -59,6 +60,7 @@ LAYERS = {
     "ensemble.py": 5,
     "readout.py": 5,
     "score.py": 5,
+    "vocabulary.py": 5,
     "suffix.py": 5,
     "evaluate.py": 6,
     "loading.py": 6,
