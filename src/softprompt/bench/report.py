@@ -69,6 +69,7 @@ def plan(gemma: str | None) -> list[Measurement]:
         if model != BLOOM:  # 16 adapters and texts of 2 GiB of weights take long, and show nothing new
             stream = ("--per_device_train_batch_size", "4")
             found.append(Measurement(model, ("suffix", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
+            found.append(Measurement(model, ("classes", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
             found.append(Measurement(model, ("tasks", *base, *_virtual(8), *stream, *few)))
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
         size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens))

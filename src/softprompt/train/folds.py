@@ -107,7 +107,9 @@ def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, wha
 def _backward(run: Run, classes: Classes, prompts: Tensor, data: FoldData, rows: Sequence[int]) -> float:
     """Gradient of the sum over prompts of each one's mean loss over the step's rows; returns that sum."""
     total, at = 0.0, 0
-    for pack in packs_of_choices(run, [data.examples[row] for row in rows], classes, len(prompts)):
+    number, length, _ = prompts.shape
+    batch = [data.examples[row] for row in rows]
+    for pack in packs_of_choices(batch, classes, length, number, run.tokens_per_pack):
         mine = rows[at : at + len(pack)]
         at += len(pack)
         learn, read = (data.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair

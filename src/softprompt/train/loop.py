@@ -93,7 +93,8 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     if run.options.objective == "classes":
         assert run.classes is not None
         rows = [example for batch in batches for example in batch]
-        choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes, int(run.behind))]
+        given = run.classes, len(prompt), int(run.behind), run.tokens_per_pack
+        choices = [pack for batch in batches for pack in packs_of_choices(batch, *given)]
         found = backward_classes(
             base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=run.class_weights
         )
