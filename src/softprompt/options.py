@@ -313,7 +313,7 @@ def _load_as_written(text: str) -> Any:
                 item.tag = "tag:yaml.org,2002:str" if item.tag == null else item.tag
             return super().construct_sequence(node, deep=deep)
 
-    return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+    return yaml.load(text, Loader)
 
 
 def nearest(name: str, known: Any, least: float = 0.6) -> str:

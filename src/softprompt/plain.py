@@ -120,7 +120,9 @@ class _RenamedReader:
     def _named(self, literal: str) -> str:
         """The template's own words, with the names that the copy knows its special tokens by."""
         if literal not in self._literals:
-            encoded: Any = self._tokenizer(literal, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            encoded: Any = self._tokenizer(
+                literal, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
             found = literal
             for id_, (start, end) in reversed(list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))):
                 unknown = id_ == self._tokenizer.unk_token_id and literal[start:end].strip() != self._special.get(id_)

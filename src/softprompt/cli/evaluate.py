@@ -28,7 +28,9 @@ SOURCE = ("dataset_name", "dataset_config_name", "test_split", "test_file")
 COLUMNS = ("text_column", "label_column", "column_names", "template")
 
 
-@takes(ModelOptions, DataOptions, only=(*ModelOptions.model_fields, *SOURCE, *COLUMNS, "max_length", "max_eval_samples"))
+@takes(
+    ModelOptions, DataOptions, only=(*ModelOptions.model_fields, *SOURCE, *COLUMNS, "max_length", "max_eval_samples")
+)
 def command(
     adapter: Adapter,
     output_dir: Annotated[

@@ -146,6 +146,8 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
     Raises:
         DataError: a row has no text.
     """
+    from ..train.notes import empty_note
+
     rows = source.rows()
     number = without = 0
     for number, row in enumerate(rows, start=1):
@@ -156,9 +158,9 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
                 raise
             without += 1
     if without:
-        typer.echo(f"softprompt: {without} rows have no text; they get a label all the same, as RAFT wants it", err=True)
-    if rows.num_empty:
-        typer.echo(f"softprompt: {rows.num_empty} rows that are empty in all columns were left out", err=True)
+        typer.echo(f"softprompt: rows without a text, which RAFT wants a label for all the same: {without}", err=True)
+    if note := empty_note(rows.num_empty):
+        typer.echo(f"softprompt: {note}", err=True)
     return number
 
 

@@ -311,7 +311,8 @@ def _may_lack_names(file: Path | None, options: DataOptions) -> bool:
 def _check_columns(row: Row, option: str, columns: Iterable[str], *, nameless: bool) -> None:
     for column in columns:
         if column not in row.fields:
-            remedy = "; if the first line is a row, name the columns with column_names" if nameless else ""
+            may_be_row = nameless and not nearest(column, row.fields)
+            remedy = "; if the first line is a row, name the columns with column_names" if may_be_row else ""
             raise DataError(f"{row.where} ({option}): {unknown_column(column, row.fields)}{remedy}")
 
 

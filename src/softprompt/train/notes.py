@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..data import Splits, labels_alike, labels_repeat
 from ..options import DataOptions
 from ..task import Task
-from ..template import is_missing, listed
+from ..template import is_missing
 from ..types import Example
 from .listener import Listener
 
@@ -28,7 +28,8 @@ def tell_rows(
     notes = (
         empty_note(splits.num_empty),
         _gaps_note(splits, task),
-        any(cut.values()) and f"cut to fit max_length: {_counts(cut, {n: len(rows) for n, rows in parts.items()})} rows",
+        any(cut.values())
+        and f"cut to fit max_length: {_counts(cut, {n: len(rows) for n, rows in parts.items()})} rows",
         _free_text_note(options, task, [str(example.label) for example in parts["train"]]),
         None if options.labels else alike_note(task),
     )
@@ -39,7 +40,7 @@ def tell_rows(
 
 def empty_note(num_empty: int) -> str | None:
     """A line on rows that were left out."""
-    return f"left out: {num_empty} rows that are empty in all columns" if num_empty else None
+    return f"rows left out, since they are empty in all columns: {num_empty}" if num_empty else None
 
 
 def alike_note(task: Task) -> str | None:
