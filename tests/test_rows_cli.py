@@ -1,4 +1,4 @@
-"""The command line on files as people have them: gaps, quotes, no header, labels that YAML or a tokenizer would change."""
+"""The command line on files as people have them: gaps, quotes, no header, words that mean something to YAML."""
 
 from __future__ import annotations
 

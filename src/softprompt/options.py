@@ -266,7 +266,7 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
             raise ConfigError(f"{prefix}{message}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{prefix}the option {name} is required") from None
-        raise ConfigError(f"{prefix}{name}={first['input']!r} will not do: {_plain(first)}") from None
+        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} will not do: {_plain(first)}") from None
 
 
 def read_yaml(path: str | os.PathLike[str], *, as_written: bool = False) -> dict[str, Any]:
@@ -304,15 +304,14 @@ def _load_as_written(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Takes a word for what it says, but for null where it is not in a list."""
 
-        yaml_implicit_resolvers = {
-            first: [one for one in found if one[0] in (null, merge)] for first, found in by_first_letter
-        }
-
         def construct_sequence(self, node: Any, deep: bool = False) -> Any:
             for item in node.value:
                 item.tag = "tag:yaml.org,2002:str" if item.tag == null else item.tag
             return super().construct_sequence(node, deep=deep)
 
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in found if one[0] in (null, merge)] for first, found in by_first_letter
+    }
     return yaml.load(text, Loader)
 
 
@@ -320,6 +319,15 @@ def nearest(name: str, known: Any, least: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or nothing; ``least`` is how near, in 0..1."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given: numbers arrive as texts, from a command line and from YAML."""
+    try:
+        float(value)
+        return str(value)
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 def _plain(error: Any) -> str:

@@ -106,8 +106,8 @@ class _RenamedReader:
             self._copy = _renamed(tokenizer, names)
         except Exception as error:  # the bare Exception of tokenizers, for one that has parts in Python
             raise DataError(
-                f"a text holds a special token, and the tokenizer ({type(tokenizer).__name__}) cannot be copied to read "
-                f"it as plain text ({' '.join(str(error).split())}); remove the token from the text"
+                f"a text holds a special token, and the tokenizer ({type(tokenizer).__name__}) cannot be copied to "
+                f"read it as plain text ({' '.join(str(error).split())}); remove the token from the text"
             ) from error
         self._ids = self._moved_ids(names)
 
@@ -133,10 +133,10 @@ class _RenamedReader:
 
     def _moved_ids(self, names: Mapping[str, str]) -> dict[int, int]:
         """Added tokens that have another number in the copy, which numbers them without gaps: there -> here."""
-        moved = {}
+        moved: dict[int, int] = {}
         for id_, token in self._tokenizer.added_tokens_decoder.items():
             there = self._copy.token_to_id(names.get(token.content, token.content))
-            if there != id_:
+            if there is not None and there != id_:
                 moved[there] = id_
         return moved
 
@@ -145,8 +145,7 @@ def _renamed(tokenizer: PreTrainedTokenizerBase, names: Mapping[str, str]) -> To
     """A copy of a fast tokenizer in which tokens have other names: as added tokens, and in the model's vocabulary."""
     from tokenizers import Tokenizer
 
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    parts = json.loads(backend.to_str())
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts |= {"truncation": None, "padding": None, "post_processor": None}
     for token in parts["added_tokens"]:
         if token["content"] in names:

@@ -12,9 +12,9 @@ Two fields are short forms, so that one template fits every data set with one te
 ``{text_column}``   the name of the text column, unless the data have a column of that name
 ==================  ==================================================================================
 
-``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. A template as a user
-gives it may say ``\\n`` for a line break, ``\\t`` for a tab and ``\\\\`` for a backslash, which a shell passes on as they
-are; what is stored holds the characters themselves.
+``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. A template as a
+user gives it may say ``\\n`` for a line break, ``\\t`` for a tab and ``\\\\`` for a backslash, as a shell passes
+them on; what is stored holds the characters themselves.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
     """The form of a template that is stored: every field is the plain name of a column.
 
     Args:
-        template: as the user gave it, with ``\\n``, ``\\t`` and ``\\\\`` for a line break, a tab and a backslash; ``None``
-            for the default.
+        template: as the user gave it, with ``\\n`` for a line break and so on; ``None`` for the default.
         text_columns: the columns that hold the text, at least one.
         columns: all columns of the data, to check the fields against; ``None`` leaves them unchecked.
 

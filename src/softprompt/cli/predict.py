@@ -149,8 +149,9 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
     from ..train.notes import empty_note
 
     rows = source.rows()
-    number = without = 0
-    for number, row in enumerate(rows, start=1):
+    total = without = 0
+    for row in rows:
+        total += 1
         try:
             task.check_text(row.fields, row.where)
         except DataError:
@@ -161,7 +162,7 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
         typer.echo(f"softprompt: rows without a text, which RAFT wants a label for all the same: {without}", err=True)
     if note := empty_note(rows.num_empty):
         typer.echo(f"softprompt: {note}", err=True)
-    return number
+    return total
 
 
 def _check_columns(source: Path, columns: list[str], task: Task, new: list[str]) -> None:

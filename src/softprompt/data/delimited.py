@@ -106,8 +106,9 @@ def _records(handle: TextIO, path: Path, *, first: int) -> Iterator[list[str]]:
 
 def _cells(handle: TextIO, delimiter: str, *, quoted: bool) -> Iterator[list[str]]:
     csv.field_size_limit(_MOST_CHARACTERS)  # Python's own bound, 131,072, is less than a long document
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(handle, delimiter=delimiter, quoting=quoting, strict=True)
+    if quoted:
+        return csv.reader(handle, delimiter=delimiter, strict=True)
+    return csv.reader(handle, delimiter=delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _is_quoted(path: Path) -> bool:

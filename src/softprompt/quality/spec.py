@@ -129,8 +129,7 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
     values = _mapping(given or {}, f"{where}: what stands below it must be lines of 'option: value'")
     values = {option.replace("-", "_"): value for option, value in values.items()}
     if name in KINDS and name != SOFTPROMPT:
-        build_options(KINDS[name].options, values, where=where)
-        return MethodSpec(kind=name, options=values)
+        return MethodSpec(kind=name, options=_typed(build_options(KINDS[name].options, values, where=where), values))
     if not values and name in RECIPES:
         values = {"recipe": name}
     if not values and name != SOFTPROMPT:
@@ -143,7 +142,12 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
         if option in OURS or option in ModelOptions.model_fields or option in _ROWS:
             raise ConfigError(f"{where}: {option} is the same for all methods, or set by the benchmark itself")
     built = build_options(TrainOptions, {**values, "output_dir": "-"}, where=where)
-    return MethodSpec(kind=SOFTPROMPT, options={option: getattr(built, option) for option in values})
+    return MethodSpec(kind=SOFTPROMPT, options=_typed(built, values))
+
+
+def _typed(built: BaseModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, as text, in the types that the options have."""
+    return {option: getattr(built, option) for option in given}
 
 
 _ROWS = DataOptions.model_fields.keys() - {"template", "max_length"}
