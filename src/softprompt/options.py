@@ -66,9 +66,14 @@ class DataOptions(_Options):
         ["text"], min_length=1, description="Column of the text; may be given several times."
     )
     label_column: str = Field("label", description="Column of the label or target text.")
+    column_names: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the columns, such as label,text, for .csv and .tsv files without a header.",
+    )
     template: str | None = Field(
         None,
-        description="What the model reads, with {column} fields "
+        description="What the model reads, with {column} fields; \\n is a line break "
         "[default: by recipe; guide: '{text_column} : {text} Label : '].",
     )
     task: Literal["auto", "classification", "generation"] = Field(
@@ -87,6 +92,36 @@ class DataOptions(_Options):
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("column_names", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: Any) -> Any:
+        """``label,text`` is two names, as a text and as the only item that a command line gives."""
+        given = [value] if isinstance(value, str) else value
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+            return [name.strip() for name in given[0].split(",")]
+        return given
+
+    @field_validator("column_names")
+    @classmethod
+    def _named_once(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if not name or (value or []).count(name) > 1:
+                raise ValueError(f"the name {name!r} is {'there twice' if name else 'empty'}; name each column once")
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """Numbers may be labels; rows have them as text."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [str(each) if isinstance(each, (int, float)) else each for each in value]
 
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
@@ -272,11 +307,15 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
             raise ConfigError(f"{prefix}{message}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{prefix}the option {name} is required") from None
-        raise ConfigError(f"{prefix}{name}={first['input']!r} will not do: {_plain(first)}") from None
+        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} will not do: {_plain(first)}") from None
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a flat YAML file of options.
+def read_yaml(path: str | os.PathLike[str], *, as_written: bool = False) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Args:
+        as_written: keep words and numbers as the texts that they are in the file, but for an option without a value,
+            which is ``None``. The options know their types; YAML would make ``[yes, 010]`` of labels ``[True, 8]``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -284,7 +323,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = _load_as_written(text) if as_written else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -296,10 +336,39 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+def _load_as_written(text: str) -> Any:
+    import yaml
+
+    null, merge = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+    by_first_letter = yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+    class Loader(yaml.SafeLoader):
+        """Takes a word for what it says, but for null where it is not in a list."""
+
+        def construct_sequence(self, node: Any, deep: bool = False) -> Any:
+            for item in node.value:
+                item.tag = "tag:yaml.org,2002:str" if item.tag == null else item.tag
+            return super().construct_sequence(node, deep=deep)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in found if one[0] in (null, merge)] for first, found in by_first_letter
+    }
+    return yaml.load(text, Loader)
+
+
 def nearest(name: str, known: Any, least: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or nothing; ``least`` is how near, in 0..1."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given: numbers arrive as texts, from a command line and from YAML."""
+    try:
+        float(value)
+        return str(value)
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 def _plain(error: Any) -> str:

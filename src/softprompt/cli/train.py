@@ -18,7 +18,7 @@ def command(
     **given: Any,
 ) -> None:
     """Train a soft prompt."""
-    values = read_yaml(config) if config else {}
+    values = read_yaml(config, as_written=True) if config else {}
     if config:
         build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
     options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
