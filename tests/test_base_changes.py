@@ -391,21 +391,19 @@ def test_a_call_keeps_the_prompt_it_began_with():
         switched[-1].__enter__()
         model.set_adapter("more")
 
-    hook = model.base_model.get_input_embeddings().register_forward_hook(switch)
-
     def again():
         while switched:
             switched.pop().__exit__(None, None, None)
         model.set_adapter("default")
 
-    got = logits(model)
-    assert switched
-    again()
-    assert torch.equal(got, expected[0])
-    assert torch.equal(model.generate(values, **GREEDY), expected[1])
-    assert len(switched) > 1
-    again()
-    hook.remove()
+    with tiny.watched(model.base_model.get_input_embeddings(), switch):
+        got = logits(model)
+        assert switched
+        again()
+        assert torch.equal(got, expected[0])
+        assert torch.equal(model.generate(values, **GREEDY), expected[1])
+        assert len(switched) > 1
+        again()
     assert torch.equal(logits(model), expected[0])
 
 

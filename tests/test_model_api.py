@@ -1,6 +1,7 @@
 """The guide's API: what PEFT's own prompt-tuning tests ask of a model, and where we are stricter."""
 
 import copy
+import logging
 import pickle
 import sys
 import warnings
@@ -725,12 +726,31 @@ def test_isinstance_for_trainer(monkeypatch):
     model = make()
     fake = mock.Mock()
     fake.PeftModel = type("PeftModel", (), {})
+    fake.PeftModelForCausalLM = type("PeftModelForCausalLM", (fake.PeftModel,), {})
     monkeypatch.setitem(sys.modules, "peft", fake)
     assert isinstance(model, fake.PeftModel)
+    assert isinstance(model, fake.PeftModelForCausalLM)
     monkeypatch.delitem(sys.modules, "peft")
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model, PeftModelForCausalLM)
     assert type(model) is PeftModelForCausalLM
+
+
+@pytest.mark.parametrize("with_peft", [True, False])
+def test_pipelines_know_the_class(with_peft, monkeypatch, caplog):
+    """They log an error where the class's name is not among those that generate text, as "PeftModel" is not."""
+    if with_peft:
+        pytest.importorskip("peft")
+    else:
+        monkeypatch.delitem(sys.modules, "peft", raising=False)
+    model, tokenizer = make("llama"), tiny.tokenizer()
+    monkeypatch.setattr("transformers.pipelines.base.logger", logging.getLogger("pipelines"))
+    pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert caplog.messages == []
+    asked = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None}
+    (answer,) = pipe("w5 w6 w7", return_tensors=True, **asked)
+    expected = tiny.plain_greedy(model.base_model, model.prompt, torch.tensor([1, 5, 6, 7]), 4)
+    assert answer["generated_token_ids"] == expected.tolist()
 
 
 def test_no_warning_on_the_usual_way(tmp_path):

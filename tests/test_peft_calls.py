@@ -75,7 +75,7 @@ def test_a_misspelt_keyword_is_a_type_error(value, disabled):
         model(input_ids=batch(), atention_mask=value)
 
 
-@pytest.mark.parametrize("name", ["output_router_logits", "is_causal", "seq_idx"])
+@pytest.mark.parametrize("name", ["is_causal", "seq_idx"])
 def test_keywords_without_a_meaning_are_refused(name):
     with pytest.raises(ConfigError, match=f"{name}: not supported with a soft prompt; leave it out"):
         make()(input_ids=batch(), **{name: True})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Batch:
         labels: ``[B, T]`` beside the ids; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
         logits_to_keep: the last so many positions of ``[P + T]`` get logits, 0 for all; or the positions.
+        position_ids: ``[B, T]`` or ``[1, T]``; read only for where they return to 0, as they do in packed rows.
     """
 
     input_ids: Tensor | None
@@ -41,6 +43,7 @@ class Batch:
     labels: Tensor | None
     num_items: Tensor | int | None
     logits_to_keep: int | Tensor = 0
+    position_ids: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -73,10 +76,27 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
     @property
+    def starts(self) -> Tensor | None:
+        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
+        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
+            return None
+        real = self.real
+        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several texts, one after the other."""
+        return self.starts is not None and bool(self.starts.any())
+
+    @property
     def lengths(self) -> list[int]:
-        """Real tokens of each row."""
+        """Real tokens of each text: of each row, or of each part of a packed row."""
         lengths: list[int] = self.real.sum(1).tolist()
-        return lengths
+        if self.starts is None:
+            return lengths
+        rows = torch.split(self.starts.cpu(), lengths)
+        cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
+        return [end - start for cut in cuts for start, end in pairwise(cut)]
 
     @property
     def ids(self) -> Tensor:
@@ -84,14 +104,15 @@ class Batch:
         flat = self.tokens[self.real]
         return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
 
-    def rows(self, which: range) -> Batch:
-        """Some of the rows."""
-        part = slice(which.start, which.stop)
-        ids, embeds, mask, labels = (
-            each if each is None else each[part]
-            for each in (self.input_ids, self.inputs_embeds, self.attention_mask, self.labels)
-        )
-        return Batch(ids, embeds, mask, labels, self.num_items)
+    @property
+    def embeds(self) -> Tensor | None:
+        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
+
+    @property
+    def flat_labels(self) -> Tensor | None:
+        """``[t]`` beside the real tokens of all rows."""
+        return None if self.labels is None else self.labels[self.real]
 
     def kept(self, positions: Tensor) -> Tensor:
         """Those of ``[B, P + T, ...]`` that get logits."""
@@ -101,22 +122,21 @@ class Batch:
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
     """The engine's way: padding is dropped, each prompt is computed once, logits wait until they are read."""
-    embeds = None if batch.inputs_embeds is None else batch.inputs_embeds[batch.real]  # [t, D] of the real tokens
-    if embeds is None and batch.labels is not None and torch.is_grad_enabled() and len(prompts.lengths) == 1:
-        parts = list(packs(batch.lengths, default_tokens_per_pack(prompts.matrix.device)))
-        if len(parts) > 1:
-            return _forward_packs(base, prompts, batch, [batch.rows(part) for part in parts])
-    plan = _plan(prompts, batch)
-    hidden = hidden_states(base, plan, prompts.matrix, embeds)
+    if batch.inputs_embeds is None and batch.labels is not None and torch.is_grad_enabled() and prompts.is_one:
+        plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
+        if len(plans) > 1:
+            return _forward_packs(base, prompts, batch, plans)
+    plan = plan_batch(prompts, batch)
+    hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)
     return output_of(base, plan, hidden, columns(plan, prompts, batch.real), batch)
 
 
 def _forward_packs(
-    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, parts: Sequence[Batch]
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
     """A batch that is more than one pack: its loss, pack by pack; logits compute all anew if they are read."""
-    loss = mean_loss(base, [_plan(prompts, part) for part in parts], prompts.matrix, batch.num_items)
-    whole = _plan(prompts, batch)
+    loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
+    whole = plan_batch(prompts, batch)
     places = batch.kept(columns(whole, prompts, batch.real))
     matrix = prompts.matrix.clone()  # an optimizer may write to the prompt before somebody reads the logits
     logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
@@ -139,9 +159,21 @@ def output_of(
     return PromptedCausalLMOutput(loss=loss, logits=LazyLogits(lambda: spread_logits(base, hidden, places)))
 
 
-def _plan(prompts: RowPrompts, batch: Batch) -> Plan:
-    labels = None if batch.labels is None else batch.labels[batch.real]
-    return prompts.plan(batch.lengths, batch.ids, labels)
+def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
+    """The plan of a batch: every text behind its prompt, those of a packed row each by itself."""
+    return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
+
+
+def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
+    """The plans of a batch's texts under one prompt, at most so many tokens in each (at least one text)."""
+    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
+    ends = [0, *accumulate(lengths)]
+    plans = []
+    for part in packs(lengths, tokens_per_pack):
+        span = slice(ends[part.start], ends[part.stop])
+        own = None if labels is None else labels[span]
+        plans.append(prompts.plan(lengths[part.start : part.stop], ids[span], own))
+    return plans
 
 
 def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:

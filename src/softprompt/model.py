@@ -23,14 +23,15 @@ from .engine.row_prompts import RowPrompts
 from .errors import ConfigError
 from .families import base_facts
 from .forward import Batch, forward_plain, forward_rows
+from .fused import forward_fused, is_fused
 from .peft_model import BASE
 from .peft_model import PeftModel as PeftModel
 from .suffix import forward_behind
 
 _PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
 """Keywords of a call that one padded batch answers, with the prompt in each row."""
-_FOLLOW = ("position_ids", "token_type_ids")
-"""Keywords that PEFT ignores with a warning too."""
+_OF_PACKED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Keywords that say of packed rows, without a prompt, what ``position_ids`` say as well."""
 
 
 class UnknownKeywordError(ConfigError, TypeError):
@@ -58,6 +59,7 @@ class PeftModelForCausalLM(PeftModel):
         *,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int | Tensor = 0,
+        position_ids: Tensor | None = None,
         adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -68,49 +70,72 @@ class PeftModelForCausalLM(PeftModel):
             attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
             labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
                 the first token of a row that has a loss; at the end of a row that has none, or without labels.
+            position_ids: where they return to 0 inside a row (packed rows, as from trl's ``packing=True`` or
+                ``DataCollatorWithFlattening``), another text begins: each has the prompt in front of it and sees no
+                other. Otherwise ignored with a warning; a token's position is its place behind the prompt.
             output_hidden_states, output_attentions: as in transformers, and so are ``use_cache`` and
                 ``past_key_values``; these take the plain way, one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
             logits_to_keep: logits of the last so many of the ``P + T`` positions only; or their indices.
             adapter_names: the adapter of each row; ``"__base__"`` for none. P is then that of the longest prompt;
                 shorter ones have padding on their left.
-            **kwargs: ``position_ids`` and ``token_type_ids`` are ignored with a warning.
+            **kwargs: ``token_type_ids`` are ignored with a warning.
 
         Returns:
             ``PromptedCausalLMOutput``: ``loss``, and ``logits`` ``[B, P + T, V]``; with labels, logits are computed
             when they are read. A tuple of these when ``return_dict`` is false.
 
         Raises:
-            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, or a keyword of the base that
-                has no meaning with a prompt.
+            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, a keyword of the base that has
+                no meaning with a prompt, or packed rows where a row must be one text.
             TypeError: a keyword that neither the base nor transformers has.
         """
         kwargs |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         self._check_keywords(kwargs)
         asked = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-        batch = Batch(input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, logits_to_keep)
+        batch = Batch(
+            input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, logits_to_keep, position_ids
+        )
         if self._disabled:
             return self.base_model(**batch.asked, return_dict=return_dict, **asked)
-        output = self._forward(batch, adapter_names, asked)
+        output = self._forward(batch, adapter_names, self._settle(batch, asked))
         return output if return_dict is not False else output.to_tuple()
 
     def _forward(self, batch: Batch, adapter_names: Sequence[str] | None, asked: dict[str, Any]) -> Any:
-        for name in [name for name in _FOLLOW if asked.pop(name, None) is not None]:
-            warnings.warn(f"{name} are not used: they follow from the prompt and the mask.", stacklevel=5)
-        if refused := sorted(asked.keys() - set(_PLAIN)):
-            raise ConfigError(f"{', '.join(refused)}: not supported with a soft prompt; leave it out")
-        base = self.base_model
+        base, fused = self.base_model, asked.pop("fused_lm_head", False)
         prompts, placement = self._bind(adapter_names, len(batch.tokens))
-        if placement == "suffix":
-            if asked:
-                raise ConfigError(f"{', '.join(asked)}: not supported with prompt_placement suffix; leave them out")
+        plain = [*asked, *(["hooks on the base"] if is_hooked(base) else [])]
+        behind = ["prompt_placement suffix"] if placement == "suffix" else []
+        several = ["adapter_names"] if adapter_names is not None else []
+        if batch.packed:
+            what = "position_ids return to 0 inside a row, so it holds several texts; this"
+            _refuse(what, [*plain, *behind, *several], "give each text a row of its own")
+        if fused:
+            _refuse("fused_lm_head", [*plain, *behind, *several], "leave one of them out")
+            return forward_fused(base, prompts, batch)
+        if behind:
+            _refuse("prompt_placement suffix", list(asked), "leave that out")
             return forward_behind(base, prompts.matrix, batch)
-        if asked or is_hooked(base):
+        if plain:
             return forward_plain(base, prompts, batch, **asked)
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
+    def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for beyond a loss and logits, without what follows from prompt and mask."""
+        ignored = {"token_type_ids": asked.pop("token_type_ids", None)}
+        if batch.position_ids is not None:
+            asked = {name: value for name, value in asked.items() if name not in _OF_PACKED_ROWS}
+            ignored["position_ids"] = None if batch.packed else batch.position_ids
+        for name in [name for name, value in ignored.items() if value is not None]:
+            warnings.warn(f"{name} are not used: they follow from the prompt and the mask.", stacklevel=5)
+        if refused := sorted(asked.keys() - {*_PLAIN, "fused_lm_head"}):
+            advice = "set router_aux_loss_coef=0.0" if refused == ["output_router_logits"] else "leave it out"
+            raise ConfigError(f"{', '.join(refused)}: not supported with a soft prompt; {advice}")
+        return asked
+
     def _check_keywords(self, given: dict[str, Any]) -> None:
-        known = {*inspect.signature(self.base_model.forward).parameters, *TransformersKwargs.__annotations__, *_FOLLOW}
+        known = {*inspect.signature(self.base_model.forward).parameters, *TransformersKwargs.__annotations__}
+        known |= {"token_type_ids", *(["fused_lm_head"] if is_fused(self.base_model) else [])}
         if unknown := sorted(given.keys() - known):
             raise UnknownKeywordError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
@@ -167,3 +192,8 @@ class PeftModelForCausalLM(PeftModel):
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
         self.base_model.generation_config = value
+
+
+def _refuse(what: str, others: Sequence[str], advice: str) -> None:
+    if others:
+        raise ConfigError(f"{what} is not supported together with {', '.join(others)}; {advice}")

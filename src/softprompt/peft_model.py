@@ -90,11 +90,13 @@ class PeftModel(nn.Module):
         """Makes ``isinstance(model, peft.PeftModel)`` true where PEFT is loaded, else that of the base's class.
 
         ``transformers.Trainer`` asks just that to decide whether to save an adapter or a whole model, and
-        there is no other way to tell it. ``type(model)`` and ``isinstance`` with our classes stay as they are.
+        there is no other way to tell it. ``transformers.pipeline`` looks for the class's name among those that it
+        knows to generate text; PEFT's class for causal language models is there, and so is the base's.
+        ``type(model)`` and ``isinstance`` with our classes stay as they are.
         """
         peft = sys.modules.get("peft")
         if peft is not None:
-            return peft.PeftModel  # type: ignore[no-any-return]
+            return peft.PeftModelForCausalLM  # type: ignore[no-any-return]
         modules = self.__dict__.get("_modules", {})
         return type(modules["base_model"]) if "base_model" in modules else type(self)
 
@@ -409,6 +411,12 @@ class PeftModel(nn.Module):
 
         return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
 
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the card of the active adapter into ``output_dir/README.md``, which ``Trainer`` may have written."""
+        from .saving import update_model_card
+
+        update_model_card(self, Path(output_dir))
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the adapters to a repository of the Hub, which is created if need be.
 
@@ -425,7 +433,7 @@ class PeftModel(nn.Module):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
-        if set(state_dict) == {files.key_of(files.placement_of(self.active_peft_config))}:
+        if files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
             from .state import set_peft_model_state_dict
 
             set_peft_model_state_dict(self, state_dict, self.active_adapter)

@@ -80,9 +80,9 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
     """
     real = batch.real
-    given = None if batch.inputs_embeds is None else batch.inputs_embeds[real]  # [t, D] of the real tokens
+    given = batch.embeds
     ids = batch.ids
-    labels = torch.full_like(ids, IGNORE_INDEX) if batch.labels is None else batch.labels[real]
+    labels = torch.full_like(ids, IGNORE_INDEX) if batch.flat_labels is None else batch.flat_labels
     plan, texts = _plan_rows(len(prompt), batch.lengths, ids, labels)
     # Texts of embeddings may take a gradient, and then are not known before it is asked for.
     hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)

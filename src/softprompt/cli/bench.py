@@ -11,7 +11,7 @@ from rich.table import Table
 from ..bench.names import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
 from ..errors import ConfigError
 from ..options import build_options, nearest
-from .show import console
+from .show import console, working
 
 
 def command(
@@ -59,7 +59,7 @@ def command(
         "memory": memory,
     }
     options = build_options(BenchOptions, values)
-    with console.status("loading ...") as status:
+    with working("loading ...") as status:
         from ..bench.subjects import bench
 
         result = bench(what, options, lambda text: status.update(text))

@@ -54,9 +54,22 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
             "training do not call; hook a module inside the model, or take them off"
         )
     above = {name: view(child, faster) for name, child in base.named_children() if child is not base.base_model}
-    copied = variant(base, modules={**above, base.base_model_prefix: _Given(hidden[None])})
+    copied = with_hidden_states(base, hidden, above)
     logits: Tensor = type(base).forward(copied, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
     return logits[0]
+
+
+def with_hidden_states(
+    base: PreTrainedModel, hidden: Tensor, modules: dict[str, nn.Module] | None = None
+) -> PreTrainedModel:
+    """A variant of ``base`` whose backbone answers ``[1, S, D]`` of the hidden states ``[S, D]``, whatever it is asked.
+
+    Args:
+        modules: further children to exchange.
+    """
+    exchanged = {**(modules or {}), base.base_model_prefix: _Given(hidden[None])}
+    head = base.get_output_embeddings  # transformers' own looks for input embeddings in the backbone first
+    return variant(base, modules=exchanged, get_output_embeddings=head)
 
 
 class _Given(nn.Module):

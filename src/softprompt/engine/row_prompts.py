@@ -49,6 +49,11 @@ class RowPrompts:
         return replace(self, of_row=tuple(own for own in self.of_row for _ in range(times)))
 
     @property
+    def is_one(self) -> bool:
+        """Whether all rows read the same prompt."""
+        return len(self.lengths) == 1
+
+    @property
     def width(self) -> int:
         """P, the virtual tokens of the longest prompt: shorter ones have padding on their left."""
         return max(self.lengths)
@@ -62,8 +67,9 @@ class RowPrompts:
         return index.masked_fill(index < ends - lengths[list(self.of_row), None], -1).to(self.matrix.device)
 
     def plan(self, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
-        """The plan of B rows; see ``plan_mixed``."""
-        return plan_mixed(self.lengths, self.of_row, lengths, input_ids, labels)
+        """The plan of B rows, or of any number of texts under one prompt; see ``plan_mixed``."""
+        of_row = (0,) * len(lengths) if self.is_one else self.of_row
+        return plan_mixed(self.lengths, of_row, lengths, input_ids, labels)
 
 
 def columns(plan: Plan, prompts: RowPrompts, real: Tensor) -> Tensor:

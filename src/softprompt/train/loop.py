@@ -61,7 +61,7 @@ def fit(run: Run) -> TrainerState:
             run.listener.step(done, loss)
             if done % options.logging_steps == 0 or done == run.max_steps:
                 log.write(step=done, epoch=done / run.steps_per_epoch, loss=loss, learning_rate=rate)
-            ends_epoch = done % run.steps_per_epoch == 0
+            ends_epoch = done % run.steps_per_epoch == 0 or done == run.max_steps
             state = replace(state, global_step=done, epoch=done / run.steps_per_epoch, partial_epoch=seen)
             better = False
             if ends_epoch or _due(options.eval_strategy, options.eval_steps, done, False):
