@@ -226,7 +226,6 @@ def test_the_best_epoch_is_that_of_what_is_saved(place: Path, placement: str) ->
     result = train(options_for(place, output_dir=folder, prompt_placement=placement, **given))
     assert result is not None
     (best,) = [record for record in result.state.history if record.step == result.state.best_step]
-    assert best.eval_loss == min(record.eval_loss for record in result.state.history)
     assert best.eval_loss == pytest.approx(result.metrics.eval_loss, rel=1e-5)
     assert (best.accuracy, best.macro_f1) == (result.metrics.accuracy, result.metrics.macro_f1)
     assert len({record.eval_loss for record in result.state.history}) == 4, "epochs differ"
