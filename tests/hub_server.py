@@ -37,6 +37,8 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from cli_tools import PATIENCE
+
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".parquet", ".arrow", ".zip", ".gz")
 LFS_SIZE = 10_000_000  # files above are large files whatever their name
 HARNESSES = "/api/agent-harnesses"  # the client asks this of its own accord: neither logged nor failed
@@ -503,7 +505,6 @@ def run_with_hub(
     env: Mapping[str, str] | None = None,
     check: bool = True,
     pauses: bool = True,
-    timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code (a string) or a command (a list) in a process whose Hub is ``server``.
 
@@ -521,7 +522,7 @@ def run_with_hub(
     if isinstance(code_or_args, str):
         code = textwrap.dedent(code_or_args)
         args = [sys.executable, "-c", code if pauses else f"{NO_PAUSES}\n{code}"]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": PATIENCE, "check": False}
     done = subprocess.run(args, env={**full, **(env or {})}, cwd=tmp_home, **options)
     if check and done.returncode:
         raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n--- stderr\n{done.stderr}")

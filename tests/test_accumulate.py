@@ -1,16 +1,14 @@
-"""Several packs with one pass over the prompt, and prompts that are compiled once."""
-
-import copy
+"""Several packs with one pass over the prompt."""
 
 import pytest
 import torch
 
 import tiny
-from softprompt.engine import accumulate, compiled
+from softprompt.engine import accumulate
 from softprompt.engine import loss as engine_loss
 from softprompt.engine import run as running
 from softprompt.engine.accumulate import mean_loss
-from softprompt.engine.compiled import Compiled, compile_prompt
+from softprompt.engine.compiled import compile_prompt
 from softprompt.engine.plans import packs, plan_rows
 from softprompt.engine.run import ways
 from test_engine import assert_near, batch, plan_of
@@ -173,54 +171,6 @@ def test_the_base_takes_no_gradient():
 # -- compiled prompts --------------------------------------------------------------------------------
 
 
-def same(known, other):
-    return all(torch.equal(a, b) for a, b in zip(known.tensors, other.tensors, strict=True))
-
-
-CHANGES = {
-    "in-place": lambda prompt: prompt.detach().add_(0.1),
-    "one-number": lambda prompt: prompt.detach()[-1, -1:].mul_(1.5),
-    "data": lambda prompt: setattr(prompt, "data", prompt.data + 0.1),
-    "data-in-place": lambda prompt: prompt.data.mul_(1.1),
-    "copy": lambda prompt: prompt.detach().copy_(torch.ones_like(prompt)),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_compiled_prompt_is_kept_until_it_changes(change, monkeypatch):
-    model = tiny.base("llama")
-    prompt = torch.nn.Parameter(tiny.prompt_for(model).detach())
-    calls = []
-    real = compiled.compile_prompt
-    monkeypatch.setattr(compiled, "compile_prompt", lambda *given: calls.append(1) or real(*given))
-    keeper = Compiled()
-    first = keeper.get(model, prompt)
-    assert same(first, real(model, prompt))
-    assert keeper.get(model, prompt) is first
-    assert keeper.get(model, torch.nn.Parameter(prompt.detach().clone())) is first, "the numbers count"
-    assert len(calls) == 1
-    CHANGES[change](prompt)
-    second = keeper.get(model, prompt)
-    assert second is not first
-    assert not same(second, first)
-    assert same(second, real(model, prompt))
-    assert keeper.get(model, prompt) is second
-    assert not any(tensor.requires_grad for tensor in second.tensors), "no history is kept"
-
-
-def test_another_base_or_length_compiles_anew():
-    model, other = tiny.base("llama"), copy.deepcopy(tiny.base("llama"))
-    other.model.layers[0].self_attn.k_proj.weight.data.mul_(2)
-    prompt = tiny.prompt_for(model).detach()
-    keeper = Compiled()
-    first = keeper.get(model, prompt)
-    second = keeper.get(other, prompt)
-    assert not same(first, second)
-    assert same(second, compile_prompt(other, prompt))
-    assert same(keeper.get(model, prompt), first)
-    assert len(keeper.get(model, prompt[:3])) == 3
-
-
 @pytest.mark.parametrize("family", SOME)
 def test_a_compiled_prompt_reads_as_the_prompt(family, way):
     """Losses behind it are those behind the prompt; with its history, so is the gradient."""
@@ -232,7 +182,7 @@ def test_a_compiled_prompt_reads_as_the_prompt(family, way):
         plain = [tiny.plain_losses(model, prompt, *pair) for pair in zip(rows, labels, strict=True)]
         expected = torch.cat(plain)
         with torch.no_grad():
-            got = engine_loss.token_losses(model, plan, Compiled().get(model, prompt))
+            got = engine_loss.token_losses(model, plan, compile_prompt(model, prompt))
         tolerance = 1e-8 if family == "bloom" else 1e-9
         assert_near(got, expected.detach(), tolerance)
         through = engine_loss.token_losses(model, plan, compile_prompt(model, prompt))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils import logging as transformers_logging
 
+from cli_tools import PATIENCE
 from hub_server import HubServer, run_with_hub
 from softprompt import base
 from softprompt.base import cache_dir, context_length, load_base, load_config, load_tokenizer
@@ -434,26 +435,39 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert "SOFTPROMPT_CACHE names another folder" in refused(write_gguf(tmp_path / "toy.gguf"))
 
 
-def test_two_processes_convert_once(cache, tmp_path):
-    gguf = write_gguf(tmp_path / "toy.gguf")
-    code = """
-        import sys, time
-        from softprompt import base
-        from softprompt.options import ModelOptions
+LOADER = """
+import sys
 
-        real = base.convert_gguf
-        def slow(gguf, folder):
-            time.sleep(4)  # so that the other one has to wait
-            real(gguf, folder)
-        base.convert_gguf = slow
-        loaded = base.load_base(ModelOptions(model_name_or_path=sys.argv[1], device="cpu"))
-        print(loaded.model.lm_head.weight.sum().item())
-    """
-    code = "\n".join(line[8:] for line in code.splitlines())
-    start = [sys.executable, "-c", code, str(gguf)]
-    both = [subprocess.Popen(start, stdout=-1, stderr=-1, text=True, env=os.environ.copy()) for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], results
+from softprompt import base
+from softprompt.options import ModelOptions
+
+class Lock(base.FileLock):
+    def acquire(self, *args, **kwargs):
+        print("locking", flush=True)
+        return super().acquire(*args, **kwargs)
+
+real = base.convert_gguf
+def convert(gguf, folder):
+    print("converting", flush=True)
+    sys.stdin.readline()
+    real(gguf, folder)
+
+base.FileLock, base.convert_gguf = Lock, convert
+loaded = base.load_base(ModelOptions(model_name_or_path=sys.argv[1], device="cpu"))
+print(loaded.model.lm_head.weight.sum().item())
+"""
+
+
+def test_two_processes_convert_once(cache, tmp_path):
+    """One converts until it is told to go on, which happens when the other has come to the lock."""
+    start = [sys.executable, "-c", LOADER, str(write_gguf(tmp_path / "toy.gguf"))]
+    pipes = {"stdin": -1, "stdout": -1, "stderr": -1, "text": True, "env": os.environ.copy()}
+    first = subprocess.Popen(start, **pipes)
+    assert [first.stdout.readline(), first.stdout.readline()] == ["locking\n", "converting\n"]
+    second = subprocess.Popen(start, **pipes)
+    assert second.stdout.readline() == "locking\n"
+    results = [process.communicate("\n", timeout=PATIENCE) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], results
     assert results[0][0] == results[1][0]
     assert sum(err.count("converting") for _, err in results) == 1
 

@@ -10,8 +10,6 @@ import io
 import json
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli_tools import SOFTPROMPT, environment, forked, make_base, read_csv, rows, softprompt, write_rows
+from cli_tools import SOFTPROMPT, forked, make_base, read_csv, rows, softprompt, struck, write_rows
 from hub_server import HubServer, run_with_hub
 from softprompt.cli import COMMANDS, build_app, main
 from softprompt.data import Splits
@@ -127,7 +125,7 @@ def done(place: Path) -> Iterator[dict[str, CompletedProcess[str]]]:
 
 def run(name: str, command: str, place: Path) -> CompletedProcess[str]:
     if name == "interrupted":
-        return interrupt(command, place)
+        return struck(signal.SIGINT, "any(Path('cut').glob('checkpoint-*'))", *command.split(), cwd=place)
     if name in REAL:
         return softprompt(*command.split(), cwd=place, check=True)
     process = forked(*command.split(), cwd=place)
@@ -139,20 +137,6 @@ def run_after(name: str, first: dict[str, Future[Any]], place: Path) -> Complete
     needed, command = AFTER[name]
     first[needed].result()
     return run(name, command.format(checkpoint=checkpoints(place / "run")[-1]), place)
-
-
-def interrupt(command: str, place: Path) -> CompletedProcess[str]:
-    """Run a command and press Ctrl-C as soon as there is a checkpoint."""
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A test run started in the background has Ctrl-C switched off, and hands that on.
-    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([SOFTPROMPT, *command.split()], cwd=place, env=environment(), **options)
-    until = time.monotonic() + 100
-    while not checkpoints(place / "cut") and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    return CompletedProcess(command, process.returncode, out, err)
 
 
 def checkpoints(folder: Path) -> list[Path]:

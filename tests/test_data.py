@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -34,6 +36,8 @@ from softprompt.task import Task
 from softprompt.template import Template
 from softprompt.train.rows import read_task_rows
 from softprompt.types import Row
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def refused(function, *args, error=DataError, **kwargs):
@@ -239,13 +243,26 @@ def csv_file(folder, name, labels):
 
 def test_packaged_complaints():
     splits = load_splits(DataOptions(dataset_name="complaints"))
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [80, 60, 260]
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [596, 100, 260]
     assert splits.train[0].where == "train.jsonl, line 1"
     task = make_task(splits, DataOptions(dataset_name="complaints"), end_token_id=2)
     assert set(task.labels) == {"complaint", "no complaint"}
     assert task.template == "text : {text} Label : "
     assert task.end_token_id == 2
     check_labels(splits.test, task)
+
+
+def words(row):
+    return set(re.findall(r"[a-z0-9']+", row.fields["text"].lower()))
+
+
+def test_no_text_of_the_demo_resembles_one_of_another_split():
+    splits = load_splits(DataOptions(dataset_name="complaints"))
+    judged = [list(read_rows(path)) for path in sorted(EXAMPLES.glob("everyday*.jsonl"))]
+    parts = [[words(row) for row in rows] for rows in (splits.train, splits.validation, splits.test, *judged)]
+    pairs = [(one, other) for a, b in combinations(parts, 2) for one in a for other in b]
+    assert judged
+    assert max(len(one & other) / len(one | other) for one, other in pairs) <= 0.5
 
 
 def test_limits_and_other_splits():
@@ -266,7 +283,7 @@ def test_files(tmp_path):
 def test_a_file_stands_in_for_one_split(tmp_path):
     test = csv_file(tmp_path, "B.csv", "xy")
     splits = load_splits(DataOptions(dataset_name="complaints", test_file=test), need_train=False)
-    assert (splits.train, len(splits.validation), len(splits.test)) == ([], 60, 2)
+    assert (splits.train, len(splits.validation), len(splits.test)) == ([], 100, 2)
 
 
 RAFT = ["Unlabeled", "complaint", "no_complaint"]

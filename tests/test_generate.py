@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 import tiny
 from softprompt import ConfigError, PromptTuningConfig, get_peft_model
 from softprompt import generate as generation
+from softprompt.engine.row_prompts import RowPrompts
 
 STEPS = 6
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -340,15 +341,12 @@ def calls(model):
     """The inputs ``[rows, tokens]`` of each call of the backbone."""
     shapes = []
 
-    def note(module, args, kwargs):
+    def note(args, kwargs, output):
         given = next(x for x in (*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")) if x is not None)
         shapes.append(tuple(given.shape[:2]))
 
-    hook = model.base_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with tiny.watched(model.base_model.base_model, note):
         yield shapes
-    finally:
-        hook.remove()
 
 
 def test_prompt_is_computed_once_and_then_one_token_a_step():
@@ -357,22 +355,19 @@ def test_prompt_is_computed_once_and_then_one_token_a_step():
     steps = [(len(LENGTHS), 1)] * (STEPS - 1)
     with calls(model) as shapes:
         model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY)
-        assert shapes == [(1, 5), (1, sum(LENGTHS)), *steps]
-        shapes.clear()
-        model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY)
-        assert shapes == [(1, sum(LENGTHS)), *steps]
+    assert shapes == [(1, 5 + sum(LENGTHS)), *steps]
 
 
 @families
-def test_prompt_is_computed_once_for_any_number_of_calls(family):
-    """In every family: what is read behind it are rows without the prompt."""
+def test_prompt_is_computed_once_a_call(family):
+    """In every family, whatever the number of rows: nothing of the base's is kept for the next call."""
     model = prompted(family, 25)
-    with calls(model) as shapes:
-        for lengths in ((9, 4), (3,), (3,), LENGTHS):
-            input_ids, mask = tiny.left_pad(tiny.ids(*lengths))
+    input_ids, mask = tiny.left_pad(tiny.ids(*LENGTHS))
+    for _ in range(2):
+        with calls(model) as shapes:
             model.generate(input_ids=input_ids, attention_mask=mask, **{**GREEDY, "use_cache": True})
-    assert shapes.count((1, 25)) == 1
-    assert max(width for _, width in shapes if width != 25) <= sum(LENGTHS)
+        reading = shapes[: len(shapes) - (STEPS - 1)]
+        assert sum(rows * width for rows, width in reading) < 2 * 25 + len(LENGTHS) * max(LENGTHS)
 
 
 def test_beams_of_a_row_are_read_once():
@@ -381,7 +376,7 @@ def test_beams_of_a_row_are_read_once():
     input_ids, mask = tiny.left_pad(rows)
     with calls(model) as shapes:
         model.generate(input_ids=input_ids, attention_mask=mask, **GREEDY, num_beams=3)
-    assert shapes == [(1, 5), (1, 15 + 20), *[(6, 1)] * (STEPS - 1)]
+    assert shapes == [(1, 5 + 15 + 20), *[(6, 1)] * (STEPS - 1)]
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "gemma2", "gemma3", "phi3", "smollm3", "gpt_neo", "llama"])
@@ -510,11 +505,10 @@ def test_hooks_of_the_users_are_called_and_obeyed(family):
     assert seen == [2] * STEPS
 
 
-def test_without_a_compiled_prompt():
-    """The function alone, below the API."""
+def test_the_function_below_the_interface():
     model = prompted("llama")
     (row,) = tiny.ids(6)
-    got = generation.generate(model.base_model, model.prompt.detach(), row[None], **GREEDY)
+    got = generation.generate(model.base_model, RowPrompts.of([model.prompt.detach()]), row[None], **GREEDY)
     assert torch.equal(got[:, 6:], alone(model, [row]))
 
 

@@ -14,6 +14,8 @@ from softprompt import forward, generate, initialize
 from softprompt.engine import attention, levels, loss, plans
 from softprompt.engine import run as running
 from softprompt.engine import tree as trees
+from softprompt.engine.plans import plan_rows
+from softprompt.engine.row_prompts import RowPrompts
 
 
 def must_notice(check, *args):
@@ -101,7 +103,7 @@ def first_block_only(self, block, skipped, found):
 
 def counting_virtual(virtual, lengths, input_ids, labels):
     """``plan_rows`` that also asks the virtual tokens to predict something."""
-    made = plans.plan_rows(virtual, lengths, input_ids, labels)
+    made = plan_rows(virtual, lengths, input_ids, labels)
     extra = torch.arange(virtual - 1)
     columns = {"predictors": extra, "targets": torch.zeros_like(extra), "groups": torch.zeros_like(extra)}
     return replace(made, **{name: torch.cat([more, getattr(made, name)]) for name, more in columns.items()})
@@ -109,7 +111,7 @@ def counting_virtual(virtual, lengths, input_ids, labels):
 
 def late(virtual, lengths, input_ids, labels):
     """``plan_rows`` whose labels are predicted by their own position: shifted by one."""
-    made = plans.plan_rows(virtual, lengths, input_ids, labels)
+    made = plan_rows(virtual, lengths, input_ids, labels)
     return replace(made, predictors=(made.predictors + 1).clamp_max(made.tree.num_tokens - 1))
 
 
@@ -123,8 +125,8 @@ STEP_MUTANTS = {
         patch.setattr(levels._Memory, "prefix", unseen),
         patch.setattr(attention.Packing, "_above", lambda *_: []),
     ),
-    "virtual-positions-in-the-loss": lambda patch: patch.setattr(forward, "plan_rows", counting_virtual),
-    "labels-predicted-by-themselves": lambda patch: patch.setattr(forward, "plan_rows", late),
+    "virtual-positions-in-the-loss": lambda patch: patch.setattr(plans, "plan_rows", counting_virtual),
+    "labels-predicted-by-themselves": lambda patch: patch.setattr(plans, "plan_rows", late),
     "gradient-of-the-first-rows-only": lambda patch: (
         patch.setattr(levels.PrefixLayer, "update", first_row_only),
         patch.setattr(attention._Gradients, "add", first_block_only),
@@ -195,10 +197,8 @@ def test_the_plain_way_without_its_layout(monkeypatch):
 
     def as_it_comes(mask, virtual, *_):
         layout = real(mask, virtual)
-        columns = torch.arange(virtual + mask.shape[1]).expand_as(layout.order)
-        return generate.Layout(
-            columns, torch.cat([torch.ones(len(mask), virtual).long(), mask], 1), layout.position_ids
-        )
+        columns = torch.arange(layout.order.shape[1]).expand_as(layout.order)
+        return generate.Layout(columns, torch.cat([virtual, mask], 1).long(), layout.position_ids)
 
     with tiny.float64():
         case = rows_of("mistral")
@@ -212,15 +212,21 @@ def test_the_plain_way_without_its_layout(monkeypatch):
 
 def lose(monkeypatch):
     real = generate.prompted_call
-    monkeypatch.setattr(generate, "prompted_call", lambda base, prompt, **more: real(base, prompt[:0], **more))
+    monkeypatch.setattr(generate, "prompted_call", lambda base, prompts, **more: real(base, nothing(prompts), **more))
 
 
-def lose_compiled(monkeypatch):
-    """What is known of the prompt is that of another one."""
+def nothing(prompts):
+    return RowPrompts.of([prompts.matrix[:0]])
+
+
+def read_another(monkeypatch):
+    """The engine's first call reads another prompt."""
     real = generate._read_rows
-    monkeypatch.setattr(
-        generate, "_read_rows", lambda base, known, *more: real(base, known.map(lambda x: x.roll(1, -1)), *more)
-    )
+
+    def read(base, prompts, *more):
+        return real(base, replace(prompts, matrix=prompts.matrix.roll(1, -1)), *more)
+
+    monkeypatch.setattr(generate, "_read_rows", read)
 
 
 def lose_from_the_cache(monkeypatch):
@@ -232,38 +238,20 @@ def lose_from_the_cache(monkeypatch):
 def lose_after_the_first_step(monkeypatch):
     """Continuations no longer see the prompt's keys in the cache (all rows of the check are equally long)."""
 
-    def blind(base, prompt, new, attention_mask, past_key_values, filled, **more):
-        total = filled + new.shape[1]
-        seen = torch.ones(len(new), total, dtype=torch.long)
-        seen[:, : len(prompt)] = 0
-        return base(
-            input_ids=new,
-            attention_mask=seen,
-            position_ids=torch.arange(filled, total)[None],
-            past_key_values=past_key_values,
-            **more,
-        )
+    real = generate.further_inputs
 
-    monkeypatch.setattr(generate, "_continue", blind)
+    def blind(base, prompts, new, *more):
+        inputs = real(base, prompts, new, *more)
+        inputs["attention_mask"][:, : prompts.width] = 0
+        return inputs
+
+    monkeypatch.setattr(generate, "further_inputs", blind)
 
 
 def put_behind(monkeypatch):
     """``[ pads | tokens | prompt ]``."""
     real = generate.lay_out
-
-    def lay_out(mask, virtual, *_):
-        layout = real(mask, virtual)
-        pads = mask.shape[1] - mask.sum(1, keepdim=True)
-        order = torch.cat(
-            [
-                mask.shape[1] + torch.arange(virtual).expand(len(mask), -1),
-                layout.order[:, virtual:] - virtual * (layout.order[:, virtual:] >= pads),
-            ],
-            1,
-        )
-        return generate.Layout(order, layout.attention_mask, layout.position_ids)
-
-    monkeypatch.setattr(generate, "lay_out", lay_out)
+    monkeypatch.setattr(generate, "lay_out", lambda mask, virtual, *_: real(mask, virtual, True))
 
 
 def mask_out(monkeypatch):
@@ -271,7 +259,7 @@ def mask_out(monkeypatch):
 
     def lay_out(mask, virtual, *_):
         layout = real(mask, virtual)
-        seen = layout.attention_mask.scatter(1, layout.order[:, :virtual], 0)
+        seen = layout.attention_mask.scatter(1, layout.order[:, : virtual.shape[1]], 0)
         return generate.Layout(layout.order, seen, layout.position_ids)
 
     monkeypatch.setattr(generate, "lay_out", lay_out)
@@ -291,13 +279,13 @@ def restart_positions(monkeypatch):
 
 def reinject(monkeypatch):
     """The prompt in front of every step's token, as PEFT does with a filled cache in ``forward``."""
-    real = generate._continue
+    real = generate.further_inputs
 
-    def again(base, prompt, new, attention_mask, past_key_values, filled, **more):
-        embeds = torch.cat([prompt.expand(len(new), -1, -1), base.get_input_embeddings()(new)], 1)
-        return real(base, prompt[:0], embeds, None, past_key_values, filled, **more)
+    def again(base, prompts, new, attention_mask, cache):
+        embeds = torch.cat([prompts.matrix.expand(len(new), -1, -1), base.get_input_embeddings()(new)], 1)
+        return real(base, nothing(prompts), embeds, None, cache)
 
-    monkeypatch.setattr(generate, "_continue", again)
+    monkeypatch.setattr(generate, "further_inputs", again)
 
 
 def check_equally_long(model):
@@ -313,7 +301,7 @@ def plainly(monkeypatch):
 
 GENERATION_MUTANTS = {
     "plain": [lose, lose_after_the_first_step, put_behind, mask_out, reinject],
-    "engine": [lose_compiled, lose_from_the_cache, lose_after_the_first_step, put_behind, reinject],
+    "engine": [read_another, lose_from_the_cache, lose_after_the_first_step, put_behind, reinject],
 }
 
 

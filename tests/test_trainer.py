@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from cli_tools import PATIENCE
+
 Check = Callable[[Path], None]
 CHECKS: dict[str, Check] = {}
 WITHOUT = "--without-peft"
@@ -164,13 +166,12 @@ def with_peft() -> bool:
 @contextmanager
 def head_rows(model: Any) -> Iterator[list[int]]:
     """How many positions the output matrix sees, call by call."""
+    import tiny
+
     counts: list[int] = []
     head = model.get_base_model().lm_head
-    handle = head.register_forward_hook(lambda _, args, __: counts.append(args[0].shape[:-1].numel()))
-    try:
+    with tiny.watched(head, lambda args, kwargs, output: counts.append(args[0].shape[:-1].numel())):
         yield counts
-    finally:
-        handle.remove()
 
 
 # --- Trainer --------------------------------------------------------------------------------------
@@ -192,6 +193,32 @@ def training_is_a_plain_loop(folder: Path) -> None:
     assert distance(model.prompt, start) > 0.1
     assert sum(expected[-3:]) < 0.8 * sum(expected[:3])
     assert all(value.equal(base[name]) for name, value in model.get_base_model().state_dict().items())
+
+
+@check
+def a_model_card_is_both_trainers_and_ours(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    model = tiny_model()
+    model.get_base_model().name_or_path = "someone/tiny"
+    model.get_base_model().config._name_or_path = "someone/tiny"
+    trainer = trainer_of(folder, model, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(model_name="mine", tags=["weather"], license="mit")
+    texts = [(folder / "README.md").read_text(encoding="utf-8")]
+    trainer.create_model_card(model_name="mine", tags=["weather"], license="mit")
+    model.save_pretrained(folder)
+    texts.append((folder / "README.md").read_text(encoding="utf-8"))
+    for text in texts:
+        assert "Training hyperparameters" in text  # Trainer's
+        assert text.count("<!-- softprompt:begin -->") == text.count("from softprompt import PeftModel") == 1
+        data = ModelCard(text).data
+        assert (data.library_name, data.base_model, data.license) == ("peft", "someone/tiny", "mit")
+        assert data.pipeline_tag == "text-generation"
+        assert {"weather", "prompt-tuning", "base_model:adapter:someone/tiny"} <= set(data.tags)
+    model.create_or_update_model_card(folder / "new")  # as in PEFT, of an adapter that is nowhere yet
+    assert "4 virtual tokens" in (folder / "new" / "README.md").read_text(encoding="utf-8")
 
 
 @check
@@ -364,11 +391,13 @@ def the_head_runs_at_supervised_positions_only(folder: Path) -> None:
 def mixed_precision_trains(folder: Path) -> None:
     import torch
 
+    import tiny
+
     model, exact = tiny_model(), tiny_model()
     trainer = trainer_of(folder, model, bf16=True, num_train_epochs=10, eval_dataset=rows(8, seed=2))
     seen = []
-    model.get_base_model().lm_head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
-    trainer.train()
+    with tiny.watched(model.get_base_model().lm_head, lambda args, kwargs, output: seen.append(output.dtype)):
+        trainer.train()
     plain = plain_loop(exact, trainer.data_collator.batches, 30)
     assert set(seen) == {torch.bfloat16}
     assert model.prompt.dtype == torch.float32
@@ -518,7 +547,7 @@ def run_this_file(*args: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -252,6 +252,27 @@ def plain_greedy(model, prompt, row, steps):
     return row
 
 
+# -- watching ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched(module, note):
+    """Calls of a module, or of a copy with the same attributes: ``note(args, kwargs, output)`` after each.
+
+    By a hook on all modules: one on the module itself would send ``forward`` another way.
+    """
+    module.__dict__["_watched"] = True
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda called, args, kwargs, output: note(args, kwargs, output) if "_watched" in called.__dict__ else None,
+        with_kwargs=True,
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+        del module.__dict__["_watched"]
+
+
 # -- float64 all the way ---------------------------------------------------------------------------
 
 

@@ -122,13 +122,16 @@ class PeftConfigMixin:
         ``hf_hub_download`` knows (``revision``, ``token``, ``cache_dir``, ``local_files_only``) go there.
 
         Raises:
-            ConfigError: no config is found there, or its ``peft_type`` or values are not usable.
+            AdapterError: no config is found there.
+            ConfigError: its ``peft_type`` or values are not usable.
         """
         from .hubfiles import find_file
 
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
         _check_kinds(values, path)
+        if values.get("peft_type") not in (None, *PEFT_TYPE_TO_CONFIG_MAPPING):
+            raise UnknownPeftTypeError(f"{pretrained_model_name_or_path} is {_of_type(values['peft_type'])}")
         own = {f.name for f in dataclasses.fields(cls)}
         return cls._from_values({**{k: v for k, v in kwargs.items() if k in own}, **values})
 
@@ -297,6 +300,20 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
+def adopted(config: Any) -> Any:
+    """A config object of PEFT's own as ours, by its values; anything else as it is.
+
+    Raises:
+        ConfigError: its ``peft_type`` or values are not usable.
+    """
+    if isinstance(config, PeftConfigMixin) or not hasattr(config, "peft_type") or not hasattr(config, "to_dict"):
+        return config
+    given = {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
+    chosen = _class_of(given.get("peft_type"))
+    own = {field.name for field in dataclasses.fields(chosen)}
+    return chosen(**{name: value for name, value in given.items() if name in own and value is not None})
+
+
 def _check_kinds(values: dict[str, Any], path: Path) -> None:
     """Refuse a file whose names and numbers are something else, before anything stumbles over them.
 
@@ -310,13 +327,16 @@ def _check_kinds(values: dict[str, Any], path: Path) -> None:
                 raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
 
 
-def _class_of(peft_type: str | PeftType) -> type[PeftConfig]:
+def _class_of(peft_type: Any) -> type[PeftConfig]:
     name = str(getattr(peft_type, "value", peft_type))
     if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise UnknownPeftTypeError(
-            f"this adapter is of peft_type {name!r}; softprompt handles {', '.join(PEFT_TYPE_TO_CONFIG_MAPPING)}"
-        )
+        raise UnknownPeftTypeError(f"this is {_of_type(name)}")
     return PEFT_TYPE_TO_CONFIG_MAPPING[name]
+
+
+def _of_type(peft_type: str) -> str:
+    known = " and ".join(PEFT_TYPE_TO_CONFIG_MAPPING)
+    return f"a {peft_type} adapter; softprompt reads {known}, so use PEFT for this one"
 
 
 class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):

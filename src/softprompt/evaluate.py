@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from . import metrics as measures
 from .encode import Encoder, shortest_starts
+from .engine.compiled import compile_prompt
+from .engine.known import Known
 from .engine.loss import token_losses
 from .engine.plans import plan_rows
 from .engine.texts import Texts
@@ -85,13 +87,14 @@ def label_log_probs(
         known: knows the texts of examples that stand before the prompt; without it they are read here.
     """
     scores = torch.empty(len(examples), len(classes.ids))
+    prompt = _prefilled(model)
     for rows in batches_by_length(examples, batch_size):
         batch = [examples[row] for row in rows]
         if classes.readout is None:
-            scores[rows] = _scores(model, batch, classes, known, None).cpu()
+            scores[rows] = _scores(model, prompt, batch, classes, known, None).float().cpu()
         else:
             means: list[Tensor] = []
-            said = _scores(model, batch, classes, None, means).cpu()
+            said = _scores(model, prompt, batch, classes, None, means).float().cpu()
             scores[rows] = classes.readout.mix(said, torch.cat(means).cpu())
         if progress:
             progress(len(rows))
@@ -108,9 +111,11 @@ def mean_states(
 ) -> Tensor:
     """Mean hidden states ``[N, layers, D]`` of the texts, float32 on the CPU: what a read-out is fitted to."""
     found = torch.empty(0)
+    classes = replace(classes, ids=(), ensemble=None)  # no label is scored: with many classes, that is most of the work
+    prompt = _prefilled(model)
     for rows in batches_by_length(examples, batch_size):
         means: list[Tensor] = []
-        _scores(model, [examples[row] for row in rows], classes, None, means)
+        _scores(model, prompt, [examples[row] for row in rows], classes, None, means)
         of_batch = torch.cat(means).cpu()
         found = found if len(found) else of_batch.new_empty(len(examples), *of_batch.shape[1:])
         found[rows] = of_batch
@@ -119,8 +124,15 @@ def mean_states(
     return found
 
 
+@torch.no_grad()
+def _prefilled(model: PeftModelForCausalLM) -> Tensor | Known:
+    """The active prompt as the batches of one call read it: computed once in front of a text, ``[P, D]`` behind it."""
+    return model.prompt if model.prompt_placement == "suffix" else compile_prompt(model.base_model, model.prompt)
+
+
 def _scores(
     model: PeftModelForCausalLM,
+    prompt: Tensor | Known,
     examples: Sequence[Example],
     classes: Classes,
     known: Texts | None,
@@ -128,13 +140,13 @@ def _scores(
 ) -> Tensor:
     """Log-probability ``[B, C]`` of each label behind each text."""
     texts = [example.input_ids for example in examples]
-    base, ensemble, behind = model.base_model, classes.ensemble, model.prompt_placement == "suffix"
+    base, ensemble = model.base_model, classes.ensemble
     if ensemble is None:
-        if behind:
-            return score_labels_behind(base, model.prompt, texts, classes.ids, known, means)
-        return score_labels(base, model.compiled(), texts, classes.ids, means)
-    if means is not None and not behind:  # the prompt in front is there for the states
-        score_labels(base, model.compiled(), texts, classes.ids, means)
+        if isinstance(prompt, Tensor):
+            return score_labels_behind(base, prompt, texts, classes.ids, known, means)
+        return score_labels(base, prompt, texts, classes.ids, means)
+    if means is not None and isinstance(prompt, Known):  # the prompt in front is there for the states
+        score_labels(base, prompt, texts, classes.ids, means)
         means = None
     prompts, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
     return ensemble.join(score_labels_behind(base, prompts, texts, classes.ids, known, means))
@@ -223,7 +235,7 @@ def mean_loss(
 ) -> float:
     """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
     total, count = 0.0, 0
-    prompt = model.prompt if model.prompt_placement == "suffix" else model.compiled()
+    prompt = _prefilled(model)
     for rows in batches_by_length(examples, batch_size):
         batch = [examples[row] for row in rows]
         if isinstance(prompt, Tensor):

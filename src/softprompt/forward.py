@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from transformers import PreTrainedModel
 
 from .engine.accumulate import mean_loss
 from .engine.head import logits_of
-from .engine.known import Known
 from .engine.loss import hidden_states, losses_of
-from .engine.plans import default_tokens_per_pack, packs, plan_rows
+from .engine.plans import default_tokens_per_pack, packs
+from .engine.row_prompts import RowPrompts, columns
 from .engine.tree import Plan
 from .errors import ConfigError
 from .generate import prompted_call, real_tokens
@@ -32,6 +33,8 @@ class Batch:
         attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
         labels: ``[B, T]`` beside the ids; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
+        logits_to_keep: the last so many positions of ``[P + T]`` get logits, 0 for all; or the positions.
+        position_ids: ``[B, T]`` or ``[1, T]``; read only for where they return to 0, as they do in packed rows.
     """
 
     input_ids: Tensor | None
@@ -39,6 +42,8 @@ class Batch:
     attention_mask: Tensor | None
     labels: Tensor | None
     num_items: Tensor | int | None
+    logits_to_keep: int | Tensor = 0
+    position_ids: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -53,6 +58,15 @@ class Batch:
         return tokens
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """What was given, by transformers' names."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["num_items_in_batch"] = given.pop("num_items")
+        keep = given.pop("logits_to_keep")
+        given |= {} if isinstance(keep, int) and not keep else {"logits_to_keep": keep}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
     def real(self) -> Tensor:
         """``[B, T]``, true where there is a token and not padding.
 
@@ -62,10 +76,27 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
     @property
+    def starts(self) -> Tensor | None:
+        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
+        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
+            return None
+        real = self.real
+        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several texts, one after the other."""
+        return self.starts is not None and bool(self.starts.any())
+
+    @property
     def lengths(self) -> list[int]:
-        """Real tokens of each row."""
+        """Real tokens of each text: of each row, or of each part of a packed row."""
         lengths: list[int] = self.real.sum(1).tolist()
-        return lengths
+        if self.starts is None:
+            return lengths
+        rows = torch.split(self.starts.cpu(), lengths)
+        cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
+        return [end - start for cut in cuts for start, end in pairwise(cut)]
 
     @property
     def ids(self) -> Tensor:
@@ -73,71 +104,93 @@ class Batch:
         flat = self.tokens[self.real]
         return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
 
-    def rows(self, which: range) -> Batch:
-        """Some of the rows."""
-        part = slice(which.start, which.stop)
-        ids, embeds, mask, labels = (
-            each if each is None else each[part]
-            for each in (self.input_ids, self.inputs_embeds, self.attention_mask, self.labels)
-        )
-        return Batch(ids, embeds, mask, labels, self.num_items)
+    @property
+    def embeds(self) -> Tensor | None:
+        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
+
+    @property
+    def flat_labels(self) -> Tensor | None:
+        """``[t]`` beside the real tokens of all rows."""
+        return None if self.labels is None else self.labels[self.real]
+
+    def kept(self, positions: Tensor) -> Tensor:
+        """Those of ``[B, P + T, ...]`` that get logits."""
+        keep = self.logits_to_keep
+        return positions[:, slice(-keep, None) if isinstance(keep, int) else keep.to(positions.device)]
 
 
-def forward_rows(base: PreTrainedModel, prompt: Tensor | Known, batch: Batch) -> PromptedCausalLMOutput:
-    """The engine's way: padding is dropped, the prompt is computed once, logits wait until they are read.
-
-    Args:
-        prompt: ``[P, D]``, or the compiled prompt.
-    """
-    embeds = None if batch.inputs_embeds is None else batch.inputs_embeds[batch.real]  # [t, D] of the real tokens
-    if isinstance(prompt, Tensor) and embeds is None and batch.labels is not None and torch.is_grad_enabled():
-        parts = list(packs(batch.lengths, default_tokens_per_pack(prompt.device)))
-        if len(parts) > 1:
-            return _forward_packs(base, prompt, batch, [batch.rows(part) for part in parts])
-    plan = _plan(len(prompt), batch)
-    hidden = hidden_states(base, plan, prompt, embeds)
-    logits = LazyLogits(_spread(base, lambda: hidden, plan, batch.real, len(prompt)))
-    if batch.labels is None:
-        return PromptedCausalLMOutput(logits=logits)
-    count = len(plan.targets) if batch.num_items is None else batch.num_items
-    return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=logits)
+def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
+    """The engine's way: padding is dropped, each prompt is computed once, logits wait until they are read."""
+    if batch.inputs_embeds is None and batch.labels is not None and torch.is_grad_enabled() and prompts.is_one:
+        plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
+        if len(plans) > 1:
+            return _forward_packs(base, prompts, batch, plans)
+    plan = plan_batch(prompts, batch)
+    hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)
+    return output_of(base, plan, hidden, columns(plan, prompts, batch.real), batch)
 
 
 def _forward_packs(
-    base: PreTrainedModel, prompt: Tensor, batch: Batch, parts: Sequence[Batch]
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
     """A batch that is more than one pack: its loss, pack by pack; logits compute all anew if they are read."""
-    plans = [_plan(len(prompt), part) for part in parts]
-    whole = _plan(len(prompt), batch)
-    logits = _spread(base, lambda: hidden_states(base, whole, prompt), whole, batch.real, len(prompt))
-    return PromptedCausalLMOutput(loss=mean_loss(base, plans, prompt, batch.num_items), logits=LazyLogits(logits))
+    loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
+    whole = plan_batch(prompts, batch)
+    places = batch.kept(columns(whole, prompts, batch.real))
+    matrix = prompts.matrix.clone()  # an optimizer may write to the prompt before somebody reads the logits
+    logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
+    return PromptedCausalLMOutput(loss=loss, logits=logits)
 
 
-def _plan(num_virtual_tokens: int, batch: Batch) -> Plan:
-    labels = None if batch.labels is None else batch.labels[batch.real]
-    return plan_rows(num_virtual_tokens, batch.lengths, batch.ids, labels)
+def output_of(
+    base: PreTrainedModel, plan: Plan, hidden: Tensor, places: Tensor, batch: Batch
+) -> PromptedCausalLMOutput:
+    """Loss and logits of flat hidden states ``[T, D]``; with a loss, the logits wait until they are read.
+
+    Args:
+        places: ``[B, P + T]`` flat position of each token, -1 at padding.
+    """
+    places = batch.kept(places)
+    if batch.labels is None:
+        return PromptedCausalLMOutput(logits=spread_logits(base, hidden, places))
+    count = len(plan.targets) if batch.num_items is None else batch.num_items
+    loss = losses_of(base, hidden, plan).sum() / count
+    return PromptedCausalLMOutput(loss=loss, logits=LazyLogits(lambda: spread_logits(base, hidden, places)))
 
 
-def _spread(
-    base: PreTrainedModel, hidden: Callable[[], Tensor], plan: Plan, real: Tensor, length: int
-) -> Callable[[], Tensor]:
-    """A way to compute the logits ``[B, P + T, V]`` of flat hidden states; zeros at padding."""
-
-    def compute() -> Tensor:
-        flat = logits_of(base, hidden()).to(real.device)  # [P + tokens, V]
-        logits = flat.new_zeros(len(real), length + real.shape[1], flat.shape[-1])
-        logits[:, :length] = flat[:length]
-        logits[:, length:][real] = flat[plan.places]
-        return logits
-
-    return compute
+def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
+    """The plan of a batch: every text behind its prompt, those of a packed row each by itself."""
+    return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
 
 
-def forward_plain(base: PreTrainedModel, prompt: Tensor, batch: Batch, **asked: Any) -> PromptedCausalLMOutput:
+def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
+    """The plans of a batch's texts under one prompt, at most so many tokens in each (at least one text)."""
+    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
+    ends = [0, *accumulate(lengths)]
+    plans = []
+    for part in packs(lengths, tokens_per_pack):
+        span = slice(ends[part.start], ends[part.stop])
+        own = None if labels is None else labels[span]
+        plans.append(prompts.plan(lengths[part.start : part.stop], ids[span], own))
+    return plans
+
+
+def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
+    """Logits of flat hidden states ``[T, D]``, put where ``places`` ``[B, C]`` names one; zeros where it says -1."""
+    real = places >= 0
+    wanted, back = torch.unique(places[real], return_inverse=True)
+    found = logits_of(base, hidden[wanted]).to(places.device)
+    logits = found.new_zeros(*places.shape, found.shape[-1])
+    logits[real] = found[back]
+    return logits
+
+
+def forward_plain(base: PreTrainedModel, prompts: RowPrompts, batch: Batch, **asked: Any) -> PromptedCausalLMOutput:
     """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch."""
     output, order = prompted_call(
         base,
-        prompt,
+        prompts,
         input_ids=batch.input_ids,
         inputs_embeds=batch.inputs_embeds,
         attention_mask=batch.attention_mask,
@@ -146,23 +199,30 @@ def forward_plain(base: PreTrainedModel, prompt: Tensor, batch: Batch, **asked: 
     if order is None:
         if batch.labels is not None:
             raise ConfigError("labels together with a filled past_key_values are not supported; score in one call")
-        return PromptedCausalLMOutput(**{k: v for k, v in output.items() if k in _FIELDS})
-    ours = F.pad(batch.real, (len(prompt), 0), value=True)[..., None]
+        found = {k: v for k, v in output.items() if k in _FIELDS}
+        return PromptedCausalLMOutput(**found | {"logits": batch.kept(output.logits)})
+    ours = torch.cat([prompts.for_rows(len(order)).index >= 0, batch.real], dim=1)[..., None]
     states, attentions = output.get("hidden_states"), output.get("attentions")
     return PromptedCausalLMOutput(
-        loss=None if batch.labels is None else _plain_loss(output.logits, batch, order),
-        logits=_reorder(output.logits, order) * ours,
+        loss=None if batch.labels is None else _plain_loss(output.logits, batch, order, ours[..., 0]),
+        logits=batch.kept(_reorder(output.logits, order) * ours),
         past_key_values=output.get("past_key_values"),
         hidden_states=states and tuple(_reorder(state, order) * ours for state in states),
         attentions=attentions and tuple(_reorder_pairs(weights, order) for weights in attentions),
     )
 
 
-def _plain_loss(logits: Tensor, batch: Batch, order: Tensor) -> Tensor:
-    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``."""
+def _plain_loss(logits: Tensor, batch: Batch, order: Tensor, ours: Tensor) -> Tensor:
+    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``.
+
+    Args:
+        ours: ``[B, P + T]`` in PEFT's order, false at padding.
+    """
     assert batch.labels is not None
     length = order.shape[1] - batch.labels.shape[1]
-    labels = F.pad(batch.labels.masked_fill(~batch.real, IGNORE_INDEX), (length, 0), value=IGNORE_INDEX)
+    labels = F.pad(batch.labels, (length, 0), value=IGNORE_INDEX)
+    first = order == order.masked_fill(~ours, order.shape[1]).min(1, keepdim=True).values  # nothing predicts it
+    labels = labels.masked_fill(~ours | first, IGNORE_INDEX)
     targets = torch.zeros_like(labels).scatter(1, order, labels)[:, 1:]
     summed = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="sum")
     return summed / ((targets != IGNORE_INDEX).sum() if batch.num_items is None else batch.num_items)

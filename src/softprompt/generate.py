@@ -4,14 +4,15 @@
 Rows of a batch are laid out as ``[ pads | prompt | tokens ]``: no padding ever stands between a row's
 prompt and its tokens, so every row continues as it would alone, sliding windows and ALiBi included.
 
-The first call reads the rows; each further call, one token a row. The engine makes the first one, behind
-the compiled prompt, and fills the cache that the others go on from.
+The first call reads the rows; each further call, one token a row. The engine makes the first one, and fills
+the cache that the others go on from.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .engine.compiled import compile_prompt
-from .engine.head import logits_of
+from .engine.head import is_hooked, logits_of
 from .engine.kernels import faster
-from .engine.known import Known
-from .engine.plans import plan_rows
+from .engine.loss import embed
+from .engine.row_prompts import RowPrompts, columns
 from .engine.run import compute
 from .engine.view import variant, view
 from .errors import ConfigError
@@ -68,43 +68,42 @@ def real_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     return attention_mask.bool()
 
 
-def lay_out(real: Tensor, num_virtual_tokens: int, behind: bool = False) -> Layout:
-    """Lay out rows whose real tokens are marked in ``real`` ``[B, T]`` as ``[ pads | prompt | tokens ]``.
+def lay_out(real: Tensor, virtual: Tensor, behind: bool = False) -> Layout:
+    """Lay out rows as ``[ pads | prompt | tokens ]``; with ``behind``, as ``[ pads | tokens | prompt ]``.
 
-    With ``behind`` it is ``[ pads | tokens | prompt ]``.
+    Args:
+        real: ``[B, T]``, true at tokens.
+        virtual: ``[B, P]``, true at virtual tokens.
     """
-    width, count = real.shape[1], real.sum(1, keepdim=True)
-    pads = width - count  # [B, 1]
-    virtual = pads + count * behind + torch.arange(num_virtual_tokens, device=real.device)
-    first = pads + num_virtual_tokens * (not behind)
-    tokens = torch.where(real, first + real.cumsum(1) - 1, (~real).cumsum(1) - 1)
-    columns = torch.arange(num_virtual_tokens + width, device=real.device)
-    visible = (columns >= pads).long()
-    return Layout(torch.cat([virtual, tokens], dim=1), visible, (columns - pads).clamp_min(0))
+    together = torch.cat([real, virtual] if behind else [virtual, real], dim=1)  # in reading order
+    pads = (~together).sum(1, keepdim=True)
+    order = torch.where(together, pads + together.cumsum(1) - 1, (~together).cumsum(1) - 1)
+    if behind:
+        order = torch.cat([order[:, real.shape[1] :], order[:, : real.shape[1]]], dim=1)
+    columns = torch.arange(together.shape[1], device=real.device)
+    return Layout(order, (columns >= pads).long(), (columns - pads).clamp_min(0))
 
 
 def prompted_call(
     base: PreTrainedModel,
-    prompt: Tensor,
+    prompts: RowPrompts,
     *,
     input_ids: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
     attention_mask: Tensor | None = None,
     past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
-    compiled: Callable[[], Known] | None = None,
+    engine: bool = False,
     behind: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Tensor | None]:
-    """One call of the base with the prompt in front; with a filled cache, a continuation of such a call.
+    """One call of the base with a prompt in front of each row; with a filled cache, a continuation of such a call.
 
     Args:
-        prompt: ``[P, D]``.
         input_ids: ``[B, T]``, or ``inputs_embeds`` ``[B, T, D]``; only the new tokens when the cache is filled.
         attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
         position_ids: ignored; positions follow from the layout.
-        compiled: gives what is known of the prompt, for a caller who needs no more than the last logits of a
-            first call; the engine makes that call where it can.
+        engine: whether the engine may make a first call that asks for no more than the last logits.
         behind: the prompt stands behind the tokens of the first call.
 
     Returns:
@@ -113,26 +112,108 @@ def prompted_call(
     new = inputs_embeds if inputs_embeds is not None else input_ids
     if new is None:
         raise ValueError("You have to provide either input_ids or inputs_embeds")
-    rows = len(new)
-    filled = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-    if filled:
-        return _continue(base, prompt, new, attention_mask, past_key_values, filled, **kwargs), None
-    check_depth(base.config, len(prompt) + new.shape[1])
+    prompts = prompts.for_rows(len(new))
+    if past_key_values is not None and past_key_values.get_seq_length():
+        return base(**further_inputs(base, prompts, new, attention_mask, past_key_values), **kwargs), None
     real = real_tokens(new, attention_mask)
-    layout = lay_out(real, len(prompt), behind)
-    if compiled is not None and not behind and _can_be_filled(past_key_values, kwargs):
-        return _read_rows(base, compiled(), new, real, layout, past_key_values), layout.order
-    embeds = inputs_embeds if inputs_embeds is not None else base.get_input_embeddings()(input_ids)
-    together = torch.cat([prompt.to(embeds.dtype).expand(rows, -1, -1), embeds], dim=1)
+    layout = lay_out(real, prompts.index >= 0, behind)
+    if engine and not behind and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
+        return _read_rows(base, prompts, new, real, layout, past_key_values), layout.order
+    return base(**first_inputs(base, prompts, new, layout, past_key_values), **kwargs), layout.order
+
+
+def first_inputs(
+    base: PreTrainedModel, prompts: RowPrompts, new: Tensor, layout: Layout, cache: Cache | None
+) -> dict[str, Any]:
+    """What the base is called with to read rows behind their prompts: embeddings ``[B, P + T, D]`` and their mask.
+
+    Args:
+        new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
+    """
+    check_depth(base.config, layout.order.shape[1])
+    embeds = new if new.ndim == 3 else base.get_input_embeddings()(new)
+    virtual = prompts.matrix.to(embeds.dtype)[prompts.index]  # [B, P, D]; at padding any row, which nobody sees
+    together = torch.cat([virtual, embeds], dim=1)
     placed = torch.zeros_like(together).scatter(1, layout.order[..., None].expand_as(together), together)
-    output = base(
-        inputs_embeds=placed,
-        attention_mask=_as_wide_as(past_key_values, layout.attention_mask),
-        position_ids=layout.position_ids,
-        past_key_values=past_key_values,
-        **kwargs,
-    )
-    return output, layout.order
+    return {
+        "inputs_embeds": placed,
+        "attention_mask": _as_wide_as(cache, layout.attention_mask),
+        "position_ids": layout.position_ids,
+        "past_key_values": cache,
+    }
+
+
+def further_inputs(
+    base: PreTrainedModel, prompts: RowPrompts, new: Tensor, attention_mask: Tensor | None, cache: Cache
+) -> dict[str, Any]:
+    """What the base is called with for tokens behind what the cache holds.
+
+    Args:
+        new: ids ``[B, L]``, or embeddings ``[B, L, D]``.
+        attention_mask: ``[B, tokens so far]`` of the caller's tokens.
+    """
+    rows, width = new.shape[:2]
+    total = int(cache.get_seq_length()) + width
+    check_depth(base.config, total)
+    virtual = (prompts.index >= 0).sum(1, keepdim=True)  # [B, 1]
+    seen = torch.full((rows, 1), total - prompts.width, device=new.device)
+    if attention_mask is not None:
+        if width > 1 and not attention_mask[:, -width:].bool().all():
+            raise ConfigError(
+                "padding among tokens that continue a filled cache is not supported; pad on the left once"
+            )
+        seen = attention_mask.sum(1, keepdim=True)
+    pads = total - virtual - seen
+    columns = torch.arange(total, device=new.device)
+    return {
+        "input_ids" if new.ndim == 2 else "inputs_embeds": new,
+        "attention_mask": _as_wide_as(cache, (columns >= pads).long()),
+        "position_ids": columns[-width:] - pads,
+        "past_key_values": cache,
+    }
+
+
+def prepare_inputs(
+    base: PreTrainedModel, prompts: RowPrompts, input_ids: Tensor, *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """``base.prepare_inputs_for_generation`` with the prompts, for decoding loops that call the base themselves.
+
+    Args:
+        input_ids: ``[B, T]``, all tokens so far; those that the cache holds are cut off.
+        **kwargs: transformers'. ``attention_mask`` may be 4-D, as those of static caches are.
+
+    Returns:
+        ``inputs_embeds`` ``[B, P + T, D]`` with ``input_ids`` ``None`` for a first call, ``input_ids`` of the new
+        tokens afterwards; a 2-D mask that counts the virtual tokens.
+    """
+    mask = kwargs.pop("attention_mask", None)
+    prepared: dict[str, Any] = base.prepare_inputs_for_generation(input_ids, *args, attention_mask=None, **kwargs)
+    prompts, cache = prompts.for_rows(len(input_ids)), prepared.get("past_key_values")
+    filled = 0 if cache is None else int(cache.get_seq_length())
+    if mask is not None and mask.ndim == 4:
+        mask = _flat_mask(mask, input_ids.shape[1])
+    if filled:
+        read = min(filled - prompts.width, input_ids.shape[1] - 1)
+        return prepared | further_inputs(base, prompts, input_ids[:, read:], mask, cache)
+    new = prepared.get("inputs_embeds")
+    new = input_ids if new is None else new
+    layout = lay_out(real_tokens(new, mask), prompts.index >= 0)
+    return prepared | {"input_ids": None} | first_inputs(base, prompts, new, layout, cache)
+
+
+def _flat_mask(mask: Tensor, width: int) -> Tensor:
+    """A causal mask ``[B, 1, T, keys]``, boolean or additive, as ``[B, T]``.
+
+    Raises:
+        ConfigError: it hides more than padding and later tokens.
+    """
+    seen = mask[:, 0, :, :width]
+    seen = seen > torch.finfo(seen.dtype).min / 2 if seen.is_floating_point() else seen.bool()
+    real = seen[:, -1]
+    causal = real[:, None] & torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    if seen.shape[1] != width or not torch.equal(seen & real[..., None], causal & real[..., None]):
+        raise ConfigError("a 4-D attention_mask must be [B, 1, T, T], causal but for padding; give a 2-D one")
+    return real.long()
 
 
 def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
@@ -150,11 +231,11 @@ def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
 
 
 def _read_rows(
-    base: PreTrainedModel, known: Known, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
+    base: PreTrainedModel, prompts: RowPrompts, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
 ) -> CausalLMOutputWithPast:
     """A first call by the engine: the same cache, and logits ``[B, 1, V]`` of the last position.
 
-    No padding is computed, and the prompt is not either. What rows share at their start (beams: all) is read once.
+    No padding is computed, and each prompt once. What rows share at their start (beams: all) is read once.
 
     Args:
         new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
@@ -162,21 +243,13 @@ def _read_rows(
     """
     assert cache is not None
     given = new[real]  # [t] or [t, D]
-    ids, embeds = given, given
-    if new.ndim == 2:
-        embeds = base.get_input_embeddings()(ids)
-    else:
-        ids = torch.arange(len(given), device=given.device)  # all different: embeddings are not compared
-    plan = plan_rows(len(known), real.sum(1).tolist(), ids, None)
-    unique = embeds.new_zeros(plan.tree.num_tokens - len(known), embeds.shape[-1])
-    unique[plan.places - len(known)] = embeds
-    found = compute(base.base_model, plan.tree, unique, {0: known})
-    nodes = [known, *(found[node] for node in sorted(found))]  # in flat order
-    sources = torch.zeros_like(layout.order)  # [B, P + T]; 0 for a pad, 1 + i for flat token i
-    sources[:, : len(known)] = torch.arange(1, 1 + len(known), device=new.device)
-    sources[:, len(known) :][real] = 1 + plan.places
-    slots = torch.zeros_like(sources).scatter(1, layout.order, sources)
-    for layer in range(len(known.layers)):
+    ids, embeds = (given, None) if new.ndim == 2 else (torch.arange(len(given), device=given.device), given)
+    plan = prompts.plan(real.sum(1).tolist(), ids, None)  # embeddings are all different: they are not compared
+    found = compute(base.base_model, plan.tree, embed(base, plan, prompts.matrix, embeds))
+    nodes = [found[node] for node in sorted(found)]  # in flat order
+    places = columns(plan, prompts, real)  # [B, P + T]
+    slots = torch.zeros_like(places).scatter(1, layout.order, 1 + places)  # 0 for a pad, 1 + i for flat token i
+    for layer in range(len(nodes[0].layers)):
         keys, values = (_placed([node.layers[layer][side] for node in nodes], slots) for side in (0, 1))
         cache.update(keys, values, layer)
     hidden = torch.cat([node.hidden for node in nodes])[slots[:, -1] - 1]
@@ -189,37 +262,6 @@ def _placed(states: Sequence[Tensor], slots: Tensor) -> Tensor:
     return together[0][:, slots.to(together.device)].transpose(0, 1)
 
 
-def _continue(
-    base: PreTrainedModel,
-    prompt: Tensor,
-    new: Tensor,
-    attention_mask: Tensor | None,
-    past_key_values: Cache | None,
-    filled: int,
-    **kwargs: Any,
-) -> Any:
-    """Further tokens behind what the cache holds."""
-    rows, width = new.shape[:2]
-    total = filled + width
-    check_depth(base.config, total)
-    seen = torch.full((rows, 1), total - len(prompt), device=new.device)
-    if attention_mask is not None:
-        if width > 1 and not attention_mask[:, -width:].bool().all():
-            raise ConfigError(
-                "padding among tokens that continue a filled cache is not supported; pad on the left once"
-            )
-        seen = attention_mask.sum(1, keepdim=True)
-    pads = total - len(prompt) - seen
-    columns = torch.arange(total, device=new.device)
-    return base(
-        **{"input_ids" if new.ndim == 2 else "inputs_embeds": new},
-        attention_mask=_as_wide_as(past_key_values, (columns >= pads).long()),
-        position_ids=columns[-width:] - pads,
-        past_key_values=past_key_values,
-        **kwargs,
-    )
-
-
 def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
     """The mask, with zeros for the places of a static cache that are still empty (ALiBi is made from it)."""
     if cache is None or not cache.is_compileable or any(layer.is_sliding for layer in cache.layers):
@@ -227,21 +269,13 @@ def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
     return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
-def generate(
-    base: PreTrainedModel,
-    prompt: Tensor,
-    *args: Any,
-    compiled: Callable[[], Known] | None = None,
-    behind: bool = False,
-    **kwargs: Any,
-) -> Any:
-    """``base.generate`` with the prompt in front. Arguments and return value are those of transformers.
+def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, behind: bool = False, **kwargs: Any) -> Any:
+    """``base.generate`` with a prompt in front of each row. Arguments and return value are those of transformers.
 
     Returned sequences hold the caller's ids and the new ones; virtual tokens never appear, nor do they
     count towards ``max_length``.
 
     Args:
-        compiled: gives the compiled prompt, for a caller who keeps it; without it, it is computed here.
         behind: text, prompt, new tokens.
 
     Raises:
@@ -263,17 +297,16 @@ def generate(
             "gpt_neo gives wrong tokens with a static cache in transformers; leave cache_implementation out"
         )
     kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
-    compiled = compiled or functools.partial(compile_prompt, base, prompt)
-    return _prompted(view(base, faster), prompt, compiled, behind).generate(*args, **kwargs)
+    return _prompted(view(base, faster), prompts, behind).generate(*args, **kwargs)
 
 
-def _prompted(base: PreTrainedModel, prompt: Tensor, compiled: Callable[[], Known], behind: bool) -> PreTrainedModel:
-    """A variant of the base whose calls have the prompt in front (or behind), for transformers' ``generate``."""
-    length = len(prompt)
+def _prompted(base: PreTrainedModel, prompts: RowPrompts, behind: bool) -> PreTrainedModel:
+    """A variant of the base whose calls have a prompt in front (or behind), for transformers' ``generate``."""
+    length = prompts.width
 
     @functools.wraps(base.forward)
     def forward(**inputs: Any) -> Any:
-        return prompted_call(base, prompt, compiled=compiled, behind=behind, **inputs)[0]
+        return prompted_call(base, prompts, engine=True, behind=behind, **inputs)[0]
 
     @functools.wraps(base.prepare_inputs_for_generation)
     def prepare(
@@ -295,4 +328,12 @@ def _prompted(base: PreTrainedModel, prompt: Tensor, compiled: Callable[[], Know
     def static_cache(*, max_cache_len: int, **inputs: Any) -> Cache:
         return base._prepare_static_cache(max_cache_len=max_cache_len + length, **inputs)
 
-    return variant(base, forward=forward, prepare_inputs_for_generation=prepare, _prepare_static_cache=static_cache)
+    return variant(
+        base,
+        forward=forward,
+        prepare_inputs_for_generation=prepare,
+        _prepare_static_cache=static_cache,
+        _get_logits_processor=base._get_logits_processor,  # guidance_scale: the side without a condition is the base
+        _forward_hooks=OrderedDict(),  # the base's own call runs them
+        _forward_pre_hooks=OrderedDict(),
+    )

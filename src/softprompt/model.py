@@ -6,21 +6,36 @@ of what differs and why.
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from dataclasses import fields
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import TransformersKwargs
 
 from . import generate as decoding
 from .adapter import placement_of
 from .config import Placement
-from .engine.known import Known
+from .engine.head import is_hooked
+from .engine.row_prompts import RowPrompts
 from .errors import ConfigError
+from .families import base_facts
 from .forward import Batch, forward_plain, forward_rows
+from .fused import forward_fused, is_fused
+from .peft_model import BASE
 from .peft_model import PeftModel as PeftModel
 from .suffix import forward_behind
+
+_PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
+"""Keywords of a call that one padded batch answers, with the prompt in each row."""
+_OF_PACKED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Keywords that say of packed rows, without a prompt, what ``position_ids`` say as well."""
+
+
+class UnknownKeywordError(ConfigError, TypeError):
+    """A keyword that ``forward`` does not have."""
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -41,10 +56,11 @@ class PeftModelForCausalLM(PeftModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         task_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
+        *,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        position_ids: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loss and logits of a batch, each row as if it were alone and had no padding.
@@ -54,73 +70,119 @@ class PeftModelForCausalLM(PeftModel):
             attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
             labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
                 the first token of a row that has a loss; at the end of a row that has none, or without labels.
-            position_ids: ignored with a warning; a token's position is its place behind the prompt.
-            output_hidden_states, output_attentions, use_cache, past_key_values: as in transformers; these
-                take the plain way, one padded batch with the prompt in each row.
+            position_ids: where they return to 0 inside a row (packed rows, as from trl's ``packing=True`` or
+                ``DataCollatorWithFlattening``), another text begins: each has the prompt in front of it and sees no
+                other. Otherwise ignored with a warning; a token's position is its place behind the prompt.
+            output_hidden_states, output_attentions: as in transformers, and so are ``use_cache`` and
+                ``past_key_values``; these take the plain way, one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
+            logits_to_keep: logits of the last so many of the ``P + T`` positions only; or their indices.
+            adapter_names: the adapter of each row; ``"__base__"`` for none. P is then that of the longest prompt;
+                shorter ones have padding on their left.
+            **kwargs: ``token_type_ids`` are ignored with a warning.
 
         Returns:
-            ``PromptedCausalLMOutput``: ``loss``, and ``logits`` ``[B, P + T, V]``, computed when read.
-            A tuple of these when ``return_dict`` is false.
+            ``PromptedCausalLMOutput``: ``loss``, and ``logits`` ``[B, P + T, V]``; with labels, logits are computed
+            when they are read. A tuple of these when ``return_dict`` is false.
 
         Raises:
-            ConfigError: no input, a mask that is not ``[B, T]``, or what a suffix cannot give: caches, states.
+            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, a keyword of the base that has
+                no meaning with a prompt, or packed rows where a row must be one text.
+            TypeError: a keyword that neither the base nor transformers has.
         """
-        asked: dict[str, Any] = {
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-        }
-        asked = {name: value for name, value in asked.items() if value not in (None, False)}
-        batch = Batch(input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch)
+        kwargs |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        self._check_keywords(kwargs)
+        asked = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+        batch = Batch(
+            input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, logits_to_keep, position_ids
+        )
         if self._disabled:
-            return self._base_forward(batch, position_ids=position_ids, return_dict=return_dict, **asked, **kwargs)
-        if position_ids is not None:
-            warnings.warn("position_ids are not used: they follow from the prompt and the mask.", stacklevel=2)
-        if self.prompt_placement == "suffix":
-            if asked:
-                raise ConfigError(f"{', '.join(asked)}: not supported with prompt_placement suffix; leave them out")
-            output = forward_behind(self.base_model, self.prompt, batch)
-        elif asked:
-            kwargs.pop("token_type_ids", None)
-            output = forward_plain(self.base_model, self.prompt, batch, **asked, **kwargs)
-        else:
-            prompt = self.prompt if torch.is_grad_enabled() else self.compiled()
-            output = forward_rows(self.base_model, prompt, batch)
+            return self.base_model(**batch.asked, return_dict=return_dict, **asked)
+        output = self._forward(batch, adapter_names, self._settle(batch, asked))
         return output if return_dict is not False else output.to_tuple()
 
-    def _base_forward(self, batch: Batch, **kwargs: Any) -> Any:
-        given = {f.name: getattr(batch, f.name) for f in fields(batch)} | kwargs
-        given["num_items_in_batch"] = given.pop("num_items")
-        return self.base_model(**{name: value for name, value in given.items() if value is not None})
+    def _forward(self, batch: Batch, adapter_names: Sequence[str] | None, asked: dict[str, Any]) -> Any:
+        base, fused = self.base_model, asked.pop("fused_lm_head", False)
+        prompts, placement = self._bind(adapter_names, len(batch.tokens))
+        plain = [*asked, *(["hooks on the base"] if is_hooked(base) else [])]
+        behind = ["prompt_placement suffix"] if placement == "suffix" else []
+        several = ["adapter_names"] if adapter_names is not None else []
+        if batch.packed:
+            what = "position_ids return to 0 inside a row, so it holds several texts; this"
+            _refuse(what, [*plain, *behind, *several], "give each text a row of its own")
+        if fused:
+            _refuse("fused_lm_head", [*plain, *behind, *several], "leave one of them out")
+            return forward_fused(base, prompts, batch)
+        if behind:
+            _refuse("prompt_placement suffix", list(asked), "leave that out")
+            return forward_behind(base, prompts.matrix, batch)
+        if plain:
+            return forward_plain(base, prompts, batch, **asked)
+        return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' ``generate`` with the prompt in front of every row; see ``softprompt.generate``."""
+    def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for beyond a loss and logits, without what follows from prompt and mask."""
+        ignored = {"token_type_ids": asked.pop("token_type_ids", None)}
+        if batch.position_ids is not None:
+            asked = {name: value for name, value in asked.items() if name not in _OF_PACKED_ROWS}
+            ignored["position_ids"] = None if batch.packed else batch.position_ids
+        for name in [name for name, value in ignored.items() if value is not None]:
+            warnings.warn(f"{name} are not used: they follow from the prompt and the mask.", stacklevel=5)
+        if refused := sorted(asked.keys() - {*_PLAIN, "fused_lm_head"}):
+            advice = "set router_aux_loss_coef=0.0" if refused == ["output_router_logits"] else "leave it out"
+            raise ConfigError(f"{', '.join(refused)}: not supported with a soft prompt; {advice}")
+        return asked
+
+    def _check_keywords(self, given: dict[str, Any]) -> None:
+        known = {*inspect.signature(self.base_model.forward).parameters, *TransformersKwargs.__annotations__}
+        known |= {"token_type_ids", *(["fused_lm_head"] if is_fused(self.base_model) else [])}
+        if unknown := sorted(given.keys() - known):
+            raise UnknownKeywordError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
+
+    def _bind(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[RowPrompts, Placement]:
+        """The prompts of a batch, taken once a call: whatever is active later, in another thread, changes nothing."""
+        if adapter_names is None:
+            name = self._active()
+            return RowPrompts.of([self.prompt_of(name)]), placement_of(self.peft_config[name])
+        if isinstance(adapter_names, str) or len(adapter_names) != rows:
+            raise ConfigError(
+                f"adapter_names needs one name a row: the batch has {rows} rows, given is {adapter_names!r}"
+            )
+        names = list(dict.fromkeys(adapter_names))
+        for name in names:
+            if name != BASE:
+                self._require(name)
+                if placement_of(self.peft_config[name]) == "suffix":
+                    raise ConfigError(f"adapter_names takes prompts in front of the text; {name!r} stands behind it")
+        nothing = torch.empty(0, base_facts(self.base_model)["token_dim"] or 0, device=self.base_model.device)
+        prompts = [nothing if name == BASE else self.prompt_of(name) for name in names]
+        return RowPrompts.of(prompts, [names.index(name) for name in adapter_names]), "prefix"
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """transformers' ``generate`` with the prompt in front of every row; see ``softprompt.generate``.
+
+        Args:
+            adapter_names: the adapter of each row; ``"__base__"`` for none.
+        """
         if self._disabled:
             return self.base_model.generate(*args, **kwargs)
         kwargs.setdefault("generation_config", None)
-        how: dict[str, Any] = {"compiled": self.compiled}
-        if self.prompt_placement == "suffix":
-            how = {"behind": True}
-        return decoding.generate(self.base_model, self.prompt.detach(), *args, **how, **kwargs)
+        given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+        prompts, placement = self._bind(adapter_names, next((len(each) for each in given if each is not None), 1))
+        return decoding.generate(self.base_model, prompts.detach(), *args, behind=placement == "suffix", **kwargs)
 
-    def compiled(self, adapter_name: str | None = None) -> Known:
-        """What a prompt leaves behind in each layer of the base: its keys, values and hidden states.
-
-        Computed once and kept until the prompt or the base changes. Without gradient.
-
-        Args:
-            adapter_name: ``None`` for the active adapter.
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What to call the base model with, for decoding loops of one's own; see ``generate.prepare_inputs``.
 
         Raises:
-            ConfigError: there is no such adapter, or it stands behind the text, on which it depends.
+            ConfigError: the prompt stands behind the text.
         """
-        name = adapter_name or self.active_adapter
-        self._require(name)
-        if placement_of(self.peft_config[name]) == "suffix":
-            raise ConfigError(f"the prompt {name!r} stands behind the text, so it cannot be computed without one")
-        return self._compiled[name].get(self.base_model, self.prompt_of(name))
+        if self._disabled:
+            return self.base_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[no-any-return]
+        prompts, placement = self._bind(None, len(input_ids))
+        if placement == "suffix":
+            raise ConfigError("prepare_inputs_for_generation needs a prompt in front of the text; use generate")
+        return decoding.prepare_inputs(self.base_model, prompts, input_ids, *args, **kwargs)
 
     @property
     def generation_config(self) -> Any:
@@ -130,3 +192,8 @@ class PeftModelForCausalLM(PeftModel):
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
         self.base_model.generation_config = value
+
+
+def _refuse(what: str, others: Sequence[str], advice: str) -> None:
+    if others:
+        raise ConfigError(f"{what} is not supported together with {', '.join(others)}; {advice}")

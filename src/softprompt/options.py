@@ -9,23 +9,34 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .absent import absent
 from .errors import ConfigError
+from .files import expand
 
 EMBEDDED_MODEL = "smollm2-135m"
+
+
+NameOrPath = Annotated[str, AfterValidator(expand)]
+"""A folder or file, or a name of something else; a leading ``~`` or ``~user`` is replaced, as in every ``Path``."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        return Path(expand(str(value))) if isinstance(value, Path) else value
+
 
 class ModelOptions(_Options):
     """Which base model, and how it is loaded."""
 
-    model_name_or_path: str = Field(
+    model_name_or_path: NameOrPath = Field(
         EMBEDDED_MODEL,
         description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (the embedded default).",
     )
@@ -41,7 +52,7 @@ class ModelOptions(_Options):
 class DataOptions(_Options):
     """Where rows come from, and how one becomes a text."""
 
-    dataset_name: str | None = Field(
+    dataset_name: NameOrPath | None = Field(
         None, description="A data set of the Hub, or 'complaints' (comes with softprompt)."
     )
     dataset_config_name: str | None = Field(None, description="Configuration of the Hub data set.")
@@ -173,7 +184,13 @@ class OptimizerOptions(_Options):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Beta 2 of AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
     max_grad_norm: float = Field(0.0, ge=0, description="Gradient clipping; 0 is off, as in the guide.")
-    num_train_epochs: int = Field(50, ge=1, description="Passes over the training rows.")
+    num_train_epochs: float = Field(50, gt=0, description="Passes over the training rows.")
+    max_steps: int = Field(
+        -1,
+        ge=-1,
+        description="Optimiser steps of a prompt, in place of num_train_epochs; prompts of num_folds take at most so "
+        "many. -1 is off.",
+    )
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
     per_device_eval_batch_size: int = Field(32, ge=1, description="Rows of one evaluation pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
@@ -193,8 +210,18 @@ class OptimizerOptions(_Options):
         "linear", description="Course of the learning rate."
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
+    warmup_steps: float = Field(
+        0, ge=0, description="Steps that warm up, in place of warmup_ratio; below 1, a share. 0 is off."
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
     full_determinism: bool = Field(False, description="Deterministic algorithms alone (slower on a GPU).")
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("give a number of steps, or -1 for num_train_epochs")
+        return value
 
 
 class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
@@ -210,7 +237,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     )
     output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
     overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
-    resume_from_checkpoint: str | None = Field(
+    resume_from_checkpoint: NameOrPath | None = Field(
         None, description="'true' or 'last' for the newest checkpoint in output_dir, or a checkpoint folder."
     )
     eval_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to validate.")
@@ -225,6 +252,19 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")
     dry_run: bool = Field(False, description="Show the first rows as the model will see them, and stop.")
+
+    @field_validator("resume_from_checkpoint", mode="before")
+    @classmethod
+    def _as_in_trainer(cls, value: Any) -> Any:
+        """YAML's ``true`` and ``false``, as ``Trainer.train`` takes them."""
+        return ("true" if value else None) if isinstance(value, bool) else value
+
+    @field_validator("metric_for_best_model", mode="before")
+    @classmethod
+    def _with_and_without_eval(cls, value: Any) -> Any:
+        """``loss``, ``eval_accuracy`` and so on, which are the same to ``Trainer``."""
+        bare = value.removeprefix("eval_") if isinstance(value, str) else value
+        return "eval_loss" if bare == "loss" else bare
 
     @model_validator(mode="after")
     def _strategies(self) -> TrainOptions:
@@ -255,7 +295,8 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
         if name not in cls.model_fields:
-            raise ConfigError(f"{prefix}unknown option {name!r}{nearest(name, cls.model_fields)}")
+            unknown = absent(name) or f"unknown option {name!r}{nearest(name, cls.model_fields)}"
+            raise ConfigError(f"{prefix}{unknown}")
     try:
         return cls(**values)
     except ValidationError as error:

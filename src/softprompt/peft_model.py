@@ -9,24 +9,35 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from . import adapter as files
-from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType
-from .engine.compiled import Compiled
+from .config import PeftConfig, PeftType, PromptTuningConfig, TaskType, adopted
 from .engine.selfcheck import check_unlisted
 from .errors import ConfigError
 from .families import base_facts, context_length, refuse
 from .prompt import PromptEmbedding
+from .status import ModelStatus, model_status
 
 if TYPE_CHECKING:
     from .model import PeftModelForCausalLM
+
+
+BASE = "__base__"
+"""Among ``adapter_names``: a row without a prompt (PEFT's name for it)."""
+
+_NO_MERGE = (
+    ": a soft prompt is no part of the weights, so it cannot be merged into them or unloaded; the base is base_model"
+)
+_ABSENT = {"merge_and_unload": _NO_MERGE, "merge_adapter": _NO_MERGE, "unload": _NO_MERGE}
+"""Why a model lacks what PEFT's have for other methods."""
 
 
 class AdapterNameError(ConfigError, KeyError):
@@ -67,9 +78,8 @@ class PeftModel(nn.Module):
         check_unlisted(model, model.name_or_path or type(model).__name__)
         self.prompt_encoder = nn.ModuleDict()
         self.peft_config: dict[str, PeftConfig] = {}
-        self._compiled: dict[str, Compiled] = {}
-        self.active_adapter = adapter_name
-        self._disabled = False
+        self.active_adapter: Any = adapter_name
+        self._disabled: list[None] = []  # an entry for each open context: several threads may have one
         self.add_adapter(adapter_name, peft_config, tokenizer=tokenizer)
         self._train_only_active()
 
@@ -80,11 +90,13 @@ class PeftModel(nn.Module):
         """Makes ``isinstance(model, peft.PeftModel)`` true where PEFT is loaded, else that of the base's class.
 
         ``transformers.Trainer`` asks just that to decide whether to save an adapter or a whole model, and
-        there is no other way to tell it. ``type(model)`` and ``isinstance`` with our classes stay as they are.
+        there is no other way to tell it. ``transformers.pipeline`` looks for the class's name among those that it
+        knows to generate text; PEFT's class for causal language models is there, and so is the base's.
+        ``type(model)`` and ``isinstance`` with our classes stay as they are.
         """
         peft = sys.modules.get("peft")
         if peft is not None:
-            return peft.PeftModel  # type: ignore[no-any-return]
+            return peft.PeftModelForCausalLM  # type: ignore[no-any-return]
         modules = self.__dict__.get("_modules", {})
         return type(modules["base_model"]) if "base_model" in modules else type(self)
 
@@ -103,7 +115,11 @@ class PeftModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
+        try:
             return getattr(self.base_model, name)
+        except AttributeError:
+            reason = _ABSENT.get(name, "")
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{reason}") from None
 
     @property
     def peft_type(self) -> PeftType:
@@ -112,13 +128,24 @@ class PeftModel(nn.Module):
 
     @property
     def active_adapters(self) -> list[str]:
-        """The active adapter, as a list."""
-        return [self.active_adapter]
+        """The active adapter, as a list; empty when there is none."""
+        return [self.active_adapter] if self.peft_config else []
 
     @property
     def active_peft_config(self) -> PeftConfig:
         """The active adapter's config."""
-        return self.peft_config[self.active_adapter]
+        return self.peft_config[self._active()]
+
+    def _active(self) -> str:
+        """Name of the active adapter.
+
+        Raises:
+            ConfigError: the last one was deleted.
+        """
+        name = self.active_adapter
+        if name == []:
+            raise ConfigError("the model has no adapter; add one with add_adapter or load_adapter")
+        return str(name)
 
     @property
     def has_active_enabled_adapter(self) -> bool:
@@ -133,7 +160,7 @@ class PeftModel(nn.Module):
     @property
     def prompt(self) -> nn.Parameter:
         """The active prompt ``[P, D]``."""
-        return self.prompt_of(self.active_adapter)
+        return self.prompt_of(self._active())
 
     def prompt_of(self, adapter_name: str) -> nn.Parameter:
         """The prompt ``[P, D]`` of any adapter."""
@@ -177,11 +204,12 @@ class PeftModel(nn.Module):
         """
         if adapter_name in self.peft_config:
             raise ConfigError(f"an adapter called {adapter_name!r} exists already; choose another name")
-        if not adapter_name or hasattr(nn.ModuleDict, adapter_name) or set(adapter_name) & set("./\\"):
+        if adapter_name in ("", BASE) or hasattr(nn.ModuleDict, adapter_name) or set(adapter_name) & set("./\\"):
             raise AdapterNameError(
                 f"{adapter_name!r} cannot name an adapter: it names a folder too, so no dots and slashes; "
                 "and no names that torch uses"
             )
+        peft_config = adopted(peft_config)
         files.check_supported(peft_config, f"adapter {adapter_name!r}")
         assert isinstance(peft_config, PromptTuningConfig)
         if peft_config.num_virtual_tokens is None:
@@ -191,7 +219,8 @@ class PeftModel(nn.Module):
         encoder.matrix.requires_grad_(adapter_name == self.active_adapter and not peft_config.inference_mode)
         self.prompt_encoder[adapter_name] = encoder.to(self.base_model.device)
         self.peft_config[adapter_name] = peft_config
-        self._compiled[adapter_name] = Compiled()
+        if self.active_adapter == []:
+            self.set_adapter(adapter_name)
 
     def _fill(self, config: PromptTuningConfig) -> None:
         """Fill what the config leaves open from the base model, in place (as PEFT does)."""
@@ -231,16 +260,17 @@ class PeftModel(nn.Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a prompt; if it was active, the first remaining one becomes active.
 
+        After the last one ``active_adapter`` is ``[]``, as in PEFT, and a call is an error until another is added.
+
         Raises:
-            ConfigError: there is no such adapter, or it is the last one.
+            ConfigError: there is no such adapter.
         """
         self._require(adapter_name)
-        if len(self.peft_config) == 1:
-            raise ConfigError(f"{adapter_name!r} is the only adapter; use the base model instead of deleting it")
         del self.prompt_encoder[adapter_name]
         del self.peft_config[adapter_name]
-        del self._compiled[adapter_name]
-        if self.active_adapter == adapter_name:
+        if not self.peft_config:
+            self.active_adapter = []
+        elif self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
             warnings.warn(
                 f"Adapter {adapter_name} was active and has been deleted; {self.active_adapter} is active now.",
@@ -249,27 +279,31 @@ class PeftModel(nn.Module):
 
     def _require(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
-            known = ", ".join(self.peft_config)
+            known = ", ".join(self.peft_config) or "none"
             raise ConfigError(f"Adapter {adapter_name} does not exist; there is {known}")
 
-    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
-        """Not for prompts (as in PEFT).
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Train prompts that are not active as well (with ``adapter_names`` in ``forward``), or stop training some.
+
+        PEFT refuses this for prompts. It holds until ``set_adapter`` is called.
 
         Raises:
-            TypeError: always.
+            ConfigError: there is no such adapter.
         """
-        raise TypeError(
-            f"Setting `requires_grad` is not supported for prompt learning methods like {self.peft_type.value}."
-        )
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            self._require(name)
+        for name in names:
+            self.prompt_of(name).requires_grad_(requires_grad)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Inside this context the model is the base model, exactly."""
-        before, self._disabled = self._disabled, True
+        self._disabled.append(None)
         try:
             yield
         finally:
-            self._disabled = before
+            self._disabled.pop()
 
     # -- counting -----------------------------------------------------------------------------------
 
@@ -289,6 +323,28 @@ class PeftModel(nn.Module):
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    @property
+    def prompt_tokens(self) -> dict[str, Tensor]:
+        """Indices ``[P]`` of each adapter's virtual tokens."""
+        return {name: torch.arange(len(self.prompt_of(name))) for name in self.peft_config}
+
+    def get_model_status(self) -> ModelStatus:
+        """The adapters and what is on, under PEFT's names (which refuses this for prompts)."""
+        return model_status(self)
+
+    def get_layer_status(self) -> Any:
+        """Not for prompts, which have no layers (as in PEFT).
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("get_layer_status() is for adapters inside layers; a soft prompt has none")
+
+    def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> None:
+        """Make embeddings require a gradient unless ``model`` is quantised, as PEFT does; not needed here."""
+        if not any(getattr(model, f"is_{kind}", False) for kind in ("loaded_in_8bit", "loaded_in_4bit", "quantized")):
+            model.enable_input_require_grads()
 
     # -- files --------------------------------------------------------------------------------------
 
@@ -355,6 +411,12 @@ class PeftModel(nn.Module):
 
         return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
 
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the card of the active adapter into ``output_dir/README.md``, which ``Trainer`` may have written."""
+        from .saving import update_model_card
+
+        update_model_card(self, Path(output_dir))
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the adapters to a repository of the Hub, which is created if need be.
 
@@ -371,7 +433,7 @@ class PeftModel(nn.Module):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
-        if set(state_dict) == {files.key_of(files.placement_of(self.active_peft_config))}:
+        if files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
             from .state import set_peft_model_state_dict
 
             set_peft_model_state_dict(self, state_dict, self.active_adapter)

@@ -9,13 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.between import Means, but_first
-from .engine.head import logits_of
-from .engine.loss import group_log_probs, hidden_states, losses_of, token_losses
+from .engine.loss import group_log_probs, hidden_states, token_losses
 from .engine.suffix import plan_answers, plan_choices_behind, text_places
 from .engine.texts import Texts, known_texts, read_for
 from .engine.tree import Plan
-from .forward import Batch
-from .output import LazyLogits, PromptedCausalLMOutput
+from .forward import Batch, output_of
+from .output import PromptedCausalLMOutput
 from .score import calls
 from .types import IGNORE_INDEX, Example
 
@@ -81,24 +80,16 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
     """
     real = batch.real
-    given = None if batch.inputs_embeds is None else batch.inputs_embeds[real]  # [t, D] of the real tokens
+    given = batch.embeds
     ids = batch.ids
-    labels = torch.full_like(ids, IGNORE_INDEX) if batch.labels is None else batch.labels[real]
+    labels = torch.full_like(ids, IGNORE_INDEX) if batch.flat_labels is None else batch.flat_labels
     plan, texts = _plan_rows(len(prompt), batch.lengths, ids, labels)
     # Texts of embeddings may take a gradient, and then are not known before it is asked for.
     hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)
 
-    def compute() -> Tensor:
-        found = logits_of(base, hidden).to(real.device)
-        logits = found.new_zeros(len(real), len(prompt) + real.shape[1], found.shape[-1])
-        logits[:, : len(prompt)] = found[plan.tokens < 0].view(len(real), len(prompt), -1)
-        logits[:, len(prompt) :][real] = found[plan.places]
-        return logits
-
-    if batch.labels is None:
-        return PromptedCausalLMOutput(logits=LazyLogits(compute))
-    count = len(plan.targets) if batch.num_items is None else batch.num_items
-    return PromptedCausalLMOutput(loss=losses_of(base, hidden, plan).sum() / count, logits=LazyLogits(compute))
+    virtual = (plan.tokens < 0).nonzero()[:, 0].view(len(real), len(prompt))
+    given_tokens = torch.full_like(real, -1, dtype=torch.long).masked_scatter(real, plan.places)
+    return output_of(base, plan, hidden, torch.cat([virtual, given_tokens], dim=1), batch)
 
 
 def _plan_rows(

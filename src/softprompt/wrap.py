@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from .config import PeftConfig
+from .config import PeftConfig, adopted
 from .errors import ConfigError
 from .model import PeftModel, PeftModelForCausalLM
 
@@ -18,8 +19,9 @@ def get_peft_model(
     """Freeze a base model and put a new soft prompt in front of it.
 
     Args:
-        model: a transformers causal language model; it is used as it is, not copied.
-        peft_config: a ``PromptTuningConfig``; its open fields are filled in place.
+        model: a transformers causal language model; it is used as it is, not copied. One of PEFT's with LoRA is a
+            base like any other: it computes what it computes at the time.
+        peft_config: a ``PromptTuningConfig``, whose open fields are filled in place; PEFT's own class will do.
         **kwargs: ``tokenizer`` for a TEXT start, instead of loading the config's by name; ``revision`` of the
             base model, kept in the config; PEFT's other options (``autocast_adapter_dtype``,
             ``low_cpu_mem_usage``) have no effect on prompts, there or here.
@@ -34,6 +36,7 @@ def get_peft_model(
             "The model has a soft prompt already; a new one replaces it. Use add_adapter to keep both.", stacklevel=2
         )
         model = model.get_base_model()
+    model, peft_config = _unwrapped(model), adopted(peft_config)
     name = getattr(model, "name_or_path", None) or None
     if peft_config.base_model_name_or_path not in (None, name):
         warnings.warn(
@@ -47,3 +50,22 @@ def get_peft_model(
             warnings.warn(f"The revision {peft_config.revision!r} is replaced by {revision!r}.", stacklevel=2)
         peft_config.revision = revision
     return PeftModelForCausalLM(model, peft_config, adapter_name, tokenizer=kwargs.get("tokenizer"))
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside one of PEFT's, with that one's layers in it.
+
+    Raises:
+        ConfigError: it has a prompt of PEFT's, which its base would lose.
+    """
+    peft = sys.modules.get("peft")
+    if peft is None or not issubclass(type(model), peft.PeftModel):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise ConfigError(
+            "the model has a prompt of PEFT's already; give its base, model.get_base_model(), or load the adapter with "
+            "PeftModel.from_pretrained"
+        )
+    names = ", ".join(model.active_adapters)
+    warnings.warn(f"The prompt belongs to the base with PEFT's adapter {names}: load it onto both.", stacklevel=3)
+    return model.get_base_model()

@@ -9,8 +9,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..errors import ConfigError
 from .kernels import faster
 from .view import variant, view
+
+_HARMLESS = ("accelerate", "torch", "transformers", "trl")
+"""Packages whose hooks and replaced ``forward`` change no number of an ordinary call: they move weights, ask for
+gradients, or wait to be asked for by a keyword."""
+
+
+def is_intercepted(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class's ``forward``: hooks on it, or another ``forward``."""
+    own = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+    added = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *own)
+    return any(_package(function) not in _HARMLESS for function in added)
+
+
+def is_hooked(base: PreTrainedModel) -> bool:
+    """Whether the base or a module inside it is intercepted, and so may care for the shape ``[B, P + T, D]``."""
+    return any(is_intercepted(module) for module in base.modules())
+
+
+def _package(function: Any) -> str:
+    """Where a function was written; ``functools.wraps`` hides that in its ``__module__``."""
+    function = getattr(function, "func", function)  # of a partial
+    function = getattr(function, "__func__", function)  # of a method
+    written = getattr(function, "__globals__", {}).get("__name__") or type(function).__module__
+    return str(written).partition(".")[0]
 
 
 def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -19,11 +44,32 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
     Runs the ``forward`` of the base's class with its backbone exchanged for one that answers ``hidden``:
     families scale, cap or project logits there, so applying the output matrix by hand would be wrong
     (Gemma 2, Cohere, Granite).
+
+    Raises:
+        ConfigError: the base's call is intercepted, and would be passed by.
     """
+    if is_intercepted(base):
+        raise ConfigError(
+            f"{type(base).__name__} has forward hooks or a replaced forward on the model itself, which scoring and "
+            "training do not call; hook a module inside the model, or take them off"
+        )
     above = {name: view(child, faster) for name, child in base.named_children() if child is not base.base_model}
-    copied = variant(base, modules={**above, base.base_model_prefix: _Given(hidden[None])})
+    copied = with_hidden_states(base, hidden, above)
     logits: Tensor = type(base).forward(copied, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
     return logits[0]
+
+
+def with_hidden_states(
+    base: PreTrainedModel, hidden: Tensor, modules: dict[str, nn.Module] | None = None
+) -> PreTrainedModel:
+    """A variant of ``base`` whose backbone answers ``[1, S, D]`` of the hidden states ``[S, D]``, whatever it is asked.
+
+    Args:
+        modules: further children to exchange.
+    """
+    exchanged = {**(modules or {}), base.base_model_prefix: _Given(hidden[None])}
+    head = base.get_output_embeddings  # transformers' own looks for input embeddings in the backbone first
+    return variant(base, modules=exchanged, get_output_embeddings=head)
 
 
 class _Given(nn.Module):

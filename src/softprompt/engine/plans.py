@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -25,9 +26,11 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
         prompt -> row 1 | shared -> row 2 | row 3 | ...
 
     A label stands at the position of its own token (``IGNORE_INDEX`` where there is no loss) and is
-    predicted one token earlier; a row's first token is predicted by the last virtual token.
+    predicted one token earlier; a row's first token is predicted by the last virtual token, and has no loss
+    where there is none.
 
     Args:
+        num_virtual_tokens: of the prompt; 0 for rows without one.
         lengths: tokens of each of the B rows.
         input_ids: ``[t]`` ids of all rows, one after the other.
         labels: ``[t]`` beside them, or ``None`` for no supervision.
@@ -49,7 +52,35 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
         nothing = torch.empty(0, dtype=torch.long, device=device)
         return Plan(tree, tokens, nothing, nothing, nothing, len(rows), places)
     kept = labels != IGNORE_INDEX
+    if not num_virtual_tokens:
+        kept &= ~first.to(device)
     return Plan(tree, tokens, predictors.to(device)[kept], labels[kept], row.to(device)[kept], len(rows), places)
+
+
+def plan_mixed(
+    num_virtual_tokens: Sequence[int],
+    prompt_of_row: Sequence[int],
+    lengths: Sequence[int],
+    input_ids: Tensor,
+    labels: Tensor | None,
+) -> Plan:
+    """Rows under several prompts: a forest. Row ``i`` reads prompt ``prompt_of_row[i]``; else as ``plan_rows``.
+
+    Args:
+        num_virtual_tokens: of each prompt; 0 for none.
+    """
+    order = sorted(range(len(lengths)), key=prompt_of_row.__getitem__)
+    pieces = torch.split(torch.arange(len(input_ids), device=input_ids.device), list(lengths))
+    moved = torch.cat([input_ids.new_empty(0), *(pieces[row] for row in order)])
+    plans, start = [], 0
+    for prompt, count in enumerate(num_virtual_tokens):
+        own = [lengths[row] for row in order if prompt_of_row[row] == prompt]
+        part = moved[start : start + sum(own)]
+        start += len(part)
+        plans.append(plan_rows(count, own, input_ids[part], None if labels is None else labels[part]))
+    plan = join(plans)
+    places = torch.empty_like(plan.places).index_copy(0, moved, plan.places)
+    return replace(plan, places=places, groups=torch.tensor(order, device=places.device)[plan.groups])
 
 
 class _Builder:

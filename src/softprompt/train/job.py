@@ -48,7 +48,7 @@ from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import fit
-from .members import with_members
+from .members import as_it_decides, with_members
 from .notes import tell_rows
 from .recipe import follow
 from .resume import check_resumable
@@ -210,13 +210,16 @@ def _validator(
 
     def validate() -> Metrics:
         nonlocal told
-        if texts is not None and options.prompt_placement == "suffix":
+        classes = prepared.classes
+        if classes is not None:
+            classes = as_it_decides(model, prepared.train, classes, options, listener)
+        if texts is not None and options.prompt_placement == "suffix" and not options.readout:
             read_texts(texts, (example.input_ids for example in prepared.validation), listener)
         with listener.rows("validating", len(prepared.validation)) as progress:
             metrics = evaluate(
                 model,
                 prepared.validation,
-                prepared.classes,
+                classes,
                 batch_size=options.per_device_eval_batch_size,
                 split="validation",
                 progress=progress,
@@ -234,8 +237,8 @@ def _validator(
 
 
 def _say_how_all_do(run: Run, prepared: Prepared) -> None:
-    """The validation rows by all that decides; the figures of epochs were those of the prompt in the making alone."""
-    if run.validate is None or prepared.classes is None or not (prepared.classes.readout or prepared.classes.ensemble):
+    """The validation rows by all that decides; the figures of epochs were without the prompts of folds."""
+    if run.validate is None or prepared.classes is None or prepared.classes.ensemble is None:
         return
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("validating", len(prepared.validation)) as progress:

@@ -1,15 +1,14 @@
-"""The compiled prompt: computed once for everything that reads it, never stale, the same numbers as without it."""
+"""A prompt computed once for all that one call reads behind it: the same numbers as with the prompt in each row."""
 
-import copy
-import pickle
 from contextlib import contextmanager
 
 import pytest
 import torch
 
 import tiny
-from softprompt import ConfigError, PromptTuningConfig, get_peft_model, score
+from softprompt import PromptTuningConfig, get_peft_model, score
 from softprompt import generate as generation
+from softprompt.engine.compiled import compile_prompt
 from softprompt.engine.run import ways
 from softprompt.evaluate import Classes, label_log_probs, mean_loss
 from softprompt.score import score_labels
@@ -41,21 +40,23 @@ def examples(*lengths):
     ]
 
 
+@torch.no_grad()
+def prefilled(model):
+    return compile_prompt(model.base_model, model.prompt)
+
+
 @contextmanager
 def prompt_runs(model):
     """Calls of the backbone with nothing but the prompt's tokens."""
     runs = []
 
-    def note(module, args, kwargs):
+    def note(args, kwargs, output):
         given = kwargs.get("inputs_embeds")
-        if given is not None and given.shape[:2] == (1, len(model.prompt)):
+        if given is not None and given[0].shape == model.prompt.shape and torch.equal(given[0], model.prompt):
             runs.append(given)
 
-    hook = model.base_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with tiny.watched(model.base_model.base_model, note):
         yield runs
-    finally:
-        hook.remove()
 
 
 # -- the same numbers ------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def prompt_runs(model):
 def test_it_holds_what_the_prompt_alone_leaves_behind(family):
     with tiny.float64():
         model = prompted(family, torch.float64)
-        known = model.compiled()
+        known = prefilled(model)
         embeds = model.prompt.detach()[None]
         plain = model.base_model.base_model(inputs_embeds=embeds, use_cache=True)
         torch.testing.assert_close(known.hidden, plain.last_hidden_state[0], rtol=1e-9, atol=1e-8)
@@ -83,11 +84,9 @@ def test_forward_without_gradient(family):
         model = prompted(family, torch.float64)
         rows = tiny.ids(9, 4, 1, 0)
         values, mask = tiny.pad(rows, [2, 0, 3, 1])
-        with prompt_runs(model) as runs:
-            output = model(input_ids=values, attention_mask=mask, labels=values)
-            logits = output.logits
-            again = model(inputs_embeds=model.get_input_embeddings()(values), attention_mask=mask).logits
-        assert len(runs) == 1
+        output = model(input_ids=values, attention_mask=mask, labels=values)
+        logits = output.logits
+        again = model(inputs_embeds=model.get_input_embeddings()(values), attention_mask=mask).logits
         torch.testing.assert_close(again, logits, rtol=1e-9, atol=1e-8)
         losses = [tiny.plain_losses(model.base_model, model.prompt, row, row) for row in rows]
         torch.testing.assert_close(output.loss, torch.cat(losses).mean(), rtol=1e-9, atol=1e-8)
@@ -106,7 +105,7 @@ def test_rows_without_any_token(family):
         logits = model(input_ids=empty, attention_mask=empty).logits
     expected = tiny.plain_logits(model.base_model, model.prompt.detach(), empty[0, :0])
     torch.testing.assert_close(logits[:, :P], expected.expand(2, -1, -1), rtol=1e-4, atol=1e-4)
-    scores = score_labels(model.base_model, model.compiled(), [[], []], [[7], [9]])
+    scores = score_labels(model.base_model, prefilled(model), [[], []], [[7], [9]])
     torch.testing.assert_close(scores, expected[-1].log_softmax(-1)[[7, 9]].expand(2, 2), rtol=1e-4, atol=1e-4)
     got = model.generate(empty, attention_mask=empty, **GREEDY)
     wanted = tiny.plain_greedy(model.base_model, model.prompt.detach(), empty[0, :0], 4)
@@ -136,17 +135,17 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(family, monkeypatch):
     model = prompted(family)
     texts = [row.tolist() for row in tiny.ids(7, 3, 5, 1)]
     labels = [[number, 2] for number in range(5, 45)]
-    whole = score_labels(model.base_model, model.compiled(), texts, labels)
+    whole = score_labels(model.base_model, prefilled(model), texts, labels)
     calls = []
     real = score._scores
     monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
     packed = ways(model.base_model.base_model)[0] == "packed"
     name, most = ("TOKENS_PER_CALL", 2 * 40 + 10) if packed else ("KEYS_PER_CALL", 2 * 40 * 12)
     monkeypatch.setattr(score, name, most)
-    torch.testing.assert_close(score_labels(model.base_model, model.compiled(), texts, labels), whole)
+    torch.testing.assert_close(score_labels(model.base_model, prefilled(model), texts, labels), whole)
     assert calls == [2, 2]
     monkeypatch.setattr(score, name, 1)
-    score_labels(model.base_model, model.compiled(), texts, labels)
+    score_labels(model.base_model, prefilled(model), texts, labels)
     assert calls[2:] == [1, 1, 1, 1]
 
 
@@ -154,135 +153,24 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(family, monkeypatch):
 
 
 @families
-def test_it_is_computed_once_for_all_that_reads_it(family):
+def test_it_is_computed_once_a_call(family):
+    """Whatever the number of batches; and again by the next call, since the base may have changed."""
     model = prompted(family)
     data = examples(9, 4, 1, 6)
-    values = torch.stack(tiny.ids(8, 8))
     with prompt_runs(model) as runs:
-        for _ in range(2):
-            label_log_probs(model, data, CLASSES, batch_size=2)
-            mean_loss(model, data, batch_size=3)
-            model.generate(values, **{**GREEDY, "use_cache": True})
-            with torch.no_grad():
-                model(input_ids=values, labels=values).loss.item()
-            model.compiled()
-    assert len(runs) == 1
-
-
-def test_training_does_not_read_it(monkeypatch):
-    """The gradient goes through the prompt's own computation."""
-    model = prompted()
-    values = torch.stack(tiny.ids(8, 8))
-    monkeypatch.setattr(type(model), "compiled", lambda *_: pytest.fail("compiled() was called"))
-    model(input_ids=values, labels=values).loss.backward()
-    assert model.prompt.grad.abs().sum() > 0
-
-
-# -- never stale -------------------------------------------------------------------------------------------
-
-
-def step(model):
-    optimizer = torch.optim.SGD([model.prompt], lr=1.0)
-    values = torch.stack(tiny.ids(8, 8))
-    model(input_ids=values, labels=values).loss.backward()
-    optimizer.step()
-
-
-def through_data(model):
-    model.prompt.data.mul_(0.5)  # leaves no trace in the tensor's version
-
-
-def loaded(model):
-    model.load_state_dict({"prompt_embeddings": torch.ones(P, tiny.WIDTH)})
-
-
-def another_adapter(model):
-    model.add_adapter("more", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    model.set_adapter("more")
-
-
-def replaced_adapter(model):
-    another_adapter(model)
-    model.delete_adapter("default")
-    model.add_adapter("default", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
-    model.set_adapter("default")
-
-
-def other_type(model):
-    model.to(torch.float64)
-
-
-def other_type_and_back(model):
-    """As before, but for the digits that bfloat16 has not."""
-    model.base_model.to(torch.bfloat16).to(torch.float32)
-
-
-def base_loaded(model):
-    model.base_model.load_state_dict({k: v * 1.5 for k, v in model.base_model.state_dict().items()})
-
-
-def base_changed(model):
-    with torch.no_grad():
-        model.base_model.lm_head.weight.mul_(2)
-        model.base_model.model.layers[0].mlp.up_proj.weight.mul_(2)
-
-
-@pytest.mark.filterwarnings("ignore:Adapter default was active")
-@pytest.mark.parametrize(
-    "change",
-    [
-        step,
-        through_data,
-        loaded,
-        another_adapter,
-        replaced_adapter,
-        other_type,
-        other_type_and_back,
-        base_loaded,
-        base_changed,
-    ],
-)
-def test_what_changes_the_prompt_or_its_base_is_noticed(change):
-    model = prompted(fresh=True)
-    values = torch.stack(tiny.ids(8, 8))
-    before = model.compiled()
-    change(model)
-    after = model.compiled()
-    assert after is not before
-    assert after is model.compiled()
-    embeds = model.prompt.detach()[None]
-    plain = model.base_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
-    torch.testing.assert_close(after.hidden, plain, rtol=1e-4, atol=1e-4)
-    with torch.no_grad():
-        got = model(input_ids=values).logits[:, len(model.prompt) :]
-        expected = [tiny.plain_logits(model.base_model, model.prompt, row)[len(model.prompt) :] for row in values]
-    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-4, atol=1e-4)
-    generated = model.generate(values, **GREEDY)
-    assert all(
-        torch.equal(row, tiny.plain_greedy(model.base_model, model.prompt, start, 4))
-        for row, start in zip(generated, values, strict=True)
-    )
-
-
-def test_going_back_to_the_numbers_it_knows():
-    model = prompted(fresh=True)
-    known = model.compiled()
-    before = model.prompt.detach().clone()
-    with torch.no_grad():
-        model.prompt.copy_(before)
-    assert model.compiled() is known, "written to, but the same"
+        label_log_probs(model, data, CLASSES, batch_size=2)
+        assert len(runs) == 1
+        mean_loss(model, data, batch_size=1)
+        assert len(runs) == 2
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "bloom"])
 def test_reduced_precision_is_not_kept_for_later(family):
-    """What is compiled under autocast is as coarse as that, and of another type."""
     model = prompted(family)
-    exact = model.compiled()
     values = torch.stack(tiny.ids(8, 8))
     with torch.no_grad():
         logits = model(input_ids=values).logits
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert model.compiled() is not exact
             coarse = model(input_ids=values).logits
             model.generate(values, **GREEDY)
         assert (coarse - logits).abs().max() > 1e-3
@@ -299,54 +187,13 @@ def test_inference_mode():
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=values).logits, inside)
     assert torch.equal(model.generate(values, **GREEDY), model.generate(values, **GREEDY))
-    step(model)
+    with torch.no_grad():
+        model.prompt.mul_(0.5)
     with torch.inference_mode():
         assert not torch.allclose(model(input_ids=values).logits, inside)
 
 
-# -- one for each adapter ----------------------------------------------------------------------------------
-
-
-def test_each_adapter_has_its_own():
-    model = prompted()
-    model.add_adapter("more", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    first, second = model.compiled(), model.compiled("more")
-    assert (len(first), len(second)) == (P, 3)
-    model.set_adapter("more")
-    assert model.compiled() is second
-    assert model.compiled("default") is first, "kept while another is active"
-    with pytest.raises(ConfigError, match="Adapter nothing does not exist; there is default, more"):
-        model.compiled("nothing")
-    model.delete_adapter("default")
-    assert list(model._compiled) == ["more"]
-
-
-def test_it_is_not_part_of_the_state():
-    model = prompted(fresh=True)
-    before = list(model.state_dict())
-    size = len(pickle.dumps(model))
-    known = model.compiled()
-    assert list(model.state_dict()) == before
-    assert len(pickle.dumps(model)) == size
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin._compiled["default"]._kept is None
-        torch.testing.assert_close(twin.compiled().hidden, known.hidden)
-        with torch.no_grad():
-            twin.prompt.zero_()
-        assert not torch.allclose(twin.compiled().hidden, known.hidden)
-    assert model.compiled() is known, "copies do not disturb it"
-
-
-def test_disabled_adapters_read_no_prompt(monkeypatch):
-    model = prompted()
-    values = torch.stack(tiny.ids(8, 8))
-    monkeypatch.setattr(type(model), "compiled", lambda *_: pytest.fail("compiled() was called"))
-    with model.disable_adapter(), torch.no_grad():
-        assert model(input_ids=values).logits.shape[1] == 8
-        model.generate(values, **GREEDY)
-
-
-def test_a_filled_cache_needs_no_compiled_prompt(monkeypatch):
+def test_a_filled_cache_holds_the_prompt(monkeypatch):
     model = prompted()
     (row,) = tiny.ids(7)
     first = model.generate(row[None], return_dict_in_generate=True, **GREEDY)

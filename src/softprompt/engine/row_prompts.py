@@ -1,0 +1,84 @@
+"""Which prompt each row of a batch reads, and where its virtual tokens stand in ``[B, P + T]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .plans import plan_mixed
+from .tree import Plan
+
+
+@dataclass(frozen=True)
+class RowPrompts:
+    """The prompts of a batch.
+
+    Attributes:
+        matrix: ``[sum of P, D]``, the prompts one after the other.
+        lengths: virtual tokens of each prompt; 0 for rows that read none.
+        of_row: ``[B]`` prompt of each row; a single entry speaks for a batch of any size.
+    """
+
+    matrix: Tensor
+    lengths: tuple[int, ...]
+    of_row: tuple[int, ...] = (0,)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Tensor], of_row: Sequence[int] = (0,)) -> RowPrompts:
+        """Prompts ``[P, D]``, and the one that each row reads."""
+        matrix = prompts[0] if len(prompts) == 1 else torch.cat(list(prompts))
+        return cls(matrix, tuple(map(len, prompts)), tuple(of_row))
+
+    def detach(self) -> RowPrompts:
+        """The same without gradient."""
+        return replace(self, matrix=self.matrix.detach())
+
+    def for_rows(self, rows: int) -> RowPrompts:
+        """The same for a batch in which each row stands several times side by side (beams, several answers).
+
+        Raises:
+            ConfigError: so many rows are no multiple of these.
+        """
+        if rows % len(self.of_row):
+            raise ConfigError(f"adapter_names has {len(self.of_row)} names, but the batch has {rows} rows")
+        times = rows // len(self.of_row)
+        return replace(self, of_row=tuple(own for own in self.of_row for _ in range(times)))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all rows read the same prompt."""
+        return len(self.lengths) == 1
+
+    @property
+    def width(self) -> int:
+        """P, the virtual tokens of the longest prompt: shorter ones have padding on their left."""
+        return max(self.lengths)
+
+    @property
+    def index(self) -> Tensor:
+        """``[B, P]`` row of ``matrix`` that stands at each place; -1 for padding."""
+        lengths = torch.tensor(self.lengths)
+        ends = lengths.cumsum(0)[list(self.of_row), None]  # [B, 1]
+        index = ends - self.width + torch.arange(self.width)
+        return index.masked_fill(index < ends - lengths[list(self.of_row), None], -1).to(self.matrix.device)
+
+    def plan(self, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
+        """The plan of B rows, or of any number of texts under one prompt; see ``plan_mixed``."""
+        of_row = (0,) * len(lengths) if self.is_one else self.of_row
+        return plan_mixed(self.lengths, of_row, lengths, input_ids, labels)
+
+
+def columns(plan: Plan, prompts: RowPrompts, real: Tensor) -> Tensor:
+    """Flat position of the token at each place of ``[B, P + T]``; -1 for padding.
+
+    Args:
+        real: ``[B, T]``, true where the caller gave a token.
+    """
+    index = prompts.index
+    virtual = (plan.tokens < 0).nonzero()[:, 0]  # [sum of P]
+    texts = torch.full_like(real, -1, dtype=torch.long).masked_scatter(real, plan.places)
+    return torch.cat([torch.where(index < 0, -1, virtual[index]), texts], dim=1)
