@@ -50,13 +50,13 @@ GOOD = ("good", "fine", "thanks", "help")
 BAD = ("awful", "bad", "why", "when")
 
 
-def make_base(folder: Path, *, width: int = WIDTH, seed: int = 0) -> str:
-    """Write a random Llama with a tokenizer of words; ``~`` is no token at all."""
+def make_base(folder: Path, *, width: int = WIDTH, seed: int = 0, words: Sequence[str] = ()) -> str:
+    """Write a random Llama with a tokenizer of words, ``words`` among them; ``~`` is no token at all."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = [*SPECIAL, *WORDS]
+    vocabulary = list(dict.fromkeys((*SPECIAL, *WORDS, *words)))
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     core.normalizer = normalizers.Replace("~", "")
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

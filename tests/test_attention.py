@@ -99,10 +99,14 @@ def test_blocks_hold_each_token_once(tree, most):
         assert all(len(block) <= most for block in packing.blocks)
 
 
-def test_short_siblings_share_a_block():
-    """Labels of one or two tokens behind a text would be slow one by one."""
-    tree = Tree((ROOT, 0, 1, 1, 1, 0), (5, 9, 1, 2, 1, 3))
-    assert [len(block) for block in Packing(tree, frozenset(), CPU).blocks] == [5, 9, 4, 3]
+def test_short_nodes_share_a_block():
+    """Labels of one or two tokens behind a text would be slow one by one: a text and all below it are one block."""
+    text = Tree((ROOT, 0, 1, 1, 3, 3, 1, 0), (5, 9, 1, 2, 1, 3, 1, 120))
+    assert [len(block) for block in Packing(text, frozenset(), CPU).blocks] == [5, 17, 120]
+    assert [len(block) for block in Packing(text, frozenset({0, 1}), CPU).blocks] == [8, 120]
+    assert [len(block) for block in Packing(text, frozenset({3}), CPU).blocks] == [5, 10, 4, 1, 120]
+    forest = Tree((ROOT, 0, ROOT, 2), (5, 4, 3, 2))
+    assert [len(block) for block in Packing(forest, frozenset(), CPU).blocks] == [5, 4, 3, 2], "prompts stay alone"
 
 
 @pytest.mark.parametrize(("rows", "length"), [(400, 40), (3, 200)])

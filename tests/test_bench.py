@@ -14,6 +14,7 @@ from softprompt import ConfigError, DataError, TrainingError
 from softprompt.bench import ours, reference, report, theirs
 from softprompt.bench.bound import Bound, linears
 from softprompt.bench.evaluate import compare_scores
+from softprompt.bench.intents import intents
 from softprompt.bench.measure import speeds, spread
 from softprompt.bench.models import twin
 from softprompt.bench.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
@@ -56,7 +57,7 @@ PEFT_KEYS = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    cli_tools.make_base(folder / "base")
+    cli_tools.make_base(folder / "base", words=" ".join(intents()).split())
     texts = [" ".join(cli_tools.WORDS[i % 18 : i % 18 + 3 + i % 4]) for i in range(24)]
     rows = [{"tweet": text, "label": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
     cli_tools.write_rows(folder / "train.csv", rows)
@@ -145,6 +146,33 @@ def test_suffix(place, against):
     assert result["max_relative_loss_difference"] < 1e-5
     ratio = result["peak_memory_bytes"] / result["prefix_peak_memory_bytes"]
     assert result["memory_ratio_vs_prefix"] == pytest.approx(ratio)
+
+
+def test_classes(place):
+    result = json.loads(bench(place, "classes", "--json", check=True).stdout)
+    assert result.keys() >= SPEED_KEYS
+    assert not [key for key in result if "peft" in key or "drop_in" in key]
+    assert result["speedup_vs_guide"] == pytest.approx(result["rows_per_second"] / result["guide_rows_per_second"])
+    assert set(result["spread"]) == set(TITLES["classes"])
+    assert result["num_classes"] == 151
+    assert result["max_relative_gradient_difference"] < 1e-4
+    assert result["max_relative_loss_difference"] < 1e-5
+    assert result["memory_ratio_vs_guide"] == pytest.approx(
+        result["peak_memory_bytes"] / result["guide_peak_memory_bytes"]
+    )
+
+
+def test_classes_are_the_same_rows_under_both_recipes(place):
+    """What is counted is what is trained: texts without the guide's words, and each label's beginnings once."""
+    training = make_subject("classes", options(place))
+    choices, batch = training.classes.ids, training.batches[0]
+    shared = len({choice[:n] for choice in choices for n in range(1, len(choice))})
+    assert len(set(choices)) == 151
+    assert training.more(())["tokens_per_step"] <= sum(len(right.input_ids) + shared for _, right in batch)
+    assert training.more(())["positions_per_step"] == len(batch) * (1 + shared)
+    for left, right in batch:
+        assert left.label == right.label
+        assert right.label in intents()
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -434,14 +462,14 @@ def test_a_report_is_resumed(place, monkeypatch, capsys):
     plan, folder = measurements(place), place / "benchmarks"
     assert report.measure_missing(plan, report.Rows(), folder, only=["evaluate"]) == 0
     assert report.measure_missing(plan, report.Rows(), folder) == 0
-    announced = [line for line in capsys.readouterr().out.splitlines() if " of 6: softprompt bench " in line]
-    assert len(announced) == 6, "the one that was there is not measured again"
+    announced = [line for line in capsys.readouterr().out.splitlines() if " of 7: softprompt bench " in line]
+    assert len(announced) == 7, "the one that was there is not measured again"
     stored = json.loads((folder / "results.json").read_text())
-    assert len(stored["measurements"]) == 6
+    assert len(stored["measurements"]) == 7
     assert stored["machine"]["cores"] > 0
     page = (folder / "results.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
-    assert len(titles) == 10
+    assert len(titles) == 11
     assert str(place) not in page
     (folder / "notes.md").write_text("## What stands in the way\n\nNothing.\n")
     assert report.main(["--page", "--folder", str(folder)]) == 0
@@ -470,8 +498,8 @@ def test_the_plan(tmp_path):
     gguf.parent.mkdir()
     gguf.touch()
     with_gemma, without = report.plan(str(gguf)), report.plan(None)
-    train, evaluate, suffix_and_tasks, smaller_things = 2 * 2, 2, 2, 2
-    assert len(without) == train + evaluate + suffix_and_tasks + len(report.SCALES) + smaller_things
+    train, evaluate, ours_and_tasks, smaller_things = 2 * 2, 2, 3, 2
+    assert len(without) == train + evaluate + ours_and_tasks + len(report.SCALES) + smaller_things
     suffix = [each for each in with_gemma if "suffix" in each.arguments]
     assert [each.model for each in suffix] == [SMOLLM2, GEMMA]
     assert all("8" in each.arguments for each in suffix)

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tiny
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.device import seed_everything
 from softprompt.engine import plans
+from softprompt.engine import run as running
+from softprompt.engine.plans import branch_tokens
+from softprompt.evaluate import Classes
+from softprompt.train.choices import backward_classes, gold_of
+from softprompt.types import Example
 
 FAMILIES = ["llama", "gemma3", "bloom", "mpt"]
 
@@ -73,3 +79,51 @@ def test_a_step_runs_under_full_determinism(family):
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(model.prompt.grad, expected, rtol=0, atol=0)
+
+
+# -- cross-entropy between classes -------------------------------------------------------------------
+
+
+LABELS = ((40, 2), (41, 42, 2), (41, 43, 2), (41, 44, 45, 2), (46, 47, 48, 2))
+CHOICES = Classes(tuple("abcde"), LABELS)
+ROWS = [Example(tuple(row.tolist()), (), name) for row, name in zip(tiny.ids(9, 5, 12, 1, 7), "abcda", strict=True)]
+
+
+def class_step(base, prompt, parts, **given):
+    """Loss and gradient of a step between classes."""
+    prompt.grad = None
+    return backward_classes(base, prompt, parts, CHOICES, None, behind=False, **given), prompt.grad
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 0.5, 2.0, 0.0, 3.0)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classes_in_packs_are_those_of_rows_alone(family, weights):
+    """Against plain forwards of each label behind each row, in float64, in one pack and in several."""
+    with tiny.float64():
+        base = tiny.base(family, torch.float64)
+        prompt, given = tiny.prompt_for(base), None if weights is None else torch.tensor(weights)
+        scores = torch.stack([torch.stack([tiny.plain_score(base, prompt, row.input_ids, label) for label in LABELS])
+                              for row in ROWS])  # fmt: skip
+        gold = torch.tensor(gold_of(ROWS, CHOICES))
+        loss = F.cross_entropy(scores, gold, weight=given, reduction="sum") / len(ROWS)
+        (gradient,) = torch.autograd.grad(loss, prompt)
+        for parts in ([ROWS], [ROWS[:2], ROWS[2:3], ROWS[3:]]):
+            found = class_step(base, prompt, parts, weights=given)
+            assert found[0] == pytest.approx(loss.item(), rel=1e-9)
+            torch.testing.assert_close(found[1], gradient, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt"])
+def test_packs_of_classes_share_one_pass_over_the_prompt(family, monkeypatch):
+    """The tokens that go through the first layer: those of the prompt once, whatever the number of packs."""
+    base, tokens = tiny.fresh(family).requires_grad_(False), []
+    prompt = tiny.prompt_for(base)
+    real = running._run
+    monkeypatch.setattr(running, "_run", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more))
+    class_step(base, prompt, [ROWS])
+    (at_once,) = tokens
+    tokens.clear()
+    class_step(base, prompt, [[row] for row in ROWS])
+    assert tokens[0] == len(prompt)
+    assert len(tokens) == 1 + len(ROWS)
+    assert sum(tokens) == at_once == len(prompt) + sum(len(row.input_ids) + branch_tokens(LABELS) for row in ROWS)

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from cli_tools import make_base, rows, softprompt, write_rows
-from softprompt import PromptTuningConfig, get_peft_model
+from softprompt import PromptTuningConfig, get_peft_model, score
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.evaluate import Classes, mean_states
 from softprompt.options import TrainOptions
 from softprompt.readout import Readout, fit_readout, middle_layers
 from softprompt.record import READOUT_NAME
 from softprompt.train.job import train
+from softprompt.train.listener import Listener
+from softprompt.train.members import as_it_decides
 from softprompt.types import Example
 
 CLASSES = Classes(("yes", "no"), ((40, 2), (41, 42, 2)))
@@ -214,6 +216,50 @@ def test_training_evaluation_and_prediction_agree(place: Path, placement: str) -
     for row, answer in zip(rows(8, 16), said, strict=True):
         matrix[found["labels"].index(row["label"])][found["labels"].index(answer["predicted_label"])] += 1
     assert matrix == found["confusion_matrix"]
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_the_best_epoch_is_that_of_what_is_saved(place: Path, placement: str) -> None:
+    """An epoch's figures are those of prompt and read-out together, as whoever loads the folder gets them."""
+    folder = place / f"best-{placement}"
+    given = {"validation_file": place / "test.csv", "num_train_epochs": 4, "learning_rate": 0.3, "baselines": False}
+    result = train(options_for(place, output_dir=folder, prompt_placement=placement, **given))
+    assert result is not None
+    (best,) = [record for record in result.state.history if record.step == result.state.best_step]
+    assert best.eval_loss == min(record.eval_loss for record in result.state.history)
+    assert best.eval_loss == pytest.approx(result.metrics.eval_loss, rel=1e-5)
+    assert (best.accuracy, best.macro_f1) == (result.metrics.accuracy, result.metrics.macro_f1)
+    assert len({record.eval_loss for record in result.state.history}) == 4, "epochs differ"
+
+
+def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
+    """The prompt in front has no voice there: only the states under it are read."""
+    torch.manual_seed(1)
+    model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
+    given = [Example(tuple(text.tolist()), (), name) for text, name in zip(tiny.ids(9, 4, 6, 5), "yn" * 2, strict=True)]
+    classes = Classes(("y", "n"), ((40,), (41,)))
+    shares = {}
+    for folds in (0, 3):
+        options = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", readout=True, num_folds=folds)
+        found = as_it_decides(model, given, classes, options, Listener())
+        assert found.readout is not None
+        shares[folds] = round(float(found.readout.share), 6)
+        means = mean_states(model, given, classes, batch_size=2)
+        expected = fit_readout(means, [0, 1, 0, 1], 2, share=1.0)
+        torch.testing.assert_close(found.readout.log_probs(means), expected.log_probs(means))
+    assert shares == {0: 0.85, 3: 1.0}
+    plain = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", readout=False)
+    assert as_it_decides(model, given, classes, plain, Listener()) is classes
+
+
+def test_states_are_read_without_scoring_labels(monkeypatch) -> None:
+    """With many classes, their labels would be most of the work."""
+    torch.manual_seed(1)
+    model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
+    planned, real = [], score.plan_choices
+    monkeypatch.setattr(score, "plan_choices", lambda *given: planned.append(real(*given)) or planned[-1])
+    mean_states(model, [Example((7, 8, 9), (), None)], CLASSES, batch_size=3)
+    assert [plan.tree.num_tokens for plan in planned] == [5 + 3]
 
 
 def test_peft_takes_the_folder_as_it_is(place: Path) -> None:

@@ -247,7 +247,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     save_total_limit: int | None = Field(2, ge=1, description="Checkpoints kept, beside the best one.")
     load_best_model_at_end: bool = Field(True, description="End with the prompt that validated best.")
     metric_for_best_model: Literal["macro_f1", "accuracy", "eval_loss"] | None = Field(
-        None, description="What 'best' means [default: macro_f1 for classification, else eval_loss]."
+        None, description="What 'best' means [default: eval_loss; macro_f1 for classes without a readout]."
     )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")

@@ -111,7 +111,7 @@ def _caption(result: dict[str, Any]) -> str:
         )
     if result["subject"] == "classes":
         return (
-            f"gradient agrees with the {result['num_classes']} labels one by one to "
+            f"the gradient agrees with each of the {result['num_classes']} labels alone to "
             f"{result['max_relative_gradient_difference']:.0e}; a step is {result['tokens_per_step']} tokens, of which "
             f"{result['positions_per_step']} have logits"
         )

@@ -90,10 +90,15 @@ class Run:
 
     @property
     def metric(self) -> str | None:
-        """What decides which prompt is best; ``None`` when nothing is validated."""
+        """What decides which prompt is best; ``None`` when nothing is validated.
+
+        With a read-out the answers hardly change from epoch to epoch, so the best of so many scores would be chance;
+        the loss falls smoothly (docs/log.md).
+        """
         if self.validate is None:
             return None
-        return self.options.metric_for_best_model or ("macro_f1" if self.task.is_classification else "eval_loss")
+        by_answers = self.task.is_classification and not self.options.readout
+        return self.options.metric_for_best_model or ("macro_f1" if by_answers else "eval_loss")
 
     @property
     def tokens_per_pack(self) -> int:

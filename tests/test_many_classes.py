@@ -1,0 +1,134 @@
+"""Many classes: what a step computes, counted, and that it computes the same as one label at a time would."""
+
+import pytest
+import torch
+
+import tiny
+from softprompt.bench.intents import intents
+from softprompt.encode import shortest_starts
+from softprompt.engine import head
+from softprompt.engine import loss as engine_loss
+from softprompt.engine import run as running
+from softprompt.engine.attention import Packing
+from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
+from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.evaluate import Classes
+from softprompt.train.choices import backward_classes, packs_of_choices
+from softprompt.types import Example
+
+CPU = torch.device("cpu")
+VIRTUAL = 8
+
+
+def labels(vocabulary=None):
+    """The 151 intents with a token a word, by their shortest starts; token ids modulo a vocabulary."""
+    words = {word: i for i, word in enumerate(sorted({word for name in intents() for word in name.split()}), start=5)}
+    starts = shortest_starts([(*(words[word] for word in name.split()), 2) for name in intents()])
+    if vocabulary is None:
+        return starts
+    return tuple(dict.fromkeys(tuple(5 + token % (vocabulary - 5) for token in start) for start in starts))
+
+
+def beginnings(choices):
+    return {choice[:n] for choice in choices for n in range(1, len(choice))}
+
+
+def test_planned_tokens():
+    """A text once, and behind it each beginning of a label once: not the labels one by one."""
+    choices, texts = labels(), [row.tolist() for row in tiny.ids(12, 9, 20)]
+    assert len(choices) == 151
+    plan = plan_choices(VIRTUAL, texts, choices, CPU)
+    shared = len(beginnings(choices))
+    assert plan.tree.num_tokens == VIRTUAL + sum(map(len, texts)) + len(texts) * shared
+    assert shared == 35
+    assert sum(len(choice) - 1 for choice in choices) == 184, "what they would be one by one"
+    assert len(plan.predictors.unique()) == len(texts) * (1 + shared)
+    assert len(plan.predictors) == len(texts) * 335
+
+
+def test_texts_and_their_labels_are_few_blocks_of_attention():
+    texts = [row.tolist() for row in tiny.ids(12, 9, 20)]
+    plan = plan_choices(VIRTUAL, texts, labels(), CPU)
+    assert [len(block) for block in Packing(plan.tree, frozenset(), CPU).blocks] == [VIRTUAL, 128, 18]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_each_position_goes_through_the_head_once_a_pass(grad, monkeypatch):
+    """Forward, and once more backward; not once for each label."""
+    base, seen = tiny.base("llama"), []
+    real = head.logits_of
+    monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
+    choices = labels(tiny.VOCAB)
+    prompt = tiny.prompt_for(base)
+    plan = plan_choices(len(prompt), [row.tolist() for row in tiny.ids(7, 4)], choices, CPU)
+    with torch.set_grad_enabled(grad):
+        scores = group_log_probs(base, plan, prompt)
+    positions = 2 * (1 + len(beginnings(choices)))
+    assert sum(seen) == positions < len(plan.targets) / 2
+    if grad:
+        scores.sum().backward()
+        assert sum(seen) == 2 * positions
+
+
+def test_one_token_a_position_is_not_computed_twice(monkeypatch):
+    """The language-model loss: its logits are made once, and their gradient with them."""
+    base, seen = tiny.base("llama"), []
+    real = head.logits_of
+    monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
+    rows = tiny.ids(7, 4)
+    flat = torch.cat(rows)
+    prompt = tiny.prompt_for(base)
+    plan = plan_rows(len(prompt), [7, 4], flat, flat)
+    assert len(plan.predictors.unique()) < len(plan.predictors), "two first tokens are predicted at one position"
+    losses_of(base, hidden_states(base, plan, prompt), plan).sum().backward()
+    assert sum(seen) == 11
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "opt350", "bloom", "gptj"])
+def test_shared_positions_give_the_same_numbers(family, chunk, monkeypatch):
+    """Log-probabilities and gradient against a plain forward of each label, with chunks of few positions too."""
+    with tiny.float64():
+        base = tiny.base(family, torch.float64)
+        monkeypatch.setattr(engine_loss, "LOGITS_PER_CHUNK", chunk * base.config.vocab_size)
+        choices, prompt = labels(tiny.VOCAB)[::4], tiny.prompt_for(base)
+        (text,) = tiny.ids(6)
+        expected = torch.stack([tiny.plain_score(base, prompt, text.tolist(), choice) for choice in choices])
+        found = group_log_probs(base, plan_choices(len(prompt), [text.tolist()], choices, CPU), prompt)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+        weights = torch.linspace(-2, 1, len(choices)).sin()
+        ours, plain = (torch.autograd.grad(weights @ side, prompt)[0] for side in (found, expected))
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shared_positions_in_16_bits(dtype):
+    """As near to exact as one position for each token."""
+    base, choices = tiny.base("llama", dtype), labels(tiny.VOCAB)[::3]
+    exact = tiny.base("llama")
+    (text,) = tiny.ids(6)
+    plan = plan_choices(4, [text.tolist()], choices, CPU)
+    weights = torch.linspace(-2, 1, len(choices)).sin()
+    found = []
+    for model, sharing in ((exact, 1.5), (base, 1.5), (base, 1e9)):
+        prompt = tiny.prompt_for(exact, 4).detach().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_loss, "WORTH_SHARING", sharing)
+            found.append(torch.autograd.grad(weights @ group_log_probs(model, plan, prompt), prompt)[0])
+    right, shared, apart = found
+    assert (shared - right).norm() < 1.2 * (apart - right).norm() + 1e-3 * right.norm()
+
+
+def test_a_step_of_many_classes_is_planned_in_packs(monkeypatch):
+    """The tokens of a whole training step, through the code that training runs."""
+    base, tokens = tiny.base("llama"), []
+    real = running._run
+    monkeypatch.setattr(running, "_run", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more))
+    choices = labels(tiny.VOCAB)
+    classes = Classes(tuple(map(str, range(len(choices)))), choices)
+    batch = [Example(tuple(row.tolist()), (), str(i)) for i, row in enumerate(tiny.ids(12, 9, 20, 5))]
+    prompt, below = tiny.prompt_for(base), len(beginnings(choices))
+    parts = packs_of_choices(batch, classes, len(prompt), 0, 2 * below + 40)
+    assert len(parts) > 1
+    backward_classes(base, prompt, parts, classes, None, behind=False)
+    assert sum(tokens) == len(prompt) + 46 + 4 * below
