@@ -181,4 +181,6 @@ def parse_args():
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
     main()

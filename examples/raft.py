@@ -52,8 +52,8 @@ def answer(task: str, source: Path, target: Path, options: argparse.Namespace) -
 def run() -> None:
     """Answer all tasks, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("folder", type=lambda name: Path(name).expanduser())
+    parser.add_argument("output", type=lambda name: Path(name).expanduser())
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--max_length", type=int, default=256)

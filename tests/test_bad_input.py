@@ -63,6 +63,11 @@ QUICK: dict[str, Case] = {
     "no_output_dir": case("train --train_file train.csv", "output_dir", "required"),
     "unknown_command": case("trian --output_dir new", "'trian'", "did you mean 'train'"),
     "unknown_option": train("--learning_rat 1", "--learning_rat", "--learning_rate"),
+    "option_of_trainer": train("--bf16", "there is no option bf16", "dtype=bfloat16"),
+    "option_of_trainer_with_value": train("--report_to=wandb", "no option report_to", "log.jsonl"),
+    "option_of_a_script": train("--max-train-steps 5", "no option max_train_steps", "max_steps"),
+    "no_steps": train("--max_steps 0", "max_steps", "-1"),
+    "home_of_nobody": train("--output_dir ~nobody-here/run", "there is no user 'nobody-here'"),
     "unknown_value": train("--prompt_tuning_init RANDON", "prompt_tuning_init", "RANDON", "did you mean 'RANDOM'"),
     "unknown_scheduler": train("--lr-scheduler-type cosin", "lr_scheduler_type", "did you mean 'cosine'"),
     "not_a_number": train("--learning_rate fast", "learning_rate='fast'", "number"),
@@ -81,6 +86,7 @@ QUICK: dict[str, Case] = {
     "yaml_broken": case("train broken.yaml", "broken.yaml", "not valid YAML", "line"),
     "yaml_of_a_list": case("train list.yaml", "list.yaml", "option: value"),
     "yaml_unknown_option": case("train option.yaml", "option.yaml", "learning_rat", "did you mean 'learning_rate'"),
+    "yaml_option_of_trainer": case("train trainer.yaml", "trainer.yaml", "no option push_to_hub", "softprompt push"),
     "yaml_unknown_value": case("train value.yaml", "value.yaml", "num_train_epochs", "many"),
     # -- data
     "file_missing": train("--train_file trein.csv", "trein.csv", "does not exist", "did you mean 'train.csv'"),
@@ -102,6 +108,13 @@ QUICK: dict[str, Case] = {
     "template_without_text": train("", "never reads", "{text}", extra=("--template", "{id} Label : ")),
     # -- adapters
     "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),
+    "adapter_of_no_folder": case("inspect nowhere", "no folder nowhere", "owner/name"),
+    "adapter_of_other_type": case(f"{PREDICT} lora", "lora is a LORA adapter", "PROMPT_TUNING", "PEFT"),
+    "adapter_of_other_type_without_task": case(f"{PREDICT} taskless_lora", "taskless_lora is a LORA adapter"),
+    "evaluate_other_type": case(f"{EVALUATE} taskless_lora", "taskless_lora is a LORA adapter"),
+    "inspect_other_type": case("inspect taskless_lora", "taskless_lora is a LORA adapter"),
+    "adapter_is_a_file": case(f"{PREDICT} train.csv", "train.csv is a file", "folder"),
+    "adapter_of_nobody": case(f"{PREDICT} ~nobody-here/run", "there is no user 'nobody-here'"),
     "adapter_task_broken": case(f"{PREDICT} taskless", "taskless", "task.json", "damaged"),
     "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
     # -- rows to label
@@ -167,9 +180,12 @@ SLOW: dict[str, Case] = {
     "adapter_of_other_base": case(
         f"{PREDICT} adapter --model_name_or_path wide_base", "was trained on", "base, not on wide_base"
     ),
-    "adapter_of_other_type": case(f"{PREDICT} lora", "'LORA'", "PROMPT_TUNING"),
     "adapter_of_other_task": case(f"{PREDICT} seq2seq", "seq2seq", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
     "adapter_config_broken": case(f"{PREDICT} garbled", "garbled", "not valid JSON"),
+    "push_other_type": case("push taskless_lora me/prompt", "taskless_lora is a LORA adapter"),
+    "push_what_is_not_there": case("push runs/none me/prompt", "there is no folder runs/none", env=ONLINE),
+    "adapter_unknown_to_hub": case(f"{PREDICT} no/such", "nor an adapter on the Hub", env=ONLINE),
+    "task_type_without_task": case(f"{PREDICT} taskless_seq2seq", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
     "push_what_is_none": case("push base me/prompt", "adapter_config.json", "base"),
     # -- rows to label
     "text_missing_in_a_row": case(f"{TO_FILE} gap.jsonl", "gap.jsonl, line 2", "'text'"),
@@ -216,6 +232,7 @@ def spoil_data(place: Path, good: list[dict[str, str]]) -> None:
     (place / "broken.yaml").write_text("output_dir: [new\ntrain_file: train.csv\n")
     (place / "list.yaml").write_text("- output_dir\n- train_file\n")
     (place / "option.yaml").write_text("output_dir: new\nlearning_rat: 0.1\n")
+    (place / "trainer.yaml").write_text("output_dir: new\npush_to_hub: true\n")
     (place / "value.yaml").write_text("output_dir: new\nnum_train_epochs: many\n")
 
 
@@ -256,6 +273,9 @@ def spoil_adapters(place: Path) -> None:
     (place / "mine" / "metrics.json").write_text("{}")
     (place / "taskless" / "task.json").write_text("{}")
     (place / "peft" / "task.json").unlink()
+    for name in ("lora", "seq2seq"):
+        shutil.copytree(place / name, place / f"taskless_{name}")
+        (place / f"taskless_{name}" / "task.json").unlink()
     (place / "half").mkdir()
     shutil.copytree(next(iter((place / "adapter").glob("checkpoint-*"))), place / "half" / "checkpoint-1")
 

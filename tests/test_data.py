@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import date
+from decimal import Decimal
+from itertools import combinations
+from pathlib import Path
 
 import datasets
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +23,7 @@ from softprompt.data import (
     Splits,
     check_labels,
     columns_of,
+    labels_alike,
     load_splits,
     make_task,
     new_labels,
@@ -25,7 +33,11 @@ from softprompt.data import (
 from softprompt.errors import ConfigError, DataError
 from softprompt.options import DataOptions
 from softprompt.task import Task
+from softprompt.template import Template
+from softprompt.train.rows import read_task_rows
 from softprompt.types import Row
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def refused(function, *args, error=DataError, **kwargs):
@@ -231,13 +243,26 @@ def csv_file(folder, name, labels):
 
 def test_packaged_complaints():
     splits = load_splits(DataOptions(dataset_name="complaints"))
-    assert [len(splits.train), len(splits.validation), len(splits.test)] == [80, 60, 260]
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [596, 100, 260]
     assert splits.train[0].where == "train.jsonl, line 1"
     task = make_task(splits, DataOptions(dataset_name="complaints"), end_token_id=2)
     assert set(task.labels) == {"complaint", "no complaint"}
     assert task.template == "text : {text} Label : "
     assert task.end_token_id == 2
     check_labels(splits.test, task)
+
+
+def words(row):
+    return set(re.findall(r"[a-z0-9']+", row.fields["text"].lower()))
+
+
+def test_no_text_of_the_demo_resembles_one_of_another_split():
+    splits = load_splits(DataOptions(dataset_name="complaints"))
+    judged = [list(read_rows(path)) for path in sorted(EXAMPLES.glob("everyday*.jsonl"))]
+    parts = [[words(row) for row in rows] for rows in (splits.train, splits.validation, splits.test, *judged)]
+    pairs = [(one, other) for a, b in combinations(parts, 2) for one in a for other in b]
+    assert judged
+    assert max(len(one & other) / len(one | other) for one, other in pairs) <= 0.5
 
 
 def test_limits_and_other_splits():
@@ -258,7 +283,7 @@ def test_files(tmp_path):
 def test_a_file_stands_in_for_one_split(tmp_path):
     test = csv_file(tmp_path, "B.csv", "xy")
     splits = load_splits(DataOptions(dataset_name="complaints", test_file=test), need_train=False)
-    assert (splits.train, len(splits.validation), len(splits.test)) == ([], 60, 2)
+    assert (splits.train, len(splits.validation), len(splits.test)) == ([], 100, 2)
 
 
 RAFT = ["Unlabeled", "complaint", "no_complaint"]
@@ -451,3 +476,251 @@ def test_a_field_may_hold_a_whole_document(tmp_path):
     text = "word " * 40_000
     (tmp_path / "long.csv").write_text(f'text,label\n"{text}",yes\n')
     assert [row.fields["text"] for row in read_rows(tmp_path / "long.csv")] == [text]
+
+
+# Missing values
+
+
+NAN = float("nan")
+MISSING = [None, NAN, Decimal("nan"), np.float32("nan"), np.datetime64("NaT"), pd.NaT, pd.NA, "", " \t"]
+PRESENT = ["None", "NA", "nan", "NaN", "null", "<NA>", "0", 0, 0.0, False]
+
+
+@pytest.mark.parametrize("value", MISSING, ids=repr)
+def test_a_missing_label_or_text_is_an_error(value):
+    row = Row({"text": "x", "label": value, "note": value}, "A.jsonl, line 3")
+    task = Task(("text",), "label", "{text}|{note}")
+    with pytest.raises(DataError, match=r"A\.jsonl, line 3: the column 'label' is empty; every row needs a label here"):
+        task.label_of(row.fields, row.where)
+    with pytest.raises(DataError, match=r"row 3: the column 'text' is empty; every row needs a text"):
+        task.check_text({"text": value}, "A.csv, row 3")
+    if not isinstance(value, str):
+        assert Template("{text}|{note}", ["text"]).render(row.fields, row.where) == "x|"  # never "nan"
+
+
+@pytest.mark.parametrize("value", PRESENT, ids=repr)
+def test_what_only_names_a_missing_value_is_text(value):
+    task = Task(("text",), "label", "{text}")
+    assert task.label_of({"label": value}, "row 1") == str(value)
+    task.check_text({"text": value}, "row 1")
+
+
+def missing_in(folder, ending, column):
+    """A file of six rows whose fourth lacks a value, as the format has it."""
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(6)]
+    path = folder / f"A{ending}"
+    if ending in (".csv", ".tsv"):
+        rows[3][column] = ""
+        return write(path, rows)
+    if ending == ".parquet":
+        rows[3][column] = None
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    rows[3][column] = NAN
+    text = json.dumps(rows) if ending == ".json" else "\n".join(map(json.dumps, rows))
+    assert "NaN" in text
+    return put(folder, path.name, text)
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_format_says_which_value_is_missing(tmp_path, ending, column):
+    path = missing_in(tmp_path, ending, column)
+    place = f"A{ending}, {'line' if ending == '.jsonl' else 'row'} 4"
+    for options in ({"train_file": path}, {"dataset_name": "complaints", "test_file": path}):
+        assert refused(load_splits, DataOptions(**options)).startswith(f"{place}: the column {column!r} is empty")
+    unlabeled = DataOptions(dataset_name="complaints", unlabeled_file=path)
+    if column == "text":
+        assert f"{place}: the column 'text' is empty" in refused(load_splits, unlabeled)
+    else:
+        assert len(load_splits(unlabeled).unlabeled) == 6
+
+
+def test_numbers_with_gaps_out_of_parquet(tmp_path):
+    """A column of numbers has NaN, not null, where pandas had nothing."""
+    table = pa.table({"text": ["x", "y", "z"], "label": pa.array([1.0, NAN, 2.0], from_pandas=False)})
+    pq.write_table(table, tmp_path / "A.parquet")
+    message = refused(load_splits, DataOptions(train_file=tmp_path / "A.parquet"))
+    assert message.startswith("A.parquet, row 2: the column 'label' is empty")
+
+
+def test_a_data_set_with_a_gap(tmp_path):
+    rows = {"text": ["x", "y", "z", None], "label": ["a", "b", None, None]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    message = refused(load_splits, DataOptions(dataset_name=str(tmp_path / "set")))
+    assert message.startswith(f"{tmp_path / 'set'} train, row 3: the column 'label' is empty")
+    splits = load_splits(DataOptions(dataset_name=str(tmp_path / "set"), max_train_samples=2))
+    assert (len(splits.train), splits.num_empty) == (2, 0)
+
+
+def test_strings_that_look_missing_are_labels_and_texts(tmp_path):
+    path = put(tmp_path, "A.csv", "text,label\nNA,None\nNone,NA\nnan,None\n<NA>,NA\n")
+    splits = load_splits(DataOptions(train_file=path))
+    assert [tuple(row.fields.values()) for row in splits.train][:2] == [("NA", "None"), ("None", "NA")]
+    assert make_task(splits, DataOptions(), end_token_id=None).labels == ("None", "NA")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.csv", "text,label\n,\nx,a\n\n,,,\n  ,\ny,b\n,\n"),
+        ("A.tsv", "text\tlabel\n\t\nx\ta\n\n\t\t\t\n  \t\ny\tb\n\t\n"),
+        (
+            "A.jsonl",
+            '{}\n{"text": "x", "label": "a"}\n{"text": null, "label": NaN}\n{"text": "y", "label": "b"}\n{}\n{}\n',
+        ),
+        ("A.json", '[{}, {"text": "x", "label": "a"}, {"text": ""}, {"label": " "}, {"text": "y", "label": "b"}, {}]'),
+    ],
+)
+def test_rows_of_nothing_are_left_out_and_counted(tmp_path, name, content):
+    splits = load_splits(DataOptions(train_file=put(tmp_path, name, content)))
+    assert [row.fields["text"] for row in splits.train] == ["x", "y"]
+    assert splits.num_empty == 4
+    assert [
+        row.fields["text"] for row in load_splits(DataOptions(train_file=tmp_path / name, max_train_samples=1)).train
+    ] == ["x"]
+
+
+def test_one_of_several_text_columns_may_be_empty(tmp_path):
+    path = put(tmp_path, "A.jsonl", '{"a": "x", "b": NaN, "label": "yes"}\n{"a": null, "b": "", "label": "no"}\n')
+    options = DataOptions(train_file=path, text_column=["a", "b"])
+    assert "A.jsonl, line 2: the columns 'a' and 'b' are empty; every row needs a text" in refused(load_splits, options)
+    splits = load_splits(options.model_copy(update={"max_train_samples": 1}))
+    assert splits.train[0].fields == {"a": "x", "b": None, "label": "yes"}
+
+
+# Tab-separated files, and files without a header
+
+
+def cells_of(path, **options):
+    return [list(row.fields.values()) for row in read_rows(path, **options)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (['ham\t"Hello" she said', "spam\tyou won"], [["ham", '"Hello" she said'], ["spam", "you won"]]),
+        (['ham\t"Hello there', 'spam\tyou "won"'], [["ham", '"Hello there'], ["spam", 'you "won"']]),
+        (['ham\t"Hello there', 'spam\tyou won"'], [["ham", '"Hello there'], ["spam", 'you won"']]),
+        (['ham\t"Hi', 'spam\t"Ho"'], [["ham", '"Hi'], ["spam", '"Ho"']]),
+        (['ham\t"', "spam\tx"], [["ham", '"'], ["spam", "x"]]),
+        (['ham\t"Hi"', 'spam\t"say ""no"""'], [["ham", "Hi"], ["spam", 'say "no"']]),
+        (['ham\t"two', 'lines"', "spam\tx"], [["ham", "two\nlines"], ["spam", "x"]]),
+        (['ham\t"a\tb"', "spam\tx"], [["ham", "a\tb"], ["spam", "x"]]),
+        (["ham\tit's 5\" long", "spam\tx"], [["ham", "it's 5\" long"], ["spam", "x"]]),
+    ],
+)
+@pytest.mark.parametrize("names", [None, ["label", "text"]])
+def test_tabs_with_and_without_quotes(tmp_path, lines, rows, names):
+    """Quotes are taken off where all of them close and no line is lost by it; else every character is kept."""
+    head = [] if names else ["label\ttext"]
+    path = put(tmp_path, "A.tsv", "\n".join([*head, *lines]) + "\n")
+    assert cells_of(path, column_names=names) == rows
+    assert columns_of(path, names) == ["label", "text"]
+
+
+WORDS = st.text(st.sampled_from('ab "'), min_size=1, max_size=6).filter(str.strip)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ham", "spam"]), WORDS), min_size=1, max_size=6))
+def test_lines_written_without_quotes_are_never_merged(tmp_path, pairs):
+    """As many rows as lines; each is what was written, or that without the quotes around it if all of them close."""
+    path = put(tmp_path, "A.tsv", "".join(f"{label}\t{text}\n" for label, text in pairs))
+    rows = cells_of(path, column_names=["label", "text"])
+    assert [label for label, _ in rows] == [label for label, _ in pairs]
+    written = [text for _, text in pairs]
+    unquoted = [text[1:-1].replace('""', '"') if text[0] == '"' else text for text in written]
+    assert [text for _, text in rows] in (written, unquoted)
+    if [text for _, text in rows] != written:
+        assert all(len(text) > 1 and text[-1] == '"' for text in written if text[0] == '"')
+
+
+def test_the_sms_spam_collection(tmp_path):
+    """Its form, ``ham<TAB>text`` without header or quoting, made of the real messages where they are."""
+    source = Path(__file__).parents[2] / "shared" / "data" / "sms_spam" / "train.jsonl"
+    if not source.is_file():
+        pytest.skip("the SMS Spam Collection is not beside this checkout")
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    pairs = [["spam" if row["label"] == "spam" else "ham", row["text"]] for row in rows]
+    assert any(text.startswith('"') for _, text in pairs)
+    path = put(tmp_path, "SMSSpamCollection.tsv", "".join(f"{label}\t{text}\n" for label, text in pairs))
+    options = DataOptions(train_file=path, column_names=["label,text"])
+    splits = load_splits(options)
+    assert [[row.fields["label"], row.fields["text"]] for row in splits.train] == pairs
+    assert set(make_task(splits, options, end_token_id=None).labels) == {"ham", "spam"}
+
+
+def test_column_names(tmp_path):
+    csv = put(tmp_path, "A.csv", 'yes,"Hi, you"\nno,x\n')
+    splits = load_splits(DataOptions(train_file=csv, test_file=csv, column_names="label, text"))
+    assert [dict(row.fields) for row in splits.train] == [
+        {"label": "yes", "text": "Hi, you"},
+        {"label": "no", "text": "x"},
+    ]
+    assert splits.test[0].where == "A.csv, row 1"
+    assert "A.csv, row 1: 2 fields, but column_names has 3 ('a', 'b' and 'c'); is one missing" in refused(
+        read_rows, csv, ["a", "b", "c"]
+    )
+    assert "its first line is a header, the same as column_names" in refused(read_rows, csv, ["yes", "Hi, you"])
+    lines = put(tmp_path, "B.jsonl", '{"text": "x"}\n')
+    for function in (read_rows, columns_of):
+        assert "column_names is for .csv and .tsv files without a header; B.jsonl" in refused(function, lines, ["a"])
+    options = DataOptions(dataset_name="complaints", column_names=["a"])
+    assert "column_names is for files without a header" in refused(load_splits, options, error=ConfigError)
+    message = refused(load_splits, DataOptions(train_file=csv))
+    assert message.endswith("; if the first line is a row, name the columns with column_names")
+    broken = put(tmp_path, "C.csv", 'yes,x\nno,"x" y\n')
+    assert refused(read_rows, broken, ["a", "b"]).startswith("C.csv, row 2: ")
+
+
+def test_what_spreadsheets_add(tmp_path):
+    """Columns without a name and without content at the end, and rows of separators alone."""
+    path = put(tmp_path, "A.csv", "text,label,,\r\nx,a,,\r\ny,b\r\n,,,\r\nz,a,,,,\r\n,,,\r\n")
+    assert columns_of(path) == ["text", "label"]
+    splits = load_splits(DataOptions(train_file=path))
+    assert [row.fields for row in splits.train] == [{"text": t, "label": x} for t, x in ("xa", "yb", "za")]
+    assert splits.num_empty == 2
+    assert splits.train[2].where == "A.csv, row 4"
+    full = put(tmp_path, "B.csv", "text,label,\nx,a,\ny,b,c\n")
+    assert "B.csv, row 2: 3 fields, but the header has 2" in refused(read_rows, full)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.csv", "text;label\nHello, you;x\n"),
+        ("A.csv", "id;text, in words;label\n1;x;y\n"),
+        ("A.csv", "text;label;\nx;y;\n"),
+        ("A.tsv", "id;text;label\n1;x;y\n"),
+    ],
+)
+def test_semicolons_are_told(tmp_path, name, content):
+    assert "is it separated by semicolons? A .csv is separated by commas" in refused(
+        read_rows, put(tmp_path, name, content)
+    )
+
+
+def test_semicolons_without_a_header(tmp_path):
+    path = put(tmp_path, "A.csv", "yes;x\nno;y\n")
+    assert "is it separated by semicolons?" in refused(read_rows, path, ["label", "text"])
+
+
+# Labels
+
+
+def test_max_train_samples_is_named_where_it_may_be_the_reason(tmp_path):
+    path = csv_file(tmp_path, "A.csv", "aaabbbccc")
+    options = DataOptions(train_file=path, test_file=path, max_train_samples=3)
+    message = refused(make_task, load_splits(options), options, end_token_id=None)
+    assert message.endswith("max_train_samples=3 reads only the first rows: shuffle them, or allow more")
+    options = options.model_copy(update={"max_train_samples": 6})
+    message = refused(read_task_rows, options)
+    assert message.startswith("A.csv, row 7: the label 'c' does not occur in training")
+    assert message.endswith("max_train_samples=6 reads only the first rows: shuffle them, or allow more")
+
+
+def test_labels_alike():
+    labels = ["Spam", "no  spam", "ham", "spam ", "no spam", "SPAM", "Straße", "STRASSE", "nospam"]
+    assert labels_alike(labels) == [("Spam", "spam ", "SPAM"), ("no  spam", "no spam", "nospam"), ("Straße", "STRASSE")]
+    assert labels_alike(["complaint", "no complaint"]) == []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,10 +221,11 @@ def plain_score(model: Any, prompt: torch.Tensor, text: tuple[int, ...], label: 
     return -F.cross_entropy(logits, torch.tensor(label), reduction="sum")
 
 
-@pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None:
-    """Each prompt against a plain loop of its own over the rows that it may see."""
-    run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5)
+@pytest.mark.parametrize(("weights", "max_steps"), [("none", -1), ("balanced", 99), ("none", 4)])
+def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str, max_steps: int) -> None:
+    """Each prompt against a plain loop of its own over the rows that it may see; ``max_steps`` only shortens it."""
+    run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5, max_steps=max_steps)
+    steps = 4 if max_steps == 4 else 6
     start = tiny.prompt_for(run.model.base_model, P).detach()
     data = fold_data(run, CLASSES)
     prompts = train_prompts(run, CLASSES, data, start, "three prompts")
@@ -234,7 +238,7 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
         optimizer = torch.optim.AdamW([prompt], weight_decay=0.0)
         counts = [sum(1 for row in range(10) if inside[row] and gold[row] == each) for each in range(2)]
         factor = [sum(counts) / 2 / count if weights == "balanced" else 1.0 for count in counts]
-        for step in range(6):
+        for step in range(steps):
             mine = rows_of_step(run, step, 10)
             loss = torch.zeros(())
             for row in (row for row in mine if inside[row]):
@@ -247,7 +251,7 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str) -> None
             if prompt.grad is None:
                 prompt.grad = torch.zeros_like(prompt)
             torch.nn.utils.clip_grad_norm_([prompt], 0.5)
-            optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, 6, run.options)
+            optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, steps, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
     scored, means = out_of_fold(run, prompts, data, CLASSES)
@@ -349,6 +353,23 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     for row, answer in zip(rows(9, 20), said, strict=True):
         matrix[found["labels"].index(row["label"])][found["labels"].index(answer)] += 1
     assert matrix == found["confusion_matrix"]
+
+
+def test_a_few_steps_bound_all_prompts(place: Path) -> None:
+    """So that ``--recipe best --max_steps 2`` is a quick try."""
+    steps: Counter[str] = Counter()
+
+    class Steps(Listener):
+        def step(self, step: int, loss: float) -> None:
+            steps["prompt"] += 1
+
+        @contextmanager
+        def rows(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+            yield lambda done: steps.update({what: done})
+
+    result = train(options_for(place, output_dir=place / "few", max_steps=2, fold_epochs=9), Steps())
+    assert result is not None
+    assert (steps["prompt"], steps["training 3 more prompts"], result.state.global_step) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])

@@ -92,7 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(hub: HubServer, home: Path) -> dict[str, Any]:
     """What the one process did that does most of the work."""
     last = [in_peft] if importlib.util.find_spec("peft") else []
-    return call(hub, home, in_push, in_push_private, in_load, in_failures, *last)
+    return call(hub, home, in_push, in_push_private, in_load, in_failures, in_trainer, *last)
 
 
 @pytest.fixture
@@ -194,6 +194,25 @@ def in_load() -> None:
     assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
 
 
+def in_trainer() -> None:
+    """``Trainer`` uploads what it has saved, and its card under ours."""
+    import torch
+    from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+    from softprompt import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(3)
+    model = get_peft_model(base(), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=4))
+    rows = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    options = {"report_to": "none", "use_cpu": True, "max_steps": 2, "save_strategy": "no", "disable_tqdm": True}
+    args = TrainingArguments(output_dir="trained", hub_model_id="me/trained", **options)
+    tokenizer = AutoTokenizer.from_pretrained("base/tiny")
+    trainer = Trainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.push_to_hub(tags=["weather"])
+    assert torch.allclose(logits(AutoPeftModelForCausalLM.from_pretrained("me/trained")), logits(model))
+
+
 def in_load_without_network() -> None:
     """What is in the cache serves; nothing can be pushed."""
     import torch
@@ -262,8 +281,40 @@ def in_failures() -> dict[str, tuple[str, str]]:
         "revision": failure(PeftModel.from_pretrained, model, "me/tiny", revision="nowhere"),
         "subfolder": failure(PeftModel.from_pretrained, model, "me/tiny", subfolder="nowhere"),
         "base": failure(AutoPeftModelForCausalLM.from_pretrained, "me/homeless"),
-        "name": failure(PeftConfig.from_pretrained, "not a name!"),
+        "name": failure(PeftConfig.from_pretrained, "not/a name!"),
+        "bare name": failure(PeftConfig.from_pretrained, "nowhere"),
     }
+
+
+COMMANDS = {
+    "bare name": "inspect nowhere",
+    "name": "predict --adapter no/such --text good",
+    "evaluate": "evaluate --adapter no/such --test_file nowhere.csv",
+    "base": "train --dataset_name complaints --model_name_or_path no/such --output_dir new",
+}
+
+
+def in_typos() -> dict[str, Any]:
+    """What names that are nobody's come to, and how often the client of the Hub waited to ask again."""
+    import contextlib
+    import io
+
+    from huggingface_hub.utils import _http
+
+    from softprompt import AutoPeftModelForCausalLM, PeftConfig
+    from softprompt.cli import main
+
+    waits: list[float] = []
+    _http.time = type("", (), {"sleep": staticmethod(waits.append)})
+    said: dict[str, Any] = {}
+    for name, command in COMMANDS.items():
+        with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.suppress(SystemExit):
+            main(command.split())
+        said[name] = err.getvalue().splitlines()
+    for name in ("nowhere", "no/such"):
+        for function in (PeftConfig.from_pretrained, AutoPeftModelForCausalLM.from_pretrained):
+            said[f"{function.__qualname__} {name}"] = failure(function, name)[1].splitlines()
+    return {"waits": waits, "said": said}
 
 
 def in_absence() -> tuple[str, str]:
@@ -314,6 +365,16 @@ def test_what_was_pushed_loads(results: dict[str, Any], pushed: None) -> None:
     passed(results["in_load"])
 
 
+def test_trainer_uploads_its_card_and_ours(hub: HubServer, results: dict[str, Any]) -> None:
+    passed(results["in_trainer"])
+    files = hub.files("me/trained")
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer_config.json"} <= files.keys()
+    card = files["README.md"].decode()
+    for words in ("library_name: peft", "base_model: base/tiny", "- weather", "- prompt-tuning", "Training procedure"):
+        assert words in card, card
+    assert card.count("<!-- softprompt:begin -->") == 1
+
+
 def test_without_network_the_cache_serves(hub: HubServer, home: Path, pushed: None) -> None:
     with HubServer() as other:
         other.close()
@@ -339,16 +400,17 @@ def test_peft_loads_ours_and_we_load_pefts(hub: HubServer, results: dict[str, An
 @pytest.mark.parametrize(
     ("case", "words"),
     {
-        "config": ["me/absent", "no such repository", "private"],
-        "model": ["me/absent", "no such repository", "private"],
-        "auto": ["me/absent", "no such repository", "private"],
+        "config": ["me/absent", "nor an adapter on the Hub", "private"],
+        "model": ["me/absent", "nor an adapter on the Hub", "private"],
+        "auto": ["me/absent", "nor an adapter on the Hub", "private"],
         "config file": ["me/empty", "adapter_config.json", "no such file"],
         "weights": ["me/bare", "adapter_model.safetensors", "no weights"],
         "pickle": ["me/pickle", "adapter_model.bin", "safe_serialization=True"],
         "revision": ["me/tiny", "nowhere", "revision"],
         "subfolder": ["me/tiny", "nowhere", "no such file"],
         "base": ["base/absent"],
-        "name": ["not a name!"],
+        "name": ["not/a name!"],
+        "bare name": ["no folder nowhere", "owner/name"],
         "push": ["elsewhere/tiny", "rights"],
         "push name": ["not a name!"],
     }.items(),
@@ -360,6 +422,25 @@ def test_a_failure_is_one_clear_line(results: dict[str, Any], case: str, words: 
     assert "\n" not in message
     assert all(word in message for word in words), message
     assert case.startswith("push") or "Client Error" not in message
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_typo_is_told_at_once(tmp_path: Path, reached: bool) -> None:
+    """A name without owner asks nothing; any other asks once, and never again after a pause."""
+    with HubServer() as server:
+        if not reached:
+            server.close()
+        result = call(server, tmp_path, in_typos)["in_typos"]
+        passed(result)
+        asked = [request for request in server.requests if request[1].startswith("/api/models")]
+    assert result["waits"] == []
+    assert all(len(lines) == 1 for lines in result["said"].values()), result["said"]
+    for (line,) in result["said"].values():
+        missing = "neither a folder here nor" if reached else "the Hub cannot be reached"
+        assert ("no folder nowhere here" if "nowhere" in line else missing) in line
+    with_owner = [name for name, (line,) in result["said"].items() if "no/such" in line]
+    assert len(with_owner) == 5
+    assert len(asked) == (len(with_owner) if reached else 0), asked
 
 
 def test_no_network_is_said_in_one_line(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SOURCE = Path(softprompt.__file__).parent
 LAYERS = {
     "__init__.py": 10,  # names of everything, loaded when they are used
     "__main__.py": 10,
+    "absent.py": 0,
     "errors.py": 0,
     "types.py": 0,
     "files.py": 0,
@@ -41,6 +42,7 @@ LAYERS = {
     "prompt.py": 2,
     "initialize.py": 2,
     "encode.py": 2,
+    "plain.py": 2,
     "tensors.py": 2,
     "adapter.py": 3,
     "checkpoint.py": 3,
@@ -59,6 +61,7 @@ LAYERS = {
     "ensemble.py": 5,
     "readout.py": 5,
     "score.py": 5,
+    "vocabulary.py": 5,
     "suffix.py": 5,
     "evaluate.py": 6,
     "loading.py": 6,
@@ -77,6 +80,8 @@ SAME = {
     ("files.py", "errors.py"),
     ("checkpoint.py", "adapter.py"),
     ("template.py", "options.py"),
+    ("task.py", "template.py"),
+    ("encode.py", "plain.py"),
     ("config.py", "hubfiles.py"),
     ("prompt.py", "initialize.py"),
     ("forward.py", "generate.py"),

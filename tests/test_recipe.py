@@ -67,6 +67,12 @@ def test_a_rate_that_is_given_is_not_scaled() -> None:
     assert chosen(learning_rate=0.03, scale_learning_rate=True)[0].scale_learning_rate
 
 
+def test_a_warm_up_in_steps_replaces_the_recipes_share() -> None:
+    assert chosen()[0].warmup_ratio == 0.1
+    assert chosen(warmup_steps=0)[0].warmup_ratio == 0
+    assert chosen(warmup_steps=0, warmup_ratio=0.1)[0].warmup_ratio == 0.1  # as a resolved train_config.yaml has it
+
+
 def test_rows_without_labels_need_folds() -> None:
     with pytest.raises(ConfigError, match="take recipe=best"):
         chosen(unlabeled_file="new.csv")

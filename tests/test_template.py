@@ -175,6 +175,32 @@ def test_literal_text_survives(literal):
     assert render(escaped + "{text}", {"Tweet text": ""}) == literal
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (r"a\n{text}", "a\n{Tweet text}"),
+        (r"\t{text}\n\n", "\t{Tweet text}\n\n"),
+        (r"a\\n{text}", r"a\n{Tweet text}"),
+        ("a\n{text}", "a\n{Tweet text}"),
+        ("{text} \\d \\", "{Tweet text} \\d \\"),
+    ],
+)
+def test_line_breaks_as_a_shell_passes_them_on(given, stored):
+    assert resolve_template(given, TEXT) == stored
+
+
+def test_only_the_templates_own_words_have_escapes():
+    """Not the names of columns, nor what is in them, nor a stored template."""
+    stored = resolve_template(r"{text_column}\n{text} {a\nb}", [r"c\nd"], [r"c\nd", r"a\nb"])
+    assert stored == "c\\nd\n{c\\nd} {a\\nb}"
+    assert Template(stored, [r"c\nd"]).render({r"c\nd": r"x\ny", r"a\nb": "z"}, "row 1") == "c\\nd\nx\\ny z"
+
+
+def test_pieces_tell_what_a_row_brings():
+    pieces = Template("{{<{text}|{b}> {text_column}", TEXT).pieces({"Tweet text": "x", "b": ""}, "row 1")
+    assert pieces == [("{<", False), ("x", True), ("|", False), ("", True), ("> Tweet text", False)]
+
+
 def test_long_lists_are_counted():
     assert listed(["a"]) == "'a'"
     assert listed(["a", "b", "c"]) == "'a', 'b' and 'c'"

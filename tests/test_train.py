@@ -15,6 +15,7 @@ import transformers
 
 import softprompt.evaluate
 import softprompt.train.loop as loop
+import softprompt.train.schedule as schedule
 import tiny
 from cli_tools import make_base, rows, write_rows
 from softprompt.adapter import START_NAME, read_prompt, write_prompt
@@ -97,7 +98,9 @@ def plain_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list[float]
     options = run.options
     prompt = start.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([prompt], lr=options.learning_rate, weight_decay=options.weight_decay)
-    warmup = math.ceil(options.warmup_ratio * run.max_steps)
+    warmup = transformers.TrainingArguments(
+        warmup_steps=options.warmup_steps or options.warmup_ratio, report_to="none"
+    ).get_warmup_steps(run.max_steps)
     scheduler = transformers.get_scheduler(options.lr_scheduler_type, optimizer, warmup, run.max_steps)
     losses = []
     for step in range(run.max_steps):
@@ -124,8 +127,11 @@ def plain_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list[float]
         {},
         {"lr_scheduler_type": "cosine", "warmup_ratio": 0.2, "gradient_accumulation_steps": 2},
         {"max_grad_norm": 0.1, "per_device_train_batch_size": 4, "weight_decay": 0.1},
+        {"max_steps": 7, "warmup_steps": 3},
+        {"max_steps": 12, "warmup_steps": 0.25, "warmup_ratio": 0.9},
+        {"num_train_epochs": 1.5, "lr_scheduler_type": "cosine"},
     ],
-    ids=["plain", "warmed_up_and_accumulated", "clipped"],
+    ids=["plain", "warmed_up_and_accumulated", "clipped", "steps", "many_steps", "part_of_an_epoch"],
 )
 def test_it_trains_as_a_plain_loop_does(tmp_path: Path, options: dict[str, Any]) -> None:
     run, watch = watched(tmp_path, **options)
@@ -228,6 +234,24 @@ def test_the_schedule_is_that_of_transformers(kind: str, warmup_ratio: float) ->
     assert [learning_rate(step, steps, options) for step in range(steps)] == pytest.approx(theirs, abs=1e-12)
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 0.5, 1, 4.9, 40])
+def test_warm_up_in_steps_is_that_of_transformers(warmup_steps: float) -> None:
+    options = OptimizerOptions(learning_rate=1.0, warmup_steps=warmup_steps, warmup_ratio=0.0)
+    theirs = transformers.TrainingArguments(warmup_steps=warmup_steps, report_to="none").get_warmup_steps(17)
+    assert schedule.warmup_steps(17, options) == min(theirs, 17)
+
+
+def test_a_run_of_steps_ends_as_an_epoch_does(tmp_path: Path) -> None:
+    """Five steps an epoch, seven in all: the last two are validated and saved too."""
+    run = replace(make_run(tmp_path, max_steps=7), validate=lambda: Metrics(num_examples=1, macro_f1=0.5, eval_loss=1))
+    state = fit(run)
+    assert (state.global_step, state.epoch, state.max_steps, state.num_train_epochs) == (7, 1.4, 7, 2)
+    assert [(record.step, record.epoch, record.eval_loss) for record in state.history] == [(5, 1, 1), (7, 1.4, 1)]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-7"]
+    losses = [line["loss"] for line in log_of(tmp_path) if "loss" in line]
+    assert state.history[1].train_loss == pytest.approx(sum(losses[5:]) / 2, rel=0.2)
+
+
 def test_the_base_is_left_as_it_was(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     before = digest(run.model.base_model)
@@ -313,9 +337,10 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stop_after", [4, 7, 12])
-def test_resuming_is_exact(tmp_path: Path, stop_after: int) -> None:
+@pytest.mark.parametrize("length", [{"num_train_epochs": 3}, {"max_steps": 15}], ids=str)
+def test_resuming_is_exact(tmp_path: Path, length: dict[str, int], stop_after: int) -> None:
     """Interrupted in the middle of an epoch, gone on from a checkpoint some steps back: the same to the bit."""
-    options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.3}
+    options = {**length, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.3}
 
     def validating(run: Run) -> Run:
         return replace(run, validate=lambda: evaluate(run.model, examples(6, seed=9), CLASSES, batch_size=4))
@@ -600,6 +625,20 @@ def test_a_finished_run_goes_on_with_more_epochs(place: Path) -> None:
     assert [record.epoch for record in result.state.history] == [1, 2, 3]
     weights = "adapter_model.safetensors"
     assert (folder / weights).read_bytes() == (place / "straight" / weights).read_bytes()
+
+
+def test_a_finished_run_goes_on_with_more_steps(place: Path) -> None:
+    """Two batches are an epoch; the first part ends in the middle of one."""
+    folder, more = place / "more_steps", {"per_device_train_batch_size": 4, **CONSTANT}
+    train(options_for(place, output_dir=place / "all_steps", max_steps=5, **more))
+    train(options_for(place, output_dir=folder, max_steps=3, **more))
+    assert json.loads((folder / "trainer_state.json").read_text())["epoch"] == 1.5
+    assert "| Epochs | 1.5" in (folder / "README.md").read_text()
+    result = train(options_for(place, output_dir=folder, max_steps=5, resume_from_checkpoint="true", **more))
+    assert result is not None
+    assert [record.step for record in result.state.history] == [2, 3, 4, 5]
+    weights = "adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (place / "all_steps" / weights).read_bytes()
 
 
 CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}

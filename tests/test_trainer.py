@@ -196,6 +196,32 @@ def training_is_a_plain_loop(folder: Path) -> None:
 
 
 @check
+def a_model_card_is_both_trainers_and_ours(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    model = tiny_model()
+    model.get_base_model().name_or_path = "someone/tiny"
+    model.get_base_model().config._name_or_path = "someone/tiny"
+    trainer = trainer_of(folder, model, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(model_name="mine", tags=["weather"], license="mit")
+    texts = [(folder / "README.md").read_text(encoding="utf-8")]
+    trainer.create_model_card(model_name="mine", tags=["weather"], license="mit")
+    model.save_pretrained(folder)
+    texts.append((folder / "README.md").read_text(encoding="utf-8"))
+    for text in texts:
+        assert "Training hyperparameters" in text  # Trainer's
+        assert text.count("<!-- softprompt:begin -->") == text.count("from softprompt import PeftModel") == 1
+        data = ModelCard(text).data
+        assert (data.library_name, data.base_model, data.license) == ("peft", "someone/tiny", "mit")
+        assert data.pipeline_tag == "text-generation"
+        assert {"weather", "prompt-tuning", "base_model:adapter:someone/tiny"} <= set(data.tags)
+    model.create_or_update_model_card(folder / "new")  # as in PEFT, of an adapter that is nowhere yet
+    assert "4 virtual tokens" in (folder / "new" / "README.md").read_text(encoding="utf-8")
+
+
+@check
 def checkpoints_hold_the_prompt_alone(folder: Path) -> None:
     from safetensors.torch import load_file
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType, UnknownPeftTypeError
+from .config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType
 from .errors import AdapterError, AdapterMismatchError
 from .files import atomic_path
 from .hubfiles import FileAbsentError, find_file
@@ -23,7 +25,7 @@ PROMPT_KEY = "prompt_embeddings"
 SUFFIX_KEY = "suffix_prompt_embeddings"
 """The tensor of a prompt behind the text. Another name, so that no reader of PEFT's files puts it in front."""
 START_NAME = "initial_prompt.safetensors"
-MAX_WEIGHTS_BYTES = 1 << 30
+MAX_PROMPT_BYTES = 1 << 30
 
 
 def placement_of(config: PeftConfig) -> Placement:
@@ -37,10 +39,17 @@ def key_of(placement: Placement | None) -> str:
 
 
 def write_prompt(
-    folder: Path, prompt: Tensor, *, name: str = WEIGHTS_NAME, placement: Placement | None = "prefix"
+    folder: Path,
+    prompt: Tensor,
+    *,
+    name: str = WEIGHTS_NAME,
+    placement: Placement | None = "prefix",
+    beside: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a prompt ``[P, D]`` as the one tensor of a file, atomically."""
-    data = save({key_of(placement): prompt.detach().cpu().contiguous()}, metadata={"format": "pt"})
+    """Write a prompt ``[P, D]`` as the one tensor of a file, or with others ``beside`` it, atomically."""
+    tensors = {key_of(placement): prompt, **(beside or {})}
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    data = save(plain, metadata={"format": "pt"})
     with atomic_path(folder / name) as temporary:
         temporary.write_bytes(data)
 
@@ -52,9 +61,7 @@ def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
         AdapterError: not a safetensors file, too large, no such tensor (that of the other placement, maybe),
             not a matrix of finite numbers.
     """
-    size, key = path.stat().st_size, key_of(placement)
-    if size > MAX_WEIGHTS_BYTES:
-        raise AdapterError(f"{path} has {size:,} bytes; a soft prompt has at most {MAX_WEIGHTS_BYTES:,}")
+    key = key_of(placement)
     try:
         with safe_open(path, framework="pt") as tensors:
             names = list(tensors.keys())
@@ -63,6 +70,8 @@ def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
                     f"{path} holds no tensor {key!r} (it has {', '.join(sorted(names)[:3]) or 'none'}); "
                     f"it is not a prompt-tuning adapter with prompt_placement {placement}"
                 )
+            if (size := 4 * math.prod(tensors.get_slice(key).get_shape())) > MAX_PROMPT_BYTES:
+                raise AdapterError(f"{path}: {key} has {size:,} bytes; a soft prompt has at most {MAX_PROMPT_BYTES:,}")
             prompt: Tensor = tensors.get_tensor(key)
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a valid safetensors file ({error})") from None
@@ -98,10 +107,7 @@ def read_config(model_id: str | os.PathLike[str], **hub: Any) -> PromptTuningCon
     Raises:
         AdapterError: it is of another type or task.
     """
-    try:
-        config = PeftConfig.from_pretrained(model_id, **hub)
-    except UnknownPeftTypeError as error:
-        raise UnknownPeftTypeError(f"{model_id}: {error}") from None
+    config = PeftConfig.from_pretrained(model_id, **hub)
     check_supported(config, str(model_id))
     assert isinstance(config, PromptTuningConfig)
     return config

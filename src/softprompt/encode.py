@@ -6,9 +6,10 @@ Which tokens go where:
 part          tokenised                    special tokens
 ============  ===========================  ================================================================
 input text    as one text                  those that the tokenizer puts in front (BOS, where it adds one);
-                                           those that it would append (EOS, SEP) are left off
-cue           ``task.cue``, apart          none; counts as input
-label         behind ``task.label_prefix`` none of the tokenizer's; ``task.end_token_id`` at the end
+                                           those that it would append (EOS, SEP) are left off; those that
+                                           the template writes. What a column holds is plain text (``plain.py``)
+cue           ``task.cue``, apart          those that it writes; counts as input
+label         behind ``task.label_prefix`` plain text; ``task.end_token_id`` at the end
               only, apart from the text
 ============  ===========================  ================================================================
 
@@ -32,8 +33,9 @@ from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError
+from .plain import PlainTokenizer, bare_ids
 from .task import Task
-from .template import Template, to_text
+from .template import Piece, Template, to_text
 from .types import Example, Row
 
 if TYPE_CHECKING:
@@ -69,10 +71,11 @@ class Encoder:
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
+        self._plain = PlainTokenizer(tokenizer)
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
         self._front = _front_ids(tokenizer, self._skeleton())
-        self.cue_ids = running_ids(tokenizer, task.cue) if task.cue else ()
+        self.cue_ids = _behind(self._plain, [Piece(task.cue, False)]) if task.cue else ()
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -116,7 +119,7 @@ class Encoder:
         examples = []
         remaining = iter(rows)
         while batch := list(islice(remaining, _ROWS_AT_ONCE)):
-            texts = [self.render(row.fields, row.where) for row in batch]
+            texts = [self._template.pieces(row.fields, row.where) for row in batch]
             for row, input_ids in zip(batch, self._input_ids(texts), strict=True):
                 examples.append(self._example(row, input_ids, with_label))
         return examples
@@ -139,7 +142,7 @@ class Encoder:
 
     def _room_before(self, room_for_answer: int, left: int) -> int:
         """Most tokens of a text behind which an answer fits; ``left`` is the context without virtual tokens."""
-        template = len(self._input_ids([self._skeleton()])[0])
+        template = len(self._input_ids([[Piece(self._skeleton(), False)]])[0])
         if template + room_for_answer > left:
             raise ConfigError(
                 f"max_new_tokens={room_for_answer} does not fit: the model's context has {left} positions beside the "
@@ -173,17 +176,15 @@ class Encoder:
 
     def _capped(self, row: Row, texts: Mapping[str, str], length: int) -> tuple[int, ...]:
         values = {**row.fields, **{name: _head(text, length) for name, text in texts.items()}}
-        return self._input_ids([self.render(values, row.where)])[0]
+        return self._input_ids([self._template.pieces(values, row.where)])[0]
 
-    def _input_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        return [self._front + ids + self.cue_ids for ids in _plain_ids(self.tokenizer, texts)]
+    def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
+        return [self._front + ids + self.cue_ids for ids in self._plain.ids(texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
-        text = to_text(label, self.task.label_column, where)
-        if self.task.label_prefix:
-            ids = running_ids(self.tokenizer, self.task.label_prefix + text)
-        else:
-            ids = _plain_ids(self.tokenizer, [text])[0]
+        text = Piece(to_text(label, self.task.label_column, where), True)
+        prefix = self.task.label_prefix
+        ids = _behind(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -252,7 +253,7 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
     are one token in many vocabularies, and a slow tokenizer need not know which ones it added.
     """
     for probe in (skeleton, "a"):
-        bare = _plain_ids(tokenizer, [probe])[0]
+        bare = bare_ids(tokenizer, [probe])[0]
         if not bare:
             continue
         full = tuple(tokenizer(probe, verbose=False)["input_ids"])
@@ -265,23 +266,18 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
     )
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # a text longer than the model is expected here: it is cut next
-    )
-    return [tuple(ids) for ids in encoded["input_ids"]]
-
-
 def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of a label with its prefix, as they are behind a text; none of them is special."""
+    return _behind(PlainTokenizer(tokenizer), [Piece(text, True)])
+
+
+def _behind(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
     """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
 
     Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
     """
-    alone, before, both = _plain_ids(tokenizer, [text, "a", "a" + text])
+    a = Piece("a", False)
+    alone, before, both = plain.ids([text, [a], [a, *text]])
     behind = both[len(before) :]
     return behind if both[: len(before)] == before and 0 < len(behind) < len(alone) else alone
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -111,6 +111,7 @@ def mean_states(
 ) -> Tensor:
     """Mean hidden states ``[N, layers, D]`` of the texts, float32 on the CPU: what a read-out is fitted to."""
     found = torch.empty(0)
+    classes = replace(classes, ids=(), ensemble=None)  # no label is scored: with many classes, that is most of the work
     prompt = _prefilled(model)
     for rows in batches_by_length(examples, batch_size):
         means: list[Tensor] = []

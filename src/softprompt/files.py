@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import SoftPromptError
+from .errors import ConfigError, SoftPromptError
 
 
 @contextmanager
@@ -84,6 +84,21 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 1 << 20) -> dict
     if not isinstance(value, dict):
         raise SoftPromptError(f"{source} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def expand(path: str) -> str:
+    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder it means; a file of that name goes first.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    if not path.startswith("~") or os.path.lexists(path):
+        return path
+    found = os.path.expanduser(path)
+    if found == path:
+        user = path[1:].replace("\\", "/").split("/")[0]
+        raise ConfigError(f"{path}: there is no user {user!r}; write ./{path} for a folder of that name")
+    return found
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:

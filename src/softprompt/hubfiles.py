@@ -1,13 +1,16 @@
-"""Finding a file of an adapter: in a folder, else in a repository of the Hub."""
+"""Finding the files of an adapter: in a folder, else in a repository of the Hub."""
 
 from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import AdapterError
+from .files import expand
 
 
 class FileAbsentError(AdapterError):
@@ -17,67 +20,94 @@ class FileAbsentError(AdapterError):
 def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
     """The local path of ``name`` in a folder, or its download from the Hub's cache.
 
-    Keyword arguments that ``hf_hub_download`` does not take are left aside.
+    Keyword arguments that ``snapshot_download`` does not take are left aside.
 
     Raises:
         FileAbsentError: the folder or repository is there, the file is not.
         AdapterError: there is no such folder or repository, or the Hub cannot be reached.
     """
-    folder = Path(repo_or_folder, subfolder or "")
+    folder = Path(expand(repo_or_folder), subfolder or "")
     if (folder / name).is_file():
         return folder / name
     if folder.is_dir():
         raise FileAbsentError(f"Can't find '{name}' at '{folder}': the folder has no such file")
-    if _looks_like_path(repo_or_folder):
+    if folder.exists():
+        raise AdapterError(f"{folder} is a file; an adapter is a folder")
+    if looks_like_path(repo_or_folder):
         raise AdapterError(f"Can't find '{name}' at '{folder}': there is no such folder")
-    return _download(repo_or_folder, name, subfolder=subfolder, **kwargs)
+    inside = f"{subfolder}/{name}" if subfolder else name
+    try:
+        path = snapshot(repo_or_folder, [inside], **kwargs) / inside
+    except AdapterError as error:  # told as PEFT begins to tell it
+        raise AdapterError(f"Can't find '{name}' at '{repo_or_folder}': {error}") from error
+    if not path.is_file():
+        where = f"{repo_or_folder}/{subfolder}" if subfolder else repo_or_folder
+        raise FileAbsentError(f"Can't find '{name}' at '{where}': the repository has no such file")
+    return path
 
 
-def _download(repo_id: str, name: str, **kwargs: Any) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def snapshot(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
+    """The cached folder of an adapter's repository, with its files of these patterns.
 
-    known = inspect.signature(hf_hub_download).parameters
+    The Hub is asked once, and not again when it does not answer: ``hf_hub_download`` would try for half a minute.
+    Without a network the cache serves.
+
+    Args:
+        **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only``; others are left aside.
+
+    Raises:
+        AdapterError: the Hub does not have it or does not give it, or cannot be reached and the cache lacks it.
+    """
+    if "/" not in repo_id:
+        raise AdapterError(f"there is no folder {repo_id} here; an adapter on the Hub is named owner/name")
+    import huggingface_hub
+
+    known = inspect.signature(huggingface_hub.snapshot_download).parameters
     options = {k: v for k, v in kwargs.items() if k in known and v is not None}
-    if "use_auth_token" in kwargs:
+    if kwargs.get("use_auth_token") is not None:
         options.setdefault("token", kwargs["use_auth_token"])
     try:
-        return Path(hf_hub_download(repo_id, name, **options))
-    except Exception as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            folder = f"{repo_id}/{options['subfolder']}" if options.get("subfolder") else repo_id
-            raise FileAbsentError(f"Can't find '{name}' at '{folder}': the repository has no such file") from error
-        if isinstance(error, LocalEntryNotFoundError) and _is_known_to_be_absent(repo_id, name, options):
-            raise FileAbsentError(f"Can't find '{name}' at '{repo_id}': the repository has no such file") from error
-        if isinstance(error, RevisionNotFoundError):
-            raise AdapterError(
-                f"Can't find '{name}' at '{repo_id}': the repository has no revision {options['revision']!r}"
-            ) from error
-        if isinstance(error, RepositoryNotFoundError):
-            raise AdapterError(
-                f"Can't find '{name}' at '{repo_id}': it is not a folder here, and there is no such repository on the "
-                "Hub, or it is private and you are not logged in (hf auth login)"
-            ) from error
-        reason = str(error).strip().split("\n")[0]
-        raise AdapterError(
-            f"Can't find '{name}' at '{repo_id}': it is neither a folder here nor to be had from the Hub ({reason})"
-        ) from error
+        with _quiet():
+            return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
+    except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
+        partial = getattr(error, "snapshot_path", None)  # no network, and some of the files are not cached
+        if partial is not None:
+            return Path(partial)
+        raise AdapterError(_reason(error, repo_id, options.get("revision"))) from error
 
 
-def _is_known_to_be_absent(repo_id: str, name: str, options: dict[str, Any]) -> bool:
-    """Whether the Hub, when it could be reached, said that there is no such file."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-
-    path = f"{options['subfolder']}/{name}" if options.get("subfolder") else name
-    where = {key: options[key] for key in ("cache_dir", "revision", "repo_type") if key in options}
-    return try_to_load_from_cache(repo_id, path, **where) is _CACHED_NO_EXIST
-
-
-def _looks_like_path(name: str) -> bool:
-    """Whether ``name`` cannot be a repository id (``owner/name`` or ``name``)."""
+def looks_like_path(name: str) -> bool:
+    """Whether ``name`` cannot be a repository (``owner/name``), nor the name of a folder alone."""
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        address = f"{constants.ENDPOINT}/{repo_id}"
+        return f"{repo_id} is gated; ask for access at {address} and log in (hf auth login)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r} on the Hub"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{repo_id} is neither a folder here nor an adapter on the Hub (if it is private: hf auth login)"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{repo_id} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{repo_id} is no folder here, and cannot be had from the Hub: {reason}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines and bars of the Hub's client; afterwards all is as it was."""
+    from huggingface_hub import utils
+
+    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity_error()
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(level)
+        if bars:
+            utils.enable_progress_bars()

@@ -14,8 +14,9 @@ from .errors import BaseModelError, SoftPromptError
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line for the person at the terminal, on stderr; what that cannot show is escaped."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
 
 
 def essence(error: BaseException) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import CONFIG_NAME, PromptTuningConfig
+from .config import CONFIG_NAME, PeftConfig, PromptTuningConfig
 from .encode import Encoder
 from .errors import AdapterError, ConfigError
-from .hubfiles import FileAbsentError, find_file
+from .hubfiles import FileAbsentError, find_file, looks_like_path, snapshot
 from .options import ModelOptions
 from .task import TASK_NAME, Task
 
@@ -66,9 +66,10 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         AdapterError: the adapter is missing, damaged or does not fit the base model.
         BaseModelError: the base model cannot be had.
     """
-    from .adapter import read_config
+    from .adapter import find_weights, read_config
     from .base import load_base
     from .model import PeftModel
+    from .vocabulary import grow, own_tokenizer
 
     config = read_config(adapter)
     if not model_given:
@@ -79,6 +80,10 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
             update={"model_name_or_path": config.base_model_name_or_path, "revision": revision}
         )
     base = load_base(options)
+    own = own_tokenizer(adapter, trust_remote_code=options.trust_remote_code)
+    grow(base.model, find_weights(adapter), own)
+    if own is not None and len(own) > len(base.tokenizer):
+        base = replace(base, tokenizer=own)
     if model_given and config.base_model_name_or_path not in (None, base.name):
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)
@@ -101,36 +106,15 @@ def check_same_base(adapter: str, trained_on: str, given: str) -> None:
 
 
 def fetch_adapter(adapter: str) -> None:
-    """Bring an adapter of the Hub into the cache; nothing to do for a folder.
-
-    One question to the Hub for all files: a wrong name, or no network, is told at once, where asking for each
-    file would try again and again for half a minute.
+    """Check that an adapter is there and of a kind that softprompt handles; one of the Hub goes into the cache.
 
     Raises:
-        AdapterError: the Hub does not know it or does not give it, or cannot be reached and the cache has nothing
-            of it.
+        AdapterError: there is no such adapter, it is of another kind, or the Hub cannot be reached and the cache has
+            nothing of it.
     """
-    if Path(adapter).exists() or adapter.startswith((".", "~", "/")) or adapter.count("/") != 1:
-        return
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    address = f"{constants.ENDPOINT}/{adapter}"
-    try:
-        huggingface_hub.snapshot_download(adapter, allow_patterns=[CONFIG_NAME, TASK_NAME, "*.safetensors"])
-    except errors.GatedRepoError:
-        raise AdapterError(f"{adapter} is gated; ask for access at {address} and log in (hf auth login)") from None
-    except errors.RepositoryNotFoundError:
-        raise AdapterError(
-            f"{adapter} is neither a folder here nor an adapter on the Hub (if it is private: hf auth login)"
-        ) from None
-    except errors.LocalEntryNotFoundError:
-        raise AdapterError(
-            f"{adapter} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
-        ) from None
-    except Exception as error:  # a name that cannot be one, a reply of 5xx, what its HTTP library raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise AdapterError(f"{adapter} is no folder here, and cannot be had from the Hub: {reason}") from error
+    if not Path(adapter).exists() and not looks_like_path(adapter):
+        snapshot(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
+    PeftConfig.from_pretrained(adapter)
 
 
 def read_task(adapter: str) -> Task | None:

@@ -9,23 +9,34 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .absent import absent
 from .errors import ConfigError
+from .files import expand
 
 EMBEDDED_MODEL = "smollm2-135m"
+
+
+NameOrPath = Annotated[str, AfterValidator(expand)]
+"""A folder or file, or a name of something else; a leading ``~`` or ``~user`` is replaced, as in every ``Path``."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        return Path(expand(str(value))) if isinstance(value, Path) else value
+
 
 class ModelOptions(_Options):
     """Which base model, and how it is loaded."""
 
-    model_name_or_path: str = Field(
+    model_name_or_path: NameOrPath = Field(
         EMBEDDED_MODEL,
         description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (the embedded default).",
     )
@@ -41,7 +52,7 @@ class ModelOptions(_Options):
 class DataOptions(_Options):
     """Where rows come from, and how one becomes a text."""
 
-    dataset_name: str | None = Field(
+    dataset_name: NameOrPath | None = Field(
         None, description="A data set of the Hub, or 'complaints' (comes with softprompt)."
     )
     dataset_config_name: str | None = Field(None, description="Configuration of the Hub data set.")
@@ -55,9 +66,14 @@ class DataOptions(_Options):
         ["text"], min_length=1, description="Column of the text; may be given several times."
     )
     label_column: str = Field("label", description="Column of the label or target text.")
+    column_names: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the columns, such as label,text, for .csv and .tsv files without a header.",
+    )
     template: str | None = Field(
         None,
-        description="What the model reads, with {column} fields "
+        description="What the model reads, with {column} fields; \\n is a line break "
         "[default: by recipe; guide: '{text_column} : {text} Label : '].",
     )
     task: Literal["auto", "classification", "generation"] = Field(
@@ -76,6 +92,36 @@ class DataOptions(_Options):
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
+
+    @field_validator("text_column", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("column_names", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: Any) -> Any:
+        """``label,text`` is two names, as a text and as the only item that a command line gives."""
+        given = [value] if isinstance(value, str) else value
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+            return [name.strip() for name in given[0].split(",")]
+        return given
+
+    @field_validator("column_names")
+    @classmethod
+    def _named_once(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if not name or (value or []).count(name) > 1:
+                raise ValueError(f"the name {name!r} is {'there twice' if name else 'empty'}; name each column once")
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """Numbers may be labels; rows have them as text."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [str(each) if isinstance(each, (int, float)) else each for each in value]
 
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
@@ -138,7 +184,13 @@ class OptimizerOptions(_Options):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Beta 2 of AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
     max_grad_norm: float = Field(0.0, ge=0, description="Gradient clipping; 0 is off, as in the guide.")
-    num_train_epochs: int = Field(50, ge=1, description="Passes over the training rows.")
+    num_train_epochs: float = Field(50, gt=0, description="Passes over the training rows.")
+    max_steps: int = Field(
+        -1,
+        ge=-1,
+        description="Optimiser steps of a prompt, in place of num_train_epochs; prompts of num_folds take at most so "
+        "many. -1 is off.",
+    )
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
     per_device_eval_batch_size: int = Field(32, ge=1, description="Rows of one evaluation pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
@@ -158,8 +210,18 @@ class OptimizerOptions(_Options):
         "linear", description="Course of the learning rate."
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
+    warmup_steps: float = Field(
+        0, ge=0, description="Steps that warm up, in place of warmup_ratio; below 1, a share. 0 is off."
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
     full_determinism: bool = Field(False, description="Deterministic algorithms alone (slower on a GPU).")
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("give a number of steps, or -1 for num_train_epochs")
+        return value
 
 
 class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
@@ -175,7 +237,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     )
     output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
     overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
-    resume_from_checkpoint: str | None = Field(
+    resume_from_checkpoint: NameOrPath | None = Field(
         None, description="'true' or 'last' for the newest checkpoint in output_dir, or a checkpoint folder."
     )
     eval_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to validate.")
@@ -190,6 +252,19 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")
     dry_run: bool = Field(False, description="Show the first rows as the model will see them, and stop.")
+
+    @field_validator("resume_from_checkpoint", mode="before")
+    @classmethod
+    def _as_in_trainer(cls, value: Any) -> Any:
+        """YAML's ``true`` and ``false``, as ``Trainer.train`` takes them."""
+        return ("true" if value else None) if isinstance(value, bool) else value
+
+    @field_validator("metric_for_best_model", mode="before")
+    @classmethod
+    def _with_and_without_eval(cls, value: Any) -> Any:
+        """``loss``, ``eval_accuracy`` and so on, which are the same to ``Trainer``."""
+        bare = value.removeprefix("eval_") if isinstance(value, str) else value
+        return "eval_loss" if bare == "loss" else bare
 
     @model_validator(mode="after")
     def _strategies(self) -> TrainOptions:
@@ -220,7 +295,8 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
         if name not in cls.model_fields:
-            raise ConfigError(f"{prefix}unknown option {name!r}{nearest(name, cls.model_fields)}")
+            unknown = absent(name) or f"unknown option {name!r}{nearest(name, cls.model_fields)}"
+            raise ConfigError(f"{prefix}{unknown}")
     try:
         return cls(**values)
     except ValidationError as error:
@@ -231,11 +307,15 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
             raise ConfigError(f"{prefix}{message}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{prefix}the option {name} is required") from None
-        raise ConfigError(f"{prefix}{name}={first['input']!r} will not do: {_plain(first)}") from None
+        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} will not do: {_plain(first)}") from None
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a flat YAML file of options.
+def read_yaml(path: str | os.PathLike[str], *, as_written: bool = False) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Args:
+        as_written: keep words and numbers as the texts that they are in the file, but for an option without a value,
+            which is ``None``. The options know their types; YAML would make ``[yes, 010]`` of labels ``[True, 8]``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -243,7 +323,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = _load_as_written(text) if as_written else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -255,10 +336,39 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+def _load_as_written(text: str) -> Any:
+    import yaml
+
+    null, merge = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+    by_first_letter = yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+    class Loader(yaml.SafeLoader):
+        """Takes a word for what it says, but for null where it is not in a list."""
+
+        def construct_sequence(self, node: Any, deep: bool = False) -> Any:
+            for item in node.value:
+                item.tag = "tag:yaml.org,2002:str" if item.tag == null else item.tag
+            return super().construct_sequence(node, deep=deep)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [one for one in found if one[0] in (null, merge)] for first, found in by_first_letter
+    }
+    return yaml.load(text, Loader)
+
+
 def nearest(name: str, known: Any, least: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or nothing; ``least`` is how near, in 0..1."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as it was given: numbers arrive as texts, from a command line and from YAML."""
+    try:
+        float(value)
+        return str(value)
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 def _plain(error: Any) -> str:

@@ -411,6 +411,12 @@ class PeftModel(nn.Module):
 
         return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
 
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the card of the active adapter into ``output_dir/README.md``, which ``Trainer`` may have written."""
+        from .saving import update_model_card
+
+        update_model_card(self, Path(output_dir))
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the adapters to a repository of the Hub, which is created if need be.
 
@@ -427,7 +433,7 @@ class PeftModel(nn.Module):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
-        if set(state_dict) == {files.key_of(files.placement_of(self.active_peft_config))}:
+        if files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
             from .state import set_peft_model_state_dict
 
             set_peft_model_state_dict(self, state_dict, self.active_adapter)

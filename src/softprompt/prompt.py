@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .config import PromptTuningConfig
@@ -12,7 +14,10 @@ from .initialize import initial_rows
 
 
 class PromptEmbedding(nn.Module):
-    """Virtual tokens, always float32 whatever the base model's number type.
+    """Virtual tokens, in float32 whatever the base model's number type.
+
+    ``model.half()`` or ``model.to(torch.bfloat16)`` leaves them in float32: steps of an optimiser would be lost, or
+    overflow, in 16 bits. ``model.double()`` is followed, since nothing is lost, and ``model.float()`` takes it back.
 
     Args:
         config: a filled config (``num_virtual_tokens`` and ``token_dim`` known).
@@ -43,3 +48,13 @@ class PromptEmbedding(nn.Module):
     def matrix(self) -> nn.Parameter:
         """The prompt itself, ``[P, D]`` (a plain tensor in the replicas of ``nn.DataParallel``)."""
         return self.embedding.weight  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What ``to``, ``half``, ``cuda`` and the like go through: devices are followed, number types up to a point."""
+        return super()._apply(lambda tensor: _kept_exact(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+
+
+def _kept_exact(before: Tensor, after: Tensor) -> Tensor:
+    """``after``, or ``before`` where ``after`` is, if that has fewer than 32 bits."""
+    exact = torch.promote_types(after.dtype, torch.float32)
+    return after if after.dtype == exact else before.to(device=after.device, dtype=exact)

@@ -103,7 +103,7 @@ def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: 
         share: see ``Readout``.
     """
     layers = middle_layers(means.shape[1])
-    states = means[:, layers].double().cpu()
+    states = means[:, layers].cpu().double()  # MPS has no float64
     deviation = states.std(0, unbiased=False).clamp_min(1e-6)
     scale = 1 / (len(layers) * deviation)
     centre = (states.mean(0) * scale).sum(0)

@@ -33,6 +33,7 @@ from .report.folder import CARD_NAME, write_card
 from .report.update import update_card
 from .state import set_peft_model_state_dict
 from .task import TASK_NAME
+from .vocabulary import enlarged, grow, own_tokenizer, restore
 
 TRAINER_WEIGHTS_NAME = "model.safetensors"
 SHARED = [
@@ -82,13 +83,23 @@ def save_adapters(
         assert isinstance(config, PromptTuningConfig)
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = getattr(model.base_model, "name_or_path", None) or None
-        files.write_prompt(target, model.get_prompt_embedding_to_save(name), placement=config.prompt_placement)
+        beside = enlarged(model.base_model, config.base_model_name_or_path, config.revision)
+        prompt = model.get_prompt_embedding_to_save(name)
+        files.write_prompt(target, prompt, placement=config.prompt_placement, beside=beside)
         replace(config, inference_mode=True).save_pretrained(target)
         if from_trainer and "peft" not in sys.modules:
             # Trainer without PEFT looks for the best weights under this name only: the same 33 kB again.
             shutil.copyfile(target / files.WEIGHTS_NAME, target / TRAINER_WEIGHTS_NAME)
     if (folder / CONFIG_NAME).is_file():
         write_card(folder)
+
+
+def update_model_card(model: PeftModel, folder: Path) -> None:
+    """What ``PeftModel.create_or_update_model_card`` does."""
+    config = model.active_peft_config
+    base = config.base_model_name_or_path or getattr(model.base_model, "name_or_path", None) or None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_card(folder, config=replace(config, base_model_name_or_path=base).to_dict())
 
 
 def load_model(
@@ -103,6 +114,7 @@ def load_model(
     if config is not None and not isinstance(config, PeftConfig):
         raise ConfigError(f"config must be a PeftConfig, not {type(config).__name__}")
     config, prompt = _read(model, model_id, config, **hub)
+    restore(model, files.find_weights(model_id, **hub), str(model_id))
     config.inference_mode = True  # no start is drawn, and no tokenizer is needed to load
     wrapped = PeftModelForCausalLM(model, config, adapter_name)
     set_peft_model_state_dict(wrapped, {files.key_of(config.prompt_placement): prompt}, adapter_name)
@@ -114,9 +126,11 @@ def load_into(
     model: PeftModel, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool, **hub: Any
 ) -> Any:
     """What ``PeftModel.load_adapter`` does."""
+    weights = files.find_weights(model_id, **hub)
+    restore(model.base_model, weights, str(model_id), shared=True)
     if adapter_name in model.peft_config:
         placement = files.placement_of(model.peft_config[adapter_name])
-        prompt = files.read_prompt(files.find_weights(model_id, **hub), placement)
+        prompt = files.read_prompt(weights, placement)
         result = set_peft_model_state_dict(model, {files.key_of(placement): prompt}, adapter_name)
         if is_trainable:
             model.peft_config[adapter_name].inference_mode = False
@@ -200,6 +214,8 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
         AdapterError: the folder is not an adapter, or is damaged.
         AdapterError: the Hub cannot be reached, or refuses.
     """
+    if not folder.is_dir():
+        raise AdapterError(f"there is no folder {folder}; what is pushed is the folder of an adapter")
     config = files.read_config(folder)
     files.read_prompt(files.find_weights(folder), config.prompt_placement)
     write_card(folder, repo_id)
@@ -261,6 +277,9 @@ class AutoPeftModelForCausalLM:
     ) -> PeftModelForCausalLM:
         """Load the base model, then the adapter onto it.
 
+        The base gets as many embeddings as the adapter's file brings or, as in PEFT, as the tokenizer beside the
+        adapter has tokens, where those are more.
+
         Args:
             revision: of the adapter's repository; the base model's revision is in the adapter's config.
             **kwargs: ``subfolder``, ``token``, ``cache_dir``, ``local_files_only`` for the adapter; what
@@ -292,4 +311,8 @@ class AutoPeftModelForCausalLM:
             except OSError as error:
                 reason = str(error).strip().split("\n")[0]
                 raise BaseModelError(f"the base model {name} cannot be had: {reason}") from error
+        adapter, code = str(pretrained_model_name_or_path), kwargs.get("trust_remote_code", False)
+        outside = {name: value for name, value in hub.items() if name != "subfolder"}  # where PEFT looks for it
+        tokenizer = own_tokenizer(adapter, trust_remote_code=code, **outside)
+        grow(base, files.find_weights(adapter, **hub), tokenizer)
         return load_model(base, pretrained_model_name_or_path, adapter_name, is_trainable, config, **hub)

@@ -65,7 +65,7 @@ def calls(
     """
     if ways(base.base_model)[0] == "levels":
         longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
-        return packs([longest * len(labels) * max(behind, 1)] * len(texts), KEYS_PER_CALL)
+        return packs([longest * max(len(labels), 1) * max(behind, 1)] * len(texts), KEYS_PER_CALL)
     branches = branch_tokens(labels)
     below = behind * (num_virtual_tokens + branches) or branches
     return packs([len(text) + below for text in texts], TOKENS_WITH_STATES if with_states else TOKENS_PER_CALL)

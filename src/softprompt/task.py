@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from .errors import AdapterError, DataError
 from .files import read_json, write_json
+from .template import is_missing
 
 TASK_NAME = "task.json"
 LabelScoring = Literal["text", "start"]
@@ -57,10 +58,20 @@ class Task:
             DataError: the row has no label.
         """
         value = fields.get(self.label_column)
-        text = "" if value is None else str(value).strip()
-        if not text:
+        if is_missing(value):
             raise DataError(f"{where}: the column {self.label_column!r} is empty; every row needs a label here")
-        return text
+        return str(value).strip()
+
+    def check_text(self, fields: Mapping[str, Any], where: str) -> None:
+        """Check that a row has a text: content in its text column, or in one of several at least.
+
+        Raises:
+            DataError: all of the row's text columns are empty.
+        """
+        if all(is_missing(fields.get(column)) for column in self.text_columns):
+            names = " and ".join(repr(column) for column in self.text_columns)
+            what = f"the column {names} is empty" if len(self.text_columns) == 1 else f"the columns {names} are empty"
+            raise DataError(f"{where}: {what}; every row needs a text")
 
     def save(self, folder: Path) -> None:
         """Write ``task.json`` into ``folder``."""

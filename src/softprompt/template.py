@@ -12,7 +12,9 @@ Two fields are short forms, so that one template fits every data set with one te
 ``{text_column}``   the name of the text column, unless the data have a column of that name
 ==================  ==================================================================================
 
-``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone.
+``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. A template as a
+user gives it may say ``\\n`` for a line break, ``\\t`` for a tab and ``\\\\`` for a backslash, as a shell passes
+them on; what is stored holds the characters themselves.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ DEFAULT_TEMPLATE = "{text_column} : {text} Label : "
 """The template of the guide, for one text column; several get a ``name : value`` each."""
 
 _PIECES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 _MOST_LISTED = 20
 
 
-class _Piece(NamedTuple):
-    """A run of literal text, or a field and the column it names."""
+class Piece(NamedTuple):
+    """A run of text: the template's own words, or of a field (``is_field``) the column's name or its content."""
 
     text: str
     is_field: bool
@@ -62,7 +65,7 @@ class Template:
         return f"Template({self.source!r}, {list(self.text_columns)!r})"
 
     def render(self, values: Mapping[str, Any], where: str) -> str:
-        """The text of one row: ``None`` gives nothing, numbers their usual digits.
+        """The text of one row: a missing value gives nothing, numbers their usual digits.
 
         Args:
             values: the columns of the row; more than the template reads do no harm.
@@ -71,12 +74,21 @@ class Template:
         Raises:
             DataError: a column is missing, or holds something that is not one text or number.
         """
-        parts = []
+        return "".join(piece.text for piece in self.pieces(values, where))
+
+    def pieces(self, values: Mapping[str, Any], where: str) -> list[Piece]:
+        """What ``render`` joins: the template's own words, neighbours as one piece, and the contents of columns."""
+        found: list[Piece] = []
         for piece in self._pieces:
             if piece.is_field and piece.text not in values:
                 piece = self._short.get(piece.text, piece)
-            parts.append(self._value(piece.text, values, where) if piece.is_field else piece.text)
-        return "".join(parts)
+            if piece.is_field:
+                found.append(Piece(self._value(piece.text, values, where), True))
+            elif found and not found[-1].is_field:
+                found[-1] = Piece(found[-1].text + piece.text, False)
+            else:
+                found.append(piece)
+        return found
 
     def _value(self, column: str, values: Mapping[str, Any], where: str) -> str:
         if column not in values:
@@ -89,7 +101,7 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
     """The form of a template that is stored: every field is the plain name of a column.
 
     Args:
-        template: as the user gave it; ``None`` for the default.
+        template: as the user gave it, with ``\\n`` for a line break and so on; ``None`` for the default.
         text_columns: the columns that hold the text, at least one.
         columns: all columns of the data, to check the fields against; ``None`` leaves them unchecked.
 
@@ -100,7 +112,7 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
     if template is None:
         return _default(names)
     known = names if columns is None else tuple(columns)
-    pieces = _parse(template)
+    pieces = [p if p.is_field else Piece(_unescaped(p.text), False) for p in _parse(template)]
     short = _short_forms(pieces, names, known=known)
     pieces = [short.get(p.text, p) if p.is_field else p for p in pieces]
     if columns is not None:
@@ -117,16 +129,33 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
 def renamed(template: str, names: Mapping[str, str]) -> str:
     """A stored template whose fields have other names; its words stay."""
     pieces = _parse(template)
-    return _join(_Piece(names.get(p.text, p.text), p.is_field) if p.is_field else p for p in pieces)
+    return _join(Piece(names.get(p.text, p.text), p.is_field) if p.is_field else p for p in pieces)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found.group()], text)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: ``None``, NaN, NaT, pandas' ``NA``, or a text of blanks.
+
+    Texts that only name such a value, such as ``"NA"`` or ``"None"``, are texts.
+    """
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    try:
+        return bool(value != value)  # NaN and NaT
+    except (TypeError, ValueError, ArithmeticError):  # NA; an array; a decimal's signalling NaN
+        return type(value).__name__ in ("NAType", "Decimal")
 
 
 def to_text(value: Any, column: str, where: str) -> str:
-    """The text of one cell: ``None`` gives nothing, numbers and dates their usual form.
+    """The text of one cell: a missing value gives nothing, numbers and dates their usual form.
 
     Raises:
         DataError: the cell holds a list, an object or bytes, or half of a surrogate pair.
     """
-    if value is None:
+    if not isinstance(value, str) and is_missing(value):
         return ""
     if isinstance(value, (bytes, bytearray, Mapping, Sequence, set)) and not isinstance(value, str):
         kind = type(value).__name__
@@ -157,15 +186,15 @@ def listed(names: Iterable[str]) -> str:
     return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
 
 
-def _parse(template: str) -> list[_Piece]:
+def _parse(template: str) -> list[Piece]:
     pieces = []
     end = 0
     for match in _PIECES.finditer(template):
-        pieces.append(_Piece(template[end : match.start()], False))
+        pieces.append(Piece(template[end : match.start()], False))
         end = match.end()
         found = match.group()
         if found in ("{{", "}}"):
-            pieces.append(_Piece(found[0], False))
+            pieces.append(Piece(found[0], False))
         elif match.group(1) is None:
             raise DataError(
                 f"the template {_shown(template)} has a single {found!r} at character {match.start() + 1}; "
@@ -174,12 +203,12 @@ def _parse(template: str) -> list[_Piece]:
         elif not match.group(1).strip():
             raise DataError(f"the template {_shown(template)} has an empty field {found!r}; name a column in it")
         else:
-            pieces.append(_Piece(match.group(1), True))
-    pieces.append(_Piece(template[end:], False))
+            pieces.append(Piece(match.group(1), True))
+    pieces.append(Piece(template[end:], False))
     return [piece for piece in pieces if piece.text]
 
 
-def _short_forms(pieces: Sequence[_Piece], text_columns: tuple[str, ...], known: Sequence[str]) -> dict[str, _Piece]:
+def _short_forms(pieces: Sequence[Piece], text_columns: tuple[str, ...], known: Sequence[str]) -> dict[str, Piece]:
     """What ``{text}`` and ``{text_column}`` stand for in this template; empty where they are columns."""
     fields = _fields(pieces)
     used = [name for name in ("text", "text_column") if name in fields and name not in known]
@@ -189,7 +218,7 @@ def _short_forms(pieces: Sequence[_Piece], text_columns: tuple[str, ...], known:
             f"{{{used[0]}}} in a template stands for the only text column, but there are {len(text_columns)}; "
             f"name the columns instead: {instead}"
         )
-    forms = {"text": _Piece(text_columns[0], True), "text_column": _Piece(text_columns[0], False)}
+    forms = {"text": Piece(text_columns[0], True), "text_column": Piece(text_columns[0], False)}
     # A template that names its text column means another column by {text}: so a stored template is never
     # ambiguous, even where whoever serves it leaves that other column out.
     if text_columns[0] in fields:
@@ -237,11 +266,11 @@ def _default(text_columns: tuple[str, ...]) -> str:
     return " ".join(f"{name} : {{{name}}}" for name in text_columns) + " Label : "
 
 
-def _fields(pieces: Iterable[_Piece]) -> tuple[str, ...]:
+def _fields(pieces: Iterable[Piece]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(piece.text for piece in pieces if piece.is_field))
 
 
-def _join(pieces: Iterable[_Piece]) -> str:
+def _join(pieces: Iterable[Piece]) -> str:
     return "".join(f"{{{p.text}}}" if p.is_field else p.text.replace("{", "{{").replace("}", "}}") for p in pieces)
 
 

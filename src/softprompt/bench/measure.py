@@ -17,7 +17,7 @@ import torch
 from ..errors import TrainingError
 from ..libraries import quiet
 from .models import load_models, twin
-from .names import DROP_IN, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES
+from .names import DROP_IN, GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES
 from .options import BenchOptions
 from .rows import read_work
 
@@ -105,9 +105,9 @@ class Subject(ABC):
 
 
 def side_names(options: BenchOptions, subject: str) -> list[str]:
-    """The sides that take turns; ``suffix`` is compared with our own ``prefix``, PEFT or no PEFT."""
+    """The sides that take turns; ``suffix`` and ``classes`` are compared with training of ours, PEFT or no PEFT."""
     names = list(TITLES[subject])
-    return [name for name in names if name in (PREFIX, OURS)] if options.against == "none" else names
+    return [name for name in names if name in (PREFIX, GUIDE, OURS)] if options.against == "none" else names
 
 
 def measure(subject: Subject, progress: Progress) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def speeds(rows: int, times: dict[str, list[float]]) -> dict[str, Any]:
     speed = {name: rows / statistics.median(seconds) for name, seconds in times.items()}
     found: dict[str, Any] = {f"{KEY_PREFIX[name]}rows_per_second": value for name, value in speed.items()}
     for name in (OURS, DROP_IN):
-        for other in (PEFT_GUIDE, PEFT_BEST, PREFIX):
+        for other in (PEFT_GUIDE, PEFT_BEST, PREFIX, GUIDE):
             if name in speed and other in speed:
                 versus = KEY_PREFIX[other].rstrip("_")
                 found[f"{KEY_PREFIX[name]}speedup_vs_{versus}"] = speed[name] / speed[other]
@@ -194,7 +194,8 @@ def peaks(subject: str, options: BenchOptions, progress: Progress) -> dict[str, 
     own = _peak_in_own_process(subject, OURS, options, progress)
     found: dict[str, Any] = {"peak_memory_bytes": own}
     sides = side_names(options, subject)
-    for other, key, ratio in ((PEFT_GUIDE, "peft", "memory_ratio"), (PREFIX, "prefix", "memory_ratio_vs_prefix")):
+    others = (PEFT_GUIDE, "peft", "memory_ratio"), *((n, n, f"memory_ratio_vs_{n}") for n in (PREFIX, GUIDE))
+    for other, key, ratio in others:
         if other in sides:
             peak = _peak_in_own_process(subject, other, options, progress)
             found |= {f"{key}_peak_memory_bytes": peak, ratio: own / peak}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-SUBJECTS = ("train", "suffix", "evaluate", "generate", "tasks")
+SUBJECTS = ("train", "suffix", "classes", "evaluate", "generate", "tasks")
 """What can be measured."""
 
 PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "softprompt"
 PREFIX = "prefix"
 """Our own training with the prompt before the text, which ``suffix`` is compared with."""
+GUIDE = "guide"
+"""Our own training by the guide's recipe, which ``classes`` is compared with."""
 
-KEY_PREFIX = {OURS: "", DROP_IN: "drop_in_", PREFIX: "prefix_", PEFT_GUIDE: "peft_guide_", PEFT_BEST: "peft_best_"}
+KEY_PREFIX = {
+    OURS: "",
+    DROP_IN: "drop_in_",
+    PREFIX: "prefix_",
+    GUIDE: "guide_",
+    PEFT_GUIDE: "peft_guide_",
+    PEFT_BEST: "peft_best_",
+}
 """What a side's figures are called in the JSON object: ``peft_guide_rows_per_second``."""
 
 TITLES = {
@@ -22,6 +31,10 @@ TITLES = {
     "suffix": {
         PREFIX: "softprompt train",
         OURS: "softprompt train --prompt_placement suffix",
+    },
+    "classes": {
+        GUIDE: "softprompt train --recipe guide",
+        OURS: "softprompt train --recipe default",
     },
     "evaluate": {
         PEFT_GUIDE: "PEFT, the guide's evaluation",

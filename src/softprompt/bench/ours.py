@@ -19,6 +19,7 @@ from ..engine.plans import default_tokens_per_pack, join, plan_choices
 from ..engine.texts import Texts
 from ..evaluate import Classes, label_log_probs, plan_examples
 from ..options import TrainOptions
+from ..train.choices import backward_classes, packs_of_choices
 from ..train.packs import backward_behind, packs_behind, packs_in_front
 from ..types import Example
 from ..wrap import get_peft_model
@@ -43,6 +44,18 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
     loss = mean_loss(base, plans, prompt)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), planning
+
+
+def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
+    """As ``train_step``, with the cross-entropy between all labels; returns the loss."""
+    parts = packs_of_choices(batch, classes, len(prompt), 0, default_tokens_per_pack(prompt.device))
+    return backward_classes(base, prompt, parts, classes, None, behind=False)
+
+
+def size_of_choices(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
+    """Tokens of texts and labels of a batch, each once, and positions that need logits."""
+    plan = plan_choices(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
+    return plan.tree.num_tokens - 1, len(plan.predictors.unique())  # type: ignore[no-untyped-call]
 
 
 def texts_of(base: Any) -> Texts:

@@ -31,6 +31,18 @@ def loss_and_gradient(
     return total, leaf.grad
 
 
+def choice_loss_and_gradient(
+    base: Any, prompt: Tensor, text: Sequence[int], labels: Sequence[Sequence[int]], gold: int
+) -> tuple[float, Tensor]:
+    """Cross-entropy between the labels behind a text, and its gradient ``[P, D]``, label by label."""
+    log_shares = label_scores(base, prompt, [text], labels)[0].log_softmax(-1)
+    leaf = prompt.detach().clone().requires_grad_()
+    for number, (label, share) in enumerate(zip(labels, log_shares.exp().tolist(), strict=True)):
+        (_log_probs(base, leaf, text, label).sum() * (share - (number == gold))).backward()
+    assert leaf.grad is not None
+    return -float(log_shares[gold]), leaf.grad
+
+
 @torch.no_grad()
 def label_scores(base: Any, prompt: Tensor, texts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> Tensor:
     """Log-probability ``[B, C]`` of each label behind each text."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SoftPromptError
-from ..files import read_json, write_json, write_text
+from ..files import expand, read_json, write_json, write_text
 from .tables import BLOOM, GEMMA, SMOLLM2, as_markdown
 
 GEMMA_VARIABLE = "SOFTPROMPT_BENCH_GEMMA"
@@ -69,6 +69,7 @@ def plan(gemma: str | None) -> list[Measurement]:
         if model != BLOOM:  # 16 adapters and texts of 2 GiB of weights take long, and show nothing new
             stream = ("--per_device_train_batch_size", "4")
             found.append(Measurement(model, ("suffix", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
+            found.append(Measurement(model, ("classes", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
             found.append(Measurement(model, ("tasks", *base, *_virtual(8), *stream, *few)))
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
         size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens))
@@ -124,7 +125,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if platform.system() == "Linux" else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
 
@@ -187,11 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="softprompt.bench.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--only", action="append", default=[], help="commands with this word alone; may be repeated")
-    parser.add_argument("--gemma", default=os.environ.get(GEMMA_VARIABLE), help=f"Gemma 3 270M [${GEMMA_VARIABLE}]")
-    parser.add_argument("--train_file", help="rows [default: the packaged ones]")
+    parser.add_argument(
+        "--gemma", type=expand, default=os.environ.get(GEMMA_VARIABLE), help=f"Gemma 3 270M [${GEMMA_VARIABLE}]"
+    )
+    parser.add_argument("--train_file", type=expand, help="rows [default: the packaged ones]")
     parser.add_argument("--text_column", default="text")
     parser.add_argument("--label_column", default="label")
-    parser.add_argument("--folder", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--folder", type=lambda name: Path(expand(name)), default=Path("benchmarks"))
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE} anew")
     given = parser.parse_args(argv)
     if given.page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+from .classes import ManyClasses
 from .evaluate import Evaluation
 from .generate import Generation
 from .measure import Progress, Subject, measure, peaks
@@ -14,7 +15,7 @@ from .tasks import MixedTasks
 from .train import Training
 
 _SUBJECTS: dict[str, type[Subject]] = {
-    each.name: each for each in (Training, SuffixTraining, Evaluation, Generation, MixedTasks)
+    each.name: each for each in (Training, SuffixTraining, ManyClasses, Evaluation, Generation, MixedTasks)
 }
 
 

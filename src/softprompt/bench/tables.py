@@ -19,7 +19,7 @@ AIMS = {
 }
 """What was aimed at: training speed against the guide's loop, and peak memory relative to PEFT's."""
 
-SUFFIX_AIM, EVALUATION_AIM, TASKS_AIM, SCALING_AIM = 2.5, 10.0, 5.0, 0.25
+SUFFIX_AIM, EVALUATION_AIM, TASKS_AIM, SCALING_AIM, CLASSES_AIM = 2.5, 10.0, 5.0, 0.25, 3.0
 
 
 _TEXTS = {
@@ -37,6 +37,10 @@ and all else count as nothing. The share is of the faster library's bound; in br
 own `softprompt train`: forward and backward of a batch of 8 rows, all with texts of at least 30 tokens, template
 included. PEFT has no such thing. Aimed at: {SUFFIX_AIM:g}x. *Reading*: texts a second, paid once for all epochs.
 *Gradient*: as above, of rows in the order text, prompt, label.""",
+    "Many classes": f"""\
+`softprompt train --recipe default`, cross-entropy between the labels, against `--recipe guide`, the loss of the right
+one: forward and backward of a batch of 8 rows. *A step*: how many of the guide's it takes. Aimed at: {CLASSES_AIM:g} at
+most. *Gradient*: as above, of a row whose labels are computed one by one.""",
     "Evaluation": f"""\
 A turn is four batches of the guide. PEFT: the guide's loop over them (logits of all positions, the most probable tokens
 decoded). softprompt: the probability of every label, as `softprompt evaluate` does by default: 32 rows at a time, the
@@ -67,7 +71,8 @@ def as_markdown(stored: dict[str, Any], notes: str = "") -> str:
     results = [entry["result"] for entry in stored["measurements"].values()]
     against = [result for result in results if "peft_guide_rows_per_second" in result]
     alone = [result for result in results if result["subject"] == "train" and "text_tokens" in result]
-    compared = [*against, *(result for result in results if "prefix_rows_per_second" in result)]
+    own = ("prefix_rows_per_second", "guide_rows_per_second")
+    compared = [*against, *(result for result in results if any(key in result for key in own))]
     of = {name: [result for result in compared if result["subject"] == name] for name in _SECTIONS}
     parts = [_head(stored)]
     parts += [_SECTIONS[name](rows) for name, rows in of.items() if rows]
@@ -138,6 +143,24 @@ def _suffix(results: Sequence[Result]) -> str:
             "against prefix": _times("speedup_vs_prefix"),
             **_SPREAD,
             "reading": lambda result: f"{result['texts_read'] / result['read_texts_seconds']:.1f}",
+            **_GRADIENT,
+        },
+    )
+
+
+def _classes(results: Sequence[Result]) -> str:
+    return _table(
+        "Many classes",
+        results,
+        {
+            "classes": lambda result: str(result["num_classes"]),
+            **_ROWS,
+            "guide": _number("guide_rows_per_second"),
+            "default": _number("rows_per_second"),
+            "a step": lambda result: f"**{1 / result['speedup_vs_guide']:.2f}**",
+            "tokens": lambda result: str(result["tokens_per_step"]),
+            "with logits": lambda result: str(result["positions_per_step"]),
+            **_SPREAD,
             **_GRADIENT,
         },
     )
@@ -289,6 +312,7 @@ _PROBABILITIES: dict[str, Column] = {
 _SECTIONS: dict[str, Callable[[Sequence[Result]], str]] = {
     "train": _training,
     "suffix": _suffix,
+    "classes": _classes,
     "evaluate": _evaluation,
     "generate": _generation,
     "tasks": _tasks,

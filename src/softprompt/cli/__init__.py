@@ -6,16 +6,21 @@ Only the command that was asked for is imported, and torch only once there is wo
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
+import io
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 
+from ..absent import absent
 from ..errors import ConfigError, SoftPromptError
+from ..files import expand
 from ..version import __version__
 
 COMMANDS = {
@@ -37,6 +42,7 @@ class ResumableInterrupt(Exception):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
+    _print_safely()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -61,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status or 0)
 
 
+def _print_safely() -> None:
+    """From now on what a terminal or a log cannot show is printed as its escape (``\\u6295``), never an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def build_app(wanted: str | None) -> typer.Typer:
     """The application; only the command ``wanted`` has its options."""
     app = typer.Typer(
@@ -74,9 +87,19 @@ def build_app(wanted: str | None) -> typer.Typer:
     )
     app.callback()(_root)
     for name, summary in COMMANDS.items():
-        command = importlib.import_module(f".{name}", __name__).command if name == wanted else _nothing
+        command = _expanding(importlib.import_module(f".{name}", __name__).command) if name == wanted else _nothing
         app.command(name, help=summary)(command)
     return app
+
+
+def _expanding(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with ``~`` and ``~user`` replaced in all its paths; those of option classes see to it themselves."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**{k: Path(expand(str(v))) if isinstance(v, Path) else v for k, v in given.items()})
+
+    return run
 
 
 def _check_command(wanted: str | None) -> None:
@@ -90,7 +113,8 @@ def _check_command(wanted: str | None) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit status: 2 for bad input, 1 for what should not have happened."""
     if hasattr(error, "format_message"):  # usage errors of click, which typer may bring in a copy of its own
-        return error.format_message(), 2
+        name = str(getattr(error, "option_name", "")).lstrip("-")
+        return absent(name) or error.format_message(), 2
     if isinstance(error, SoftPromptError):
         return str(error), 2
     if disk := _disk_is_full(error):

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..bench.names import KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
+from ..bench.names import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
 from ..errors import ConfigError
 from ..options import build_options, nearest
-from .show import console
+from .show import console, working
 
 
 def command(
@@ -59,7 +59,7 @@ def command(
         "memory": memory,
     }
     options = build_options(BenchOptions, values)
-    with console.status("loading ...") as status:
+    with working("loading ...") as status:
         from ..bench.subjects import bench
 
         result = bench(what, options, lambda text: status.update(text))
@@ -72,7 +72,9 @@ def command(
 def _table(result: dict[str, Any]) -> Table:
     title = f"{result['subject']}: {result['model']}, {result['num_virtual_tokens']} virtual tokens"
     table = Table(title=title, box=None, header_style="bold", title_justify="left")
-    other, against = (PREFIX, "prefix") if result["subject"] == "suffix" else (PEFT_GUIDE, "PEFT")
+    ours = {"suffix": PREFIX, "classes": GUIDE}
+    other = ours.get(result["subject"], PEFT_GUIDE)
+    against = "PEFT" if other == PEFT_GUIDE else other
     for name in ("", "rows/s", f"against {against}", "spread", "peak memory"):
         table.add_column(name, justify="right" if name else "left")
     guide = result.get(f"{KEY_PREFIX[other]}rows_per_second")
@@ -106,6 +108,12 @@ def _caption(result: dict[str, Any]) -> str:
         return (
             f"gradients agree with each row alone to {result['max_relative_gradient_difference']:.0e}; reading "
             f"{result['texts_read']} texts, once for all epochs, took {result['read_texts_seconds']:.2f} seconds"
+        )
+    if result["subject"] == "classes":
+        return (
+            f"gradient agrees with the {result['num_classes']} labels one by one to "
+            f"{result['max_relative_gradient_difference']:.0e}; a step is {result['tokens_per_step']} tokens, of which "
+            f"{result['positions_per_step']} have logits"
         )
     rows = result["rows_compared"]
     if result["subject"] == "generate":

@@ -9,7 +9,7 @@ import typer
 
 from ..quality.run import Plan, plan, run
 from ..quality.spec import QualityOptions, read_spec
-from .show import console
+from .show import console, working
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
     if table:
         _report(spec)
         return
-    with console.status("reading the tasks ..."):
+    with working("reading the tasks ..."):
         planned = plan(spec)
     if dry_run:
         _list(planned)

@@ -6,23 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import CONFIG_NAME
 from ..errors import ConfigError
+from ..files import expand
 from ..options import ModelOptions, build_options
 from ..task import TASK_NAME, Task
-from .show import console
+from .show import working
 
 if TYPE_CHECKING:
     from ..loading import Prompted
 
-Adapter = Annotated[str, typer.Option("--adapter", help="Adapter: a folder, or a repository of the Hub.")]
+_HELP = "Adapter: a folder, or a repository of the Hub (owner/name)."
+Adapter = Annotated[str, typer.Option("--adapter", help=_HELP, callback=expand)]
+AdapterArgument = Annotated[str, typer.Argument(help=_HELP, callback=expand)]
 
 
 def load(adapter: str, given: dict[str, Any]) -> Prompted:
     """Load the adapter on the base model it names, or on the one that was given."""
     values = {name: value for name, value in given.items() if name in ModelOptions.model_fields}
     options = build_options(ModelOptions, values)
-    with console.status("loading the base model ..."):
+    with working("loading the base model ..."):
         from ..loading import fetch_adapter, load_prompted
 
         fetch_adapter(adapter)
@@ -35,13 +37,14 @@ def need_task(adapter: str) -> Task:
     Raises:
         ConfigError: the adapter does not say how to render text.
     """
-    from ..hubfiles import find_file
     from ..loading import fetch_adapter, read_task
 
     fetch_adapter(adapter)
     task = read_task(adapter)
     if task is None:
-        find_file(adapter, CONFIG_NAME)  # says so if it is no adapter at all
+        from ..adapter import read_config
+
+        read_config(adapter)  # says so if it is none that could have one
         raise ConfigError(
             f"{adapter} has no {TASK_NAME} (PEFT writes none), so it does not say how a row becomes text; put one "
             "beside it, such as that of a softprompt run on the same data"

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from ..task import Task
     from ..types import Row
 
-DATA = ("dataset_name", "dataset_config_name", "test_split", "test_file", "text_column", "label_column", "template")
+SOURCE = ("dataset_name", "dataset_config_name", "test_split", "test_file")
+COLUMNS = ("text_column", "label_column", "column_names", "template")
 
 
-@takes(ModelOptions, DataOptions, only=(*ModelOptions.model_fields, *DATA, "max_length", "max_eval_samples"))
+@takes(
+    ModelOptions, DataOptions, only=(*ModelOptions.model_fields, *SOURCE, *COLUMNS, "max_length", "max_eval_samples")
+)
 def command(
     adapter: Adapter,
     output_dir: Annotated[
@@ -62,10 +65,14 @@ def command(
     options = build_options(DataOptions, values)
 
     from ..data import load_splits, new_labels
+    from ..train.notes import alike_note, empty_note
 
     splits = load_splits(options, need_train=False)
     split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)
     task = task_for(known, options, rows)
+    for note in (empty_note(splits.num_empty), alike_note(task) if known is None else None):
+        if note:
+            console.print(note, markup=False, soft_wrap=True)
     if new := new_labels(rows, task):
         names, count = listed(list(new)), sum(new.values())
         console.print(f"{count} of {len(rows)} rows count as wrong, since training has not seen their label: {names}")
@@ -150,7 +157,7 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
     if template is not None:
         changes["template"] = resolve_template(template, options.text_column, list(rows[0].fields))
         if known.label_prefix and changes.get("cue") == "":
-            changes["label_prefix"] = "" if template[-1:].isspace() else " "
+            changes["label_prefix"] = "" if changes["template"][-1:].isspace() else " "
     if options.max_length is not None:
         changes["max_length"] = options.max_length
     return replace(known, **changes)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import ConfigError, MissingExtraError
 from ..options import ModelOptions
-from .common import load
+from .common import AdapterArgument, load
 from .options import takes
 from .show import console, number
 
@@ -24,7 +24,7 @@ PICTURE = "prompt.png"
 
 @takes(ModelOptions)
 def command(
-    adapter: Annotated[str, typer.Argument(help="Adapter: a folder, or a repository of the Hub.")],
+    adapter: AdapterArgument,
     nearest: Annotated[int, typer.Option(min=1, max=50, help="Vocabulary entries per virtual token.")] = 5,
     output_file: Annotated[
         Path | None, typer.Option("--output_file", help="The picture [default: prompt.png in DIR].")

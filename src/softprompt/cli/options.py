@@ -62,7 +62,7 @@ def _in_panels(fields: dict[str, FieldInfo]) -> list[tuple[str, FieldInfo]]:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     is_flag = field.annotation is bool
     spelling = f"--{name}/--no_{name}" if is_flag and (field.default or name in BY_RECIPE) else f"--{name}"
-    is_list = get_origin(field.annotation) is list
+    is_list = any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
     panel = next((panel for cls, panel in PANELS.items() if name in cls.model_fields), "Run")
     option = typer.Option(
         spelling,

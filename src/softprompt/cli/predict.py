@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, DataError
-from ..options import ModelOptions
+from ..options import DataOptions, ModelOptions, build_options
 from ..types import Row
 from .common import Adapter, load, need_task
 from .options import takes
@@ -18,6 +19,7 @@ from .show import console
 from .watch import progress_bar
 
 if TYPE_CHECKING:
+    from ..data import RowsWithContent
     from ..loading import Prompted
     from ..predict import Answer
     from ..task import Task
@@ -28,7 +30,21 @@ LABEL, PROBABILITY, WRITTEN = "predicted_label", "probability", "generated_text"
 RAFT_ID, RAFT_LABEL = "ID", "Label"
 
 
-@takes(ModelOptions)
+@dataclass(frozen=True)
+class _Source:
+    """A file of rows to label; ``column_names`` where it has no header."""
+
+    path: Path
+    column_names: list[str] | None
+
+    def rows(self) -> RowsWithContent:
+        """Its rows, from the start."""
+        from ..data import RowsWithContent, read_rows
+
+        return RowsWithContent(read_rows(self.path, self.column_names))
+
+
+@takes(ModelOptions, DataOptions, only=(*ModelOptions.model_fields, "column_names"))
 def command(
     adapter: Adapter,
     text: Annotated[list[str] | None, typer.Option(help="A text to label; may be given several times.")] = None,
@@ -53,12 +69,16 @@ def command(
         raise ConfigError("give either --text, or --input_file with --output_file")
     if bool(input_file) != bool(output_file or raft_output):
         raise ConfigError("--input_file and --output_file (or --raft_output) go together")
+    names = build_options(DataOptions, {"column_names": given.get("column_names")}).column_names
+    if names and not input_file:
+        raise ConfigError("--column_names names the columns of --input_file; leave it out")
     task = need_task(adapter)
     how = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if raft_output and (generate or not task.is_classification):
         raise ConfigError("--raft_output wants labels, so the task needs classes, and not --generate")
     if input_file:
-        _label_file(lambda: load(adapter, given), task, input_file, output_file, raft_output, how)
+        source = _Source(input_file, names)
+        _label_file(lambda: load(adapter, given), task, source, output_file, raft_output, how)
     else:
         _label_texts(lambda: load(adapter, given), task, text or [], how)
 
@@ -67,6 +87,8 @@ def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) 
     if len(task.text_columns) != 1:
         raise ConfigError(f"this adapter reads the columns {', '.join(task.text_columns)}; give them in --input_file")
     rows = [Row({task.text_columns[0]: text}, f"text {i}") for i, text in enumerate(texts, 1)]
+    for row in rows:
+        task.check_text(row.fields, row.where)
     prompted = load()
 
     from ..predict import predict
@@ -79,20 +101,21 @@ def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) 
 
 
 def _label_file(
-    load: Load, task: Task, source: Path, target: Path | None, raft: Path | None, how: dict[str, Any]
+    load: Load, task: Task, source: _Source, target: Path | None, raft: Path | None, how: dict[str, Any]
 ) -> None:
-    from ..data import columns_of, open_writer, read_rows
+    from ..data import columns_of, open_writer
 
     chooses = task.is_classification and not how["generate"]
     new = [LABEL, PROBABILITY] if chooses else [WRITTEN]
-    columns = columns_of(source)
-    _check_columns(source, columns, task, new if target else [])
+    columns = columns_of(source.path, source.column_names)
+    _check_columns(source.path, columns, task, new if target else [])
     targets = [each for each in (target, raft) if each]
-    if len({each.resolve() for each in (source, *targets)}) <= len(targets):
+    if len({each.resolve() for each in (source.path, *targets)}) <= len(targets):
         raise ConfigError("what is written must be another file than input_file, and than each other")
     if raft and RAFT_ID not in columns:
-        raise DataError(f"{source}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
-    cut = total = 0
+        raise DataError(f"{source.path}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
+    total = _check_texts(source, task, need_all=raft is None)
+    cut = 0
     with ExitStack() as stack:
         writer = stack.enter_context(open_writer(target, [*columns, *new])) if target else None
         submission = stack.enter_context(open_writer(raft, [RAFT_ID, RAFT_LABEL])) if raft else None
@@ -101,17 +124,45 @@ def _label_file(
         from ..predict import predict
 
         with progress_bar() as progress:
-            bar = progress.add_task("labelling", total=sum(1 for _ in read_rows(source)))
-            for row, answer in predict(prompted, task, read_rows(source), **how):
+            bar = progress.add_task("labelling", total=total)
+            for row, answer in predict(prompted, task, source.rows(), **how):
                 if writer:
                     writer.write({**row.fields, **_values(answer, chooses)})
                 if submission:
                     submission.write({RAFT_ID: row.fields[RAFT_ID], RAFT_LABEL: answer.text})
-                cut, total = cut + answer.cut, total + 1
+                cut += answer.cut
                 progress.update(bar, advance=1)
     if cut:
         typer.echo(f"softprompt: {cut} of {total} texts were cut to fit max_length", err=True)
     console.print(f"{total} rows written to {' and '.join(map(str, targets))}", soft_wrap=True, markup=False)
+
+
+def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
+    """Go through a file before anything is computed, and count its rows.
+
+    Args:
+        need_all: refuse a row without a text; else it is only told.
+
+    Raises:
+        DataError: a row has no text.
+    """
+    from ..train.notes import empty_note
+
+    rows = source.rows()
+    total = without = 0
+    for row in rows:
+        total += 1
+        try:
+            task.check_text(row.fields, row.where)
+        except DataError:
+            if need_all:
+                raise
+            without += 1
+    if without:
+        typer.echo(f"softprompt: rows without a text, which RAFT wants a label for all the same: {without}", err=True)
+    if note := empty_note(rows.num_empty):
+        typer.echo(f"softprompt: {note}", err=True)
+    return total
 
 
 def _check_columns(source: Path, columns: list[str], task: Task, new: list[str]) -> None:

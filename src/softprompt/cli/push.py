@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .show import console
+from .show import console, working
 
 
 def command(
@@ -18,7 +18,7 @@ def command(
     commit_message: Annotated[str, typer.Option("--commit_message")] = "Upload soft prompt",
 ) -> None:
     """Upload an adapter folder to the Hub."""
-    with console.status(f"uploading to {repo_id} ..."):
+    with working(f"uploading to {repo_id} ..."):
         from ..saving import push_adapter
 
         info = push_adapter(adapter, repo_id, private=private, revision=revision, commit_message=commit_message)

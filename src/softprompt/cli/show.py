@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from ..record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, Metrics
 
 console = Console(highlight=False)
+
+
+def working(text: str) -> Status:
+    """A turning sign beside a text, on a terminal, for as long as its block runs."""
+    return console.status(text, spinner="line" if console.options.ascii_only else "dots")
 
 
 def number(value: float | None, digits: int = 4) -> str:

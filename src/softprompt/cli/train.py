@@ -18,16 +18,16 @@ def command(
     **given: Any,
 ) -> None:
     """Train a soft prompt."""
-    values = read_yaml(config) if config else {}
+    values = read_yaml(config, as_written=True) if config else {}
     if config:
         build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
     options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
 
     from ..train.rows import read_task_rows
-    from .show import console, metrics_table, what_next
+    from .show import console, metrics_table, what_next, working
     from .watch import Watcher
 
-    with console.status("starting ...") as status, Watcher(options, status) as watcher:
+    with working("starting ...") as status, Watcher(options, status) as watcher:
         rows = read_task_rows(options)  # mistakes in the data show at once; torch takes seconds to import
 
         from ..train.job import train

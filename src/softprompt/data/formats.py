@@ -6,52 +6,63 @@ Files are read row by row where the format allows it (all but .json) and written
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import DataError
 from ..files import atomic_path
 from ..options import nearest
-from ..template import listed, unknown_column
+from ..template import unknown_column
 from ..types import Row
-
-_Write = Callable[[Mapping[str, Any]], None]
+from .delimited import DELIMITERS, delimited_columns, read_delimited, write_delimited
+from .text import Write, checked_names, json_text, open_text
 
 _ROWS_AT_ONCE = 1024
-_MOST_CHARACTERS = 1 << 24  # of a field; some thousand pages
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path, column_names: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of a file, one after the other; ``Row.where`` is such as ``"A.csv, row 3"``.
 
     Data rows count from 1; for .jsonl the line of the file is given instead.
 
+    Args:
+        column_names: names of the columns of a .csv or .tsv whose first line does not name them.
+
     Raises:
-        DataError: the file is missing, of another kind, not UTF-8, or broken (at that row).
+        DataError: the file is missing, of another kind, not UTF-8, or broken (at that row); or it names its columns
+            itself, though ``column_names`` are given.
     """
     source = _existing(path)
-    return _READERS[_ending(source)](source)
+    ending = _ending(source)
+    if not column_names:
+        return _READERS[ending](source)
+    _check_nameless(source, ending)
+    return read_delimited(source, list(column_names))
 
 
-def columns_of(path: str | Path) -> list[str]:
+def columns_of(path: str | Path, column_names: Sequence[str] | None = None) -> list[str]:
     """The columns of a file in order; for .json and .jsonl, of all its rows (reads them all).
+
+    Args:
+        column_names: as for ``read_rows``.
 
     Raises:
         DataError: as ``read_rows``.
     """
     source = _existing(path)
     ending = _ending(source)
+    if column_names:
+        _check_nameless(source, ending)
+        return list(column_names)
     if ending == ".parquet":
         with _parquet(source) as file:
-            return _checked_header(file.schema_arrow.names, source)
-    if ending in _DELIMITERS:
-        with _open_text(source) as handle:
-            return _header(_records(handle, source), source)
+            return checked_names(file.schema_arrow.names, source)
+    if ending in DELIMITERS:
+        return delimited_columns(source)
     return list(dict.fromkeys(name for row in read_rows(source) for name in row.fields))
 
 
@@ -63,7 +74,7 @@ class RowWriter:
         num_rows: rows written so far.
     """
 
-    def __init__(self, columns: Sequence[str], write: _Write) -> None:
+    def __init__(self, columns: Sequence[str], write: Write) -> None:
         self.columns = tuple(columns)
         self.num_rows = 0
         self._write = write
@@ -98,7 +109,7 @@ def open_writer(path: str | Path, columns: Iterable[str]) -> Iterator[RowWriter]
     """
     target = Path(path)
     begin = _WRITERS[_ending(target)]
-    names = _checked_header(list(columns), target)
+    names = checked_names(list(columns), target)
     if target.is_dir():
         raise DataError(f"{target} is a folder; give the name of a file in it")
     with ExitStack() as stack:
@@ -130,87 +141,14 @@ def _ending(path: Path) -> str:
     return ending
 
 
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            yield handle
-    except UnicodeDecodeError:
-        raise DataError(f"{path.name}, {_undecodable(path)}; save the file as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _undecodable(path: Path) -> str:
-    """Where a file stops being UTF-8; the decoder reads ahead, so its own count says nothing."""
-    with open(path, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"line {number}: not UTF-8 (byte 0x{line[error.start]:02x})"
-    return "its end: not UTF-8"
-
-
-def _read_delimited(path: Path) -> Iterator[Row]:
-    with _open_text(path) as handle:
-        records = _records(handle, path)
-        header = _header(records, path)
-        for number, cells in records:
-            where = f"{path.name}, row {number}"
-            if len(cells) != len(header):
-                less = len(cells) < len(header)
-                remedy = "is one missing" if less else "put double quotes around a field that holds the separator"
-                raise DataError(
-                    f"{where}: {len(cells)} fields, but the header has {len(header)} ({listed(header)}); {remedy}"
-                )
-            yield Row(dict(zip(header, cells, strict=True)), where)
-
-
-def _records(handle: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, numbered; 0 is the header. Broken quotes are errors, not guesses."""
-    number = 0
-    csv.field_size_limit(_MOST_CHARACTERS)  # Python's own bound, 131,072, is less than a long document
-    try:
-        for cells in csv.reader(handle, delimiter=_DELIMITERS[path.suffix.lower()], strict=True):
-            if cells:
-                yield number, cells
-                number += 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name}, row {number}: {error}; in a quoted field each double quote is written twice "
-            "(or use .jsonl, which has no such rules)"
-        ) from None
-
-
-def _header(records: Iterator[tuple[int, list[str]]], path: Path) -> list[str]:
-    names = next(records, (0, None))[1]
-    if names is None:
-        raise DataError(f"{path.name} is empty; its first line must name the columns")
-    for separator, word in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
-        if len(names) == 1 and separator in names[0]:
-            raise DataError(
-                f"{path.name}: the header {names[0]!r} is one column; is it separated by {word}? "
-                "A .csv is separated by commas, a .tsv by tabs"
-            )
-    return _checked_header(names, path)
-
-
-def _checked_header(names: Sequence[str], path: Path) -> list[str]:
-    for number, name in enumerate(names, start=1):
-        if not name.strip():
-            raise DataError(
-                f"{path.name}: column {number} of {len(names)} has no name; name it or remove it "
-                "(pandas writes such a column unless told index=False)"
-            )
-        if name in names[: number - 1]:
-            first = names.index(name) + 1
-            raise DataError(f"{path.name}: columns {first} and {number} are both called {name!r}; rename one")
-    return list(names)
+def _check_nameless(path: Path, ending: str) -> None:
+    if ending not in DELIMITERS:
+        kinds = " and ".join(DELIMITERS)
+        raise DataError(f"column_names is for {kinds} files without a header; {path.name} names its columns itself")
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with _open_text(path) as handle:
+    with open_text(path) as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
                 where = f"{path.name}, line {number}"
@@ -218,7 +156,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    with _open_text(path) as handle:
+    with open_text(path) as handle:
         text = handle.read()
     value = _parse_json(text, path.name, "; a file with one object a line is called .jsonl")
     rows = value.get("data") if isinstance(value, dict) else value
@@ -244,7 +182,7 @@ def _json_row(value: Any, where: str, *, escapes: bool) -> Row:
         raise DataError(f'{where}: a row must be an object such as {{"text": "..."}}, not {_kind(value)}')
     if escapes:  # only an escape can bring half a character into a file that is UTF-8
         try:
-            _json_text(value).encode("utf-8")
+            json_text(value).encode("utf-8")
         except UnicodeEncodeError:
             raise DataError(
                 f"{where}: holds half of a character (an escape such as \\ud83d without its pair); remove it"
@@ -257,14 +195,10 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)  # str: dates and decimals out of parquet
-
-
 def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     with _parquet(path) as file:
-        _checked_header(file.schema_arrow.names, path)
+        checked_names(file.schema_arrow.names, path)
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             for values in batch.to_pylist():
                 number += 1
@@ -285,28 +219,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _write_delimited(path: Path, columns: list[str], delimiter: str) -> Iterator[_Write]:
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        plain = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
-        quoted = csv.writer(handle, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-        def write(values: Mapping[str, Any]) -> None:
-            cells = [_cell(values.get(name)) for name in columns]
-            # The plain writer leaves a lone carriage return unquoted, where readers see the end of a row.
-            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
-
-        write(dict(zip(columns, columns, strict=True)))
-        yield write
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return _json_text(value) if isinstance(value, (dict, list)) else str(value)
-
-
-@contextmanager
-def _write_jsonl(path: Path, columns: list[str]) -> Iterator[_Write]:
+def _write_jsonl(path: Path, columns: list[str]) -> Iterator[Write]:
     with open(path, "w", encoding="utf-8", newline="") as handle:
 
         def write(values: Mapping[str, Any]) -> None:
@@ -316,7 +229,7 @@ def _write_jsonl(path: Path, columns: list[str]) -> Iterator[_Write]:
 
 
 @contextmanager
-def _write_json(path: Path, columns: list[str]) -> Iterator[_Write]:
+def _write_json(path: Path, columns: list[str]) -> Iterator[Write]:
     with open(path, "w", encoding="utf-8", newline="") as handle:
         handle.write("[")
         before = "\n"
@@ -331,11 +244,11 @@ def _write_json(path: Path, columns: list[str]) -> Iterator[_Write]:
 
 
 def _json_object(values: Mapping[str, Any], columns: list[str]) -> str:
-    return _json_text({name: values[name] for name in columns if name in values})
+    return json_text({name: values[name] for name in columns if name in values})
 
 
 @contextmanager
-def _write_parquet(path: Path, columns: list[str]) -> Iterator[_Write]:
+def _write_parquet(path: Path, columns: list[str]) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -360,20 +273,18 @@ def _write_parquet(path: Path, columns: list[str]) -> Iterator[_Write]:
         raise DataError(f"the rows do not fit Parquet's typed columns ({reason}); write .jsonl instead") from None
 
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_delimited,
-    ".tsv": _read_delimited,
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
 
-_Begin = Callable[[Path, list[str]], AbstractContextManager[_Write]]
+_Begin = Callable[[Path, list[str]], AbstractContextManager[Write]]
 _WRITERS: dict[str, _Begin] = {
-    ".csv": partial(_write_delimited, delimiter=","),
-    ".tsv": partial(_write_delimited, delimiter="\t"),
+    ".csv": partial(write_delimited, delimiter=DELIMITERS[".csv"]),
+    ".tsv": partial(write_delimited, delimiter=DELIMITERS[".tsv"]),
     ".json": _write_json,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

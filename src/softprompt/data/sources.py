@@ -21,8 +21,10 @@ from typing import Any, Literal
 from ..errors import ConfigError, DataError
 from ..options import DataOptions, nearest
 from ..task import Task
-from ..template import Template, listed, resolve_template, to_text, unknown_column
+from ..template import Template, is_missing, listed, resolve_template, to_text, unknown_column
 from ..types import Row
+from .content import RowsWithContent
+from .delimited import DELIMITERS
 from .formats import ENDINGS, read_rows
 
 COMPLAINTS = "complaints"
@@ -45,6 +47,7 @@ class Splits:
         test: rows for the figures at the end.
         labels: the classes, where the source itself names them; else empty.
         unlabeled: rows of which only the text is read.
+        num_empty: rows that were left out, since they are empty in all columns.
     """
 
     train: list[Row]
@@ -52,6 +55,7 @@ class Splits:
     test: list[Row]
     labels: tuple[str, ...] = ()
     unlabeled: tuple[Row, ...] = ()
+    num_empty: int = 0
 
 
 def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
@@ -63,21 +67,24 @@ def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
 
     Raises:
         ConfigError: no source is given, or options that exclude each other.
-        DataError: a source cannot be read, is empty, or lacks a column or a label.
+        DataError: a source cannot be read, is empty, or lacks a column, or a row lacks its text or label.
     """
     _check_options(options, need_train)
     source = _data_set(options)
     rows: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     roles: tuple[_Role, ...] = ("train", "validation", "test") if need_train else ("validation", "test")
+    num_empty = 0
     for role in roles:
-        rows[role] = _rows_for(role, source, options)
+        rows[role], empty = _rows_for(role, source, options)
+        num_empty += empty
     if not any(rows.values()):
         raise DataError(
             f"{options.dataset_name} has no labelled validation or test rows; give test_file, or name a split "
             "with test_split"
         )
+    unlabeled, empty = _unlabeled(options) if need_train else ((), 0)
     labels = source.labels if source else ()
-    return Splits(rows["train"], rows["validation"], rows["test"], labels, _unlabeled(options) if need_train else ())
+    return Splits(rows["train"], rows["validation"], rows["test"], labels, unlabeled, num_empty + empty)
 
 
 def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None) -> Task:
@@ -112,16 +119,28 @@ def labels_repeat(counts: Mapping[str, int]) -> bool:
     return 2 * sum(rows for rows in counts.values() if rows > 1) > sum(counts.values())
 
 
-def check_labels(rows: Iterable[Row], task: Task) -> None:
+def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """Labels that differ only by case or blanks, as slips do: each group of them."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault("".join(label.split()).casefold(), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def check_labels(rows: Iterable[Row], task: Task, *, max_train_samples: int | None = None) -> None:
     """Check that every row has a label of the task; any text will do for a generation task.
+
+    Args:
+        max_train_samples: that option, where it may be why training has not seen a label.
 
     Raises:
         DataError: a row has no label, or one that training has not seen.
     """
     for row, label in _unknown(rows, task):
+        remedy = nearest(label, task.labels) or "; name it beside them with labels"
         raise DataError(
-            f"{row.where}: the label {label!r} does not occur in training, whose labels are "
-            f"{listed(task.labels)}{nearest(label, task.labels) or '; name it beside them with labels'}"
+            f"{row.where}: the label {label!r} does not occur in training, whose labels are {listed(task.labels)}"
+            f"{remedy}{_only_the_first(max_train_samples)}"
         )
 
 
@@ -152,11 +171,11 @@ def _unknown(rows: Iterable[Row], task: Task) -> Iterator[tuple[Row, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _DataSet:
-    """A named source with splits; ``rows(split, limit)`` reads one."""
+    """A named source with splits; ``rows(split)`` reads one."""
 
     name: str
     splits: tuple[str, ...]
-    rows: Callable[[str, int | None], list[Row]]
+    rows: Callable[[str], Iterator[Row]]
     labels: tuple[str, ...] = ()  # by number, where the label column is a ClassLabel
 
 
@@ -169,23 +188,18 @@ def _data_set(options: DataOptions) -> _DataSet | None:
     return _from_datasets(options.dataset_name, splits, options.label_column)
 
 
-def _packaged_rows(split: str, limit: int | None) -> list[Row]:
-    return list(islice(read_rows(_FOLDER / f"{split}.jsonl"), limit))
+def _packaged_rows(split: str) -> Iterator[Row]:
+    return read_rows(_FOLDER / f"{split}.jsonl")
 
 
 def _from_datasets(name: str, splits: Mapping[str, Any], label_column: str) -> _DataSet:
     """A data set out of what ``datasets.load_dataset`` gives: a ``datasets.Dataset`` for each split."""
 
-    def rows(split: str, limit: int | None) -> list[Row]:
-        data = splits[split]
-        names = _class_names(data.features)
-        if limit is not None:
-            data = data.select(range(min(limit, len(data))))
-        read = []
-        for number, values in enumerate(data, start=1):
+    def rows(split: str) -> Iterator[Row]:
+        names = _class_names(splits[split].features)
+        for number, values in enumerate(splits[split], start=1):
             fields = {key: _named(value, names.get(key)) for key, value in values.items()}
-            read.append(Row(fields, f"{name} {split}, row {number}"))
-        return read
+            yield Row(fields, f"{name} {split}, row {number}")
 
     first = next(iter(splits.values()))
     classes = _class_names(first.features).get(label_column, [])
@@ -209,7 +223,7 @@ def _named(value: Any, names: list[str | None] | None) -> Any:
 
 def _is_withheld(label: Any) -> bool:
     """Whether a label says that there is none: a test set whose answers its authors keep."""
-    return label is None or label == -1 or str(label).strip().lower() in ("", "unlabeled")
+    return is_missing(label) or label == -1 or str(label).strip().lower() == "unlabeled"
 
 
 def _load_dataset(name: str, config_name: str | None) -> Mapping[str, Any]:
@@ -249,55 +263,73 @@ def _why_not_loaded(name: str, error: Exception) -> str:
     return f"cannot load the data set {name!r}: {reason.rstrip('.')}{remedy}"
 
 
-def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> list[Row]:
-    """The rows of one role, checked; empty where the source has none for it."""
+def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> tuple[list[Row], int]:
+    """The rows of one role, checked, and how many empty ones were left out; none where the source has none for it."""
     limit = options.max_train_samples if role == "train" else options.max_eval_samples
     file: Path | None = getattr(options, f"{role}_file")
     asked: str | None = getattr(options, f"{role}_split")
     if file is not None:
-        rows, name = list(islice(read_rows(file), limit)), str(file)
+        reader, name = RowsWithContent(read_rows(file, options.column_names)), str(file)
     elif source is None or (asked is None and role not in source.splits):
-        return []
+        return [], 0
     elif asked is not None and asked not in source.splits:
         there_are = f"{listed(source.splits)}{nearest(asked, source.splits)}"
         raise DataError(f"{role}_split={asked!r}, but the splits of {source.name} are {there_are}")
     else:
         split = asked or role
-        rows, name = source.rows(split, limit), f"{source.name} {split}"
-        label = options.label_column
-        if asked is None and rows and all(_is_withheld(row.fields.get(label, "?")) for row in rows):
-            return []
+        reader, name = RowsWithContent(source.rows(split)), f"{source.name} {split}"
+    rows = list(islice(reader, limit))
     if not rows:
         raise DataError(f"{name} has no rows; {role} needs at least one")
-    _check_rows(rows, options)
-    return rows
+    label = options.label_column
+    if file is None and asked is None and all(_is_withheld(row.fields.get(label, "?")) for row in rows):
+        return [], 0
+    _check_rows(rows, options, nameless=_may_lack_names(file, options))
+    return rows, reader.num_empty
 
 
-def _unlabeled(options: DataOptions) -> tuple[Row, ...]:
-    if options.unlabeled_file is None:
-        return ()
-    rows = tuple(read_rows(options.unlabeled_file))
+def _unlabeled(options: DataOptions) -> tuple[tuple[Row, ...], int]:
+    file = options.unlabeled_file
+    if file is None:
+        return (), 0
+    reader = RowsWithContent(read_rows(file, options.column_names))
+    rows = tuple(reader)
     if not rows:
-        raise DataError(f"{options.unlabeled_file} has no rows; leave unlabeled_file out")
+        raise DataError(f"{file} has no rows; leave unlabeled_file out")
+    probe = _probe(options)
     for row in rows:
-        _check_columns(row, "text_column", options.text_column)
-    return rows
+        _check_columns(row, "text_column", options.text_column, nameless=_may_lack_names(file, options))
+        probe.check_text(row.fields, row.where)
+    return rows, reader.num_empty
 
 
-def _check_columns(row: Row, option: str, columns: Iterable[str]) -> None:
+def _may_lack_names(file: Path | None, options: DataOptions) -> bool:
+    """Whether the first line of a file may be a row, though it was read as names."""
+    return file is not None and file.suffix.lower() in DELIMITERS and not options.column_names
+
+
+def _check_columns(row: Row, option: str, columns: Iterable[str], *, nameless: bool) -> None:
     for column in columns:
         if column not in row.fields:
-            raise DataError(f"{row.where} ({option}): {unknown_column(column, row.fields)}")
+            may_be_row = nameless and not nearest(column, row.fields)
+            remedy = "; if the first line is a row, name the columns with column_names" if may_be_row else ""
+            raise DataError(f"{row.where} ({option}): {unknown_column(column, row.fields)}{remedy}")
 
 
-def _check_rows(rows: Iterable[Row], options: DataOptions) -> None:
-    """Every row has its text columns and one label."""
-    task = Task(tuple(options.text_column), options.label_column, template="")
+def _check_rows(rows: Iterable[Row], options: DataOptions, *, nameless: bool) -> None:
+    """Every row has its text columns, a text and one label."""
+    task = _probe(options)
     for row in rows:
-        _check_columns(row, "text_column", task.text_columns)
-        _check_columns(row, "label_column", (task.label_column,))
+        _check_columns(row, "text_column", task.text_columns, nameless=nameless)
+        _check_columns(row, "label_column", (task.label_column,), nameless=nameless)
         to_text(row.fields[task.label_column], task.label_column, row.where)
         task.label_of(row.fields, row.where)
+        task.check_text(row.fields, row.where)
+
+
+def _probe(options: DataOptions) -> Task:
+    """A task that knows its columns, and no more."""
+    return Task(tuple(options.text_column), options.label_column, template="")
 
 
 def _check_options(options: DataOptions, need_train: bool) -> None:
@@ -316,13 +348,16 @@ def _check_options(options: DataOptions, need_train: bool) -> None:
                 )
     elif Path(name).is_file():
         raise ConfigError(f"dataset_name={name!r} is a file; give it as train_file")
+    files = (options.train_file, options.validation_file, options.test_file, options.unlabeled_file)
+    if options.column_names and not any(files):
+        raise ConfigError(f"column_names is for files without a header, but the rows are those of {name!r}; remove it")
 
 
 def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
     """The labels in a fixed order; empty for generation."""
     if options.task == "generation":
         return ()
-    probe = Task(tuple(options.text_column), options.label_column, template="")
+    probe = _probe(options)
     counts = Counter(probe.label_of(row.fields, row.where) for row in splits.train)
     named = tuple(options.labels or splits.labels)
     classes = named or tuple(counts)  # a Counter keeps the order of first appearance
@@ -330,7 +365,14 @@ def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
         return ()
     if len(classes) < 2:
         raise DataError(
-            f"every training row has the label {classes[0]!r} ({options.label_column}); "
-            "a classification needs at least two, and task=generation takes any"
+            f"every training row has the label {classes[0]!r} ({options.label_column}); a classification needs at "
+            f"least two, and task=generation takes any{_only_the_first(options.max_train_samples)}"
         )
     return classes
+
+
+def _only_the_first(max_train_samples: int | None) -> str:
+    """What a label that is absent may be due to."""
+    if max_train_samples is None:
+        return ""
+    return f". max_train_samples={max_train_samples} reads only the first rows: shuffle them, or allow more"

@@ -7,7 +7,8 @@ through the prompt. By the chain rule that is the gradient of the whole batch, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from .compiled import compile_prompt
+from .known import Known
 from .loss import token_losses
 from .tree import Plan
+
+PackLoss = Callable[[Tensor | Known], Tensor]
+"""The summed loss of one pack under a prompt, which may be given compiled; a scalar."""
 
 
 def mean_loss(
@@ -35,29 +40,46 @@ def mean_loss(
     """
     if count is None:
         count = sum(len(plan.targets) for plan in plans)
-    if len(plans) == 1:
-        return token_losses(base, plans[0], prompt).sum() / count
+    return summed_loss(base, [partial(_of_tokens, base, plan) for plan in plans], prompt) / count
+
+
+def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | Known) -> Tensor:
+    return token_losses(base, plan, prompt).sum()
+
+
+def summed_loss(base: PreTrainedModel, losses: Sequence[PackLoss], prompt: Tensor) -> Tensor:
+    """Sum of the losses of all packs under one prompt in front, which is computed once.
+
+    Args:
+        losses: of each pack; with several, the gradient is taken at once, pack by pack.
+        prompt: ``[P, D]``; the gradient arrives here.
+
+    Returns:
+        Scalar, float32. It can be differentiated once.
+    """
+    if len(losses) == 1:
+        return losses[0](prompt)
     prompt = prompt if torch.is_grad_enabled() else prompt.detach()  # autograd functions see no other difference
-    total: Tensor = _TwoStages.apply(prompt, base, plans)  # type: ignore[no-untyped-call]
-    return total / count
+    total: Tensor = _TwoStages.apply(prompt, base, losses)  # type: ignore[no-untyped-call]
+    return total
 
 
 class _TwoStages(torch.autograd.Function):
     """Summed loss of several packs, with its gradient computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, prompt: Tensor, base: PreTrainedModel, plans: Sequence[Plan]) -> Tensor:
+    def forward(ctx: Any, prompt: Tensor, base: PreTrainedModel, losses: Sequence[PackLoss]) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         with torch.set_grad_enabled(wanted):
             virtual = prompt.detach().requires_grad_(wanted)
             compiled = compile_prompt(base, virtual)
             leaves = compiled.map(lambda tensor: tensor.detach().requires_grad_(wanted))
-            total = torch.zeros((), dtype=torch.float64, device=prompt.device)
-            for plan in plans:
-                loss = token_losses(base, plan, leaves).sum()
+            total = torch.zeros((), device=prompt.device)
+            for of_pack in losses:
+                loss = of_pack(leaves)
                 if wanted:
                     loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+                total = total + loss.detach()
             if wanted:
                 reached = [(of, leaf.grad) for of, leaf in zip(compiled.tensors, leaves.tensors, strict=True)]
                 outputs = [(of, grad) for of, grad in reached if grad is not None]

@@ -26,7 +26,7 @@ from .kernels import batched
 from .tree import ROOT, Tree
 
 BLOCK = 128
-"""Most queries of a block."""
+"""Most queries of a block: a part of a long row, or short nodes below one parent."""
 KEEP_KEYS = 256
 """Blocks with at most so many keys keep their probabilities for the backward pass; others compute them again."""
 OWN = -1
@@ -123,34 +123,34 @@ class Packing:
         return [block for group in self._groups() for block in self._cut(group)]
 
     def _groups(self) -> Iterator[list[int]]:
-        """Nodes to compute: short leaves that follow each other under one parent go together."""
+        """Nodes to compute: those that follow each other below one parent go together, whole subtrees too, while short.
+
+        Nodes on top, which have no parent, stay alone.
+        """
         group: list[int] = []
-        size = 0
+        size = end = 0  # tokens of the group, and where the subtree of its parent ends
         for node, length in enumerate(self.tree.lengths):
-            if node in self.known or not length:
+            if not length:
                 continue
-            joins = group and self._is_leaf(node) and self._is_leaf(group[-1]) and self._siblings(node, group[-1])
-            if not joins or size + length > BLOCK // 2:
-                if group:
-                    yield group
+            if group and (node in self.known or size + length > BLOCK or self.tree.span(node).start >= end):
+                yield group
                 group, size = [], 0
+            if node in self.known:
+                continue  # what is below it reads it apart
+            if not group:
+                parent = self.tree.parents[node]
+                end = 0 if parent == ROOT else self.tree.ends[parent]
             group.append(node)
             size += length
         if group:
             yield group
 
-    def _is_leaf(self, node: int) -> bool:
-        """Whether no token stands below a node (empty nodes may)."""
-        return self.tree.ends[node] == self.tree.span(node).stop
-
-    def _siblings(self, node: int, other: int) -> bool:
-        return self.tree.parents[node] == self.tree.parents[other] != ROOT
-
     def _cut(self, group: list[int]) -> Iterator[Block]:
         above = self._above(group[0])
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
-            ends = [self.starts[node] + self.tree.lengths[node] for node in group for _ in self.tree.span(node)]
+            shift = start - self.tree.starts[group[0]]  # from flat places to those of the run: no known node is between
+            ends = [self.tree.ends[node] + shift for node in group for _ in self.tree.span(node)]
             yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends))
             return
         for first in range(start, stop, BLOCK):

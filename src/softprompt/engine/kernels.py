@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
+from ..errors import BaseModelError
 from .view import recast
 
 LARGE = 6_000_000
@@ -32,6 +33,8 @@ def faster(module: nn.Module) -> type[nn.Module]:
     kind = type(module)
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return kind  # it chooses each operation's number type
+    if not all(_is_plain(parameter) for parameter in module.parameters(recurse=False)):
+        return OpaqueLinear if kind is nn.Linear else kind  # its operations are its weight's
     if isinstance(module, nn.Linear):
         suits = kind is nn.Linear and _suits(module.weight) and _is_dense(module.weight)
         return FrozenLinear if suits and not _trains(module) else kind
@@ -44,6 +47,11 @@ def faster(module: nn.Module) -> type[nn.Module]:
     ):
         return _gated_class(module)
     return kind
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in memory, and of no class with operations of its own (torchao, DTensor)."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _trains(module: nn.Module) -> bool:
@@ -117,6 +125,24 @@ class _FrozenLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return multiply(grad, ctx.weight.t()), None, None
+
+
+class OpaqueLinear(nn.Linear):
+    """``nn.Linear`` whose weight multiplies in a way of its own, which must pass gradients on.
+
+    Raises:
+        BaseModelError: it does not; what is trained would get the gradient of another model.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., K]`` -> ``[..., N]``."""
+        output = super().forward(input)
+        if torch.is_grad_enabled() and input.requires_grad and not output.requires_grad:
+            raise BaseModelError(
+                f"the base model's weights ({type(self.weight).__name__}) pass no gradient on, so no prompt can be "
+                "trained on it; quantize the weights alone and not the activations, or load it unquantized"
+            )
+        return output
 
 
 # -- gated MLPs --------------------------------------------------------------------------------------

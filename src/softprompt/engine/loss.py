@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from .tree import ROOT, Plan
 
 LOGITS_PER_CHUNK = 1 << 22
 """Most logits alive at once (16 MiB in float32, a few such tensors); supervised positions are taken in chunks."""
+WORTH_SHARING = 1.5
+"""Tokens that a position must predict on average for its logits to be made for all of them together: that takes three
+products with the output matrix, forward and backward, in place of two for each token."""
 
 Prompts = Tensor | Known | Sequence[Known]
 """A prompt ``[P, D]`` (several: one after the other), or what is known of it (of each): keys and values."""
@@ -130,43 +134,74 @@ def embed(
 
 
 def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
-    """Negative log-likelihood ``[S]`` of the supervised tokens, given all hidden states ``[T, D']``."""
-    picked = hidden[plan.predictors]
-    result: Tensor = _CrossEntropy.apply(picked, base, plan.targets)  # type: ignore[no-untyped-call]
+    """Negative log-likelihood ``[S]`` of the supervised tokens, given all hidden states ``[T, D']``.
+
+    A position that predicts several tokens (the first ones of all classes) goes through the head once.
+    """
+    positions, places = plan.predictors, torch.arange(len(plan.predictors), device=plan.predictors.device)
+    different, of = torch.unique(positions, return_inverse=True)
+    if WORTH_SHARING * len(different) <= len(positions):
+        positions, places = different, of
+    result: Tensor = _CrossEntropy.apply(hidden[positions], base, places, plan.targets)  # type: ignore[no-untyped-call]
     return result
 
 
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy behind the base's head, a few positions at a time.
 
-    Each chunk's gradient is taken at once, with respect to its hidden states, so its logits can go: memory
-    holds one chunk of logits, however many positions and words there are, and no product is made twice.
+    Where each position predicts one token, each chunk's gradient is taken at once, with respect to its hidden states,
+    so its logits can go: memory holds one chunk of logits, however many positions and words there are, and no product
+    is made twice. Where a position predicts several, its gradient depends on how much each of them counts in the end,
+    so the backward pass makes the logits again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: PreTrainedModel, targets: Tensor) -> Tensor:
-        chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
-        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
+    def forward(ctx: Any, hidden: Tensor, base: PreTrainedModel, places: Tensor, targets: Tensor) -> Tensor:
+        losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        wanted, shared = ctx.needs_input_grad[0], len(targets) > len(hidden)
+        gradient = torch.empty_like(hidden) if wanted and not shared else None
+        for part, which in _chunks(base, places, len(hidden)):
             with torch.set_grad_enabled(gradient is not None):
                 states = hidden[part].detach().requires_grad_(gradient is not None)
-                found = _cross_entropy(base, states, targets[part])
-                losses[part] = found.detach()
+                found = _cross_entropy(base, states, places[which] - part.start, targets[which])
+                losses[which] = found.detach()
                 if gradient is not None:
                     gradient[part] = torch.autograd.grad(found.sum(), states)[0]
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+        if wanted:
+            ctx.save_for_backward(hidden if shared else gradient, places, targets)
+            ctx.base, ctx.shared = base, shared
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype)[:, None], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        saved, places, targets = ctx.saved_tensors
+        if not ctx.shared:
+            return saved * grad.to(saved.dtype)[:, None], None, None, None
+        gradient = torch.empty_like(saved)
+        for part, which in _chunks(ctx.base, places, len(saved)):
+            with torch.enable_grad():
+                states = saved[part].detach().requires_grad_()
+                found = _cross_entropy(ctx.base, states, places[which] - part.start, targets[which])
+                gradient[part] = torch.autograd.grad(found, states, grad[which])[0]
+        return gradient, None, None, None
 
 
-def _cross_entropy(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = logits_of(base, hidden).float()
-    return F.cross_entropy(logits, targets.to(logits.device), reduction="none").to(targets.device)
+def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tuple[slice, Tensor]]:
+    """Stretches of ``number`` positions whose logits may be alive together, and the indices of what each predicts."""
+    chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+    ordered, order = places.sort(stable=True)
+    starts = range(0, number, chunk)
+    cuts = torch.searchsorted(ordered, torch.tensor([*starts, number], device=places.device)).tolist()
+    for start, (low, high) in zip(starts, pairwise(cuts), strict=True):
+        yield slice(start, min(start + chunk, number)), order[low:high]
+
+
+def _cross_entropy(base: PreTrainedModel, hidden: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    """Losses ``[s]`` of tokens that are predicted at ``places`` ``[s]`` of hidden states ``[n, D']``."""
+    logits = logits_of(base, hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in 16 bits, sums would be too coarse
+    at = places.to(logits.device), targets.to(logits.device)
+    if len(targets) == len(hidden):  # one operation, which keeps half as much
+        return F.cross_entropy(logits, at[1], reduction="none").to(targets.device)
+    return (logits.logsumexp(-1)[at[0]] - logits[at]).to(targets.device)

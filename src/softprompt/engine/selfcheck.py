@@ -155,7 +155,7 @@ def _paths_alone(base: PreTrainedModel, plan: Plan, prompt: Tensor) -> Iterator[
 
 
 def _difference(what: str, ours: Tensor, plain: Tensor, allowed: float) -> Difference:
-    ours, plain = ours.detach().double(), plain.detach().double()
+    ours, plain = (side.detach().cpu().double() for side in (ours, plain))  # on the CPU: MPS has no float64
     size = float((ours - plain).norm() / plain.norm().clamp_min(1e-30))
     return Difference(what, math.inf if math.isnan(size) else size, allowed)
 

@@ -23,11 +23,6 @@ class TaskOptions(DataOptions):
 
     instruction: str | None = Field(None, description="What to do, in words [default: one made of the labels].")
 
-    @field_validator("text_column", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
 
 class MethodSpec(BaseModel):
     """One method under the name it has in the table.
@@ -97,7 +92,7 @@ def read_spec(path: Path) -> QualityOptions:
     Raises:
         ConfigError: it is missing, not YAML, or has a name or value that cannot work.
     """
-    values = {name.replace("-", "_"): value for name, value in read_yaml(path).items()}
+    values = {name.replace("-", "_"): value for name, value in read_yaml(path, as_written=True).items()}
     if "tasks" in values:
         tasks = _mapping(values["tasks"], f"{path}: tasks must be lines of 'name:', with the task's options below")
         values["tasks"] = {name: _task(name, given, path) for name, given in tasks.items()}
@@ -134,8 +129,7 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
     values = _mapping(given or {}, f"{where}: what stands below it must be lines of 'option: value'")
     values = {option.replace("-", "_"): value for option, value in values.items()}
     if name in KINDS and name != SOFTPROMPT:
-        build_options(KINDS[name].options, values, where=where)
-        return MethodSpec(kind=name, options=values)
+        return MethodSpec(kind=name, options=_typed(build_options(KINDS[name].options, values, where=where), values))
     if not values and name in RECIPES:
         values = {"recipe": name}
     if not values and name != SOFTPROMPT:
@@ -147,8 +141,13 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
     for option in values:
         if option in OURS or option in ModelOptions.model_fields or option in _ROWS:
             raise ConfigError(f"{where}: {option} is the same for all methods, or set by the benchmark itself")
-    build_options(TrainOptions, {**values, "output_dir": "-"}, where=where)
-    return MethodSpec(kind=SOFTPROMPT, options=values)
+    built = build_options(TrainOptions, {**values, "output_dir": "-"}, where=where)
+    return MethodSpec(kind=SOFTPROMPT, options=_typed(built, values))
+
+
+def _typed(built: BaseModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, as text, in the types that the options have."""
+    return {option: getattr(built, option) for option in given}
 
 
 _ROWS = DataOptions.model_fields.keys() - {"template", "max_length"}

@@ -208,7 +208,8 @@ def _training(
     if start == "TEXT" and config.get("prompt_tuning_init_text"):
         start = f"the text {code(str(config['prompt_tuning_init_text']))}"
     rate, schedule = options.get("learning_rate"), options.get("lr_scheduler_type")
-    epochs, best = state.get("num_train_epochs", options.get("num_train_epochs")), _best_epoch(state)
+    best, done = _best_epoch(state), state.get("epoch") or options.get("num_train_epochs")
+    epochs = f"{round(float(done), 2):g}" if done and is_number(done) else None
     batch, parts = options.get("per_device_train_batch_size"), options.get("gradient_accumulation_steps") or 1
     unit = " x RMS of the embeddings" if options.get("scale_learning_rate") else ""
     facts = {
@@ -218,7 +219,7 @@ def _training(
         "Start of the prompt": start,
         "Data": escape(_data_name(options)) if options else None,
         "Training rows": state.get("num_train_examples"),
-        "Epochs": f"{epochs} (best: epoch {best:g})" if epochs and best is not None else epochs,
+        "Epochs": f"{epochs} (best: epoch {round(best, 2):g})" if epochs and best is not None else epochs,
         "Optimiser steps": state.get("global_step"),
         "Recipe": options.get("recipe"),
         "Learning rate": f"{rate:g}{unit}, {schedule}" if rate and schedule else rate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,28 @@ from .update import update_card
 CARD_NAME = "README.md"
 
 
-def write_card(folder: Path, repo_id: str | None = None) -> None:
+def write_card(folder: Path, repo_id: str | None = None, *, config: Mapping[str, Any] | None = None) -> None:
     """Write or renew ``README.md`` of an adapter folder; what a person wrote in it stays.
+
+    Args:
+        repo_id: ``owner/name`` on the Hub, when the adapter is meant for it.
+        config: that of an adapter in memory, whose base and library win over those that ``Trainer`` puts into the
+            card [default: ``adapter_config.json``].
 
     The files beside the adapter may be anybody's: one that cannot be read is left out, and a card that cannot
     be made is not written. Either is a warning, never an error, since the adapter itself is sound.
     """
     try:
-        _write(folder, repo_id)
+        _write(folder, repo_id, config)
     except Exception as error:  # whatever a foreign file or README leads to
         warnings.warn(f"{folder / CARD_NAME} was not written: {_reason(error)}", stacklevel=2)
 
 
-def _write(folder: Path, repo_id: str | None) -> None:
+def _write(folder: Path, repo_id: str | None, config: Mapping[str, Any] | None) -> None:
     path = folder / CARD_NAME
     metrics = TRAIN_METRICS_NAME if (folder / TRAIN_METRICS_NAME).is_file() else METRICS_NAME
     card = model_card(
-        config=read_json(folder / CONFIG_NAME),
+        config=read_json(folder / CONFIG_NAME) if config is None else config,
         task=_maybe(folder / TASK_NAME, Task.read),
         options=_maybe(folder / OPTIONS_NAME, read_yaml),
         metrics=_maybe(folder / metrics, lambda path: Metrics.load(path.parent, path.name).to_dict()),
@@ -46,7 +51,8 @@ def _write(folder: Path, repo_id: str | None) -> None:
         repo_id=repo_id,
         versions=library_versions(),
     )
-    write_text(path, update_card(path.read_text(encoding="utf-8"), card) if path.is_file() else card)
+    settled = () if config is None else ("library_name", "base_model")
+    write_text(path, update_card(path.read_text(encoding="utf-8"), card, settled) if path.is_file() else card)
 
 
 def library_versions() -> dict[str, str]:

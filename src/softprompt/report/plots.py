@@ -8,6 +8,7 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -173,7 +174,8 @@ def figure_to(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iter
         figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says it all
             # Without the Software entry the bytes of the file do not depend on matplotlib's version string.
             figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08,
                            metadata={"Software": None})  # fmt: skip

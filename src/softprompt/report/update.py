@@ -20,7 +20,7 @@ _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DO
 _KEY = re.compile(r"""(["']?)([\w.-]+)\1[ \t]*:(?:\s|$)""")
 
 
-def update_card(existing: str, fresh: str) -> str:
+def update_card(existing: str, fresh: str, settled: Sequence[str] = ()) -> str:
     """Put a fresh card into a README that may be a person's work, whose text and front matter are kept.
 
     Front matter keys that a person set stay as they are, comments included; tags are joined. Our body
@@ -29,6 +29,7 @@ def update_card(existing: str, fresh: str) -> str:
     Args:
         existing: the README as it is; may be empty.
         fresh: what ``model_card`` returned.
+        settled: keys of the front matter that are ours, whoever set them.
 
     Returns:
         The new text. Applying the same card again changes nothing.
@@ -46,7 +47,9 @@ def update_card(existing: str, fresh: str) -> str:
         text = text[:begin] + block + text[end + len(END) :]
     else:
         text = f"{text.rstrip()}\n\n{block}\n".lstrip("\n")
-    front = _merge_front(front_text, yaml.safe_load(fresh_front), written)
+    fresh_values = yaml.safe_load(fresh_front)
+    own = {key: value for key, value in (_mapping(front_text) or {}).items() if key in settled and key in fresh_values}
+    front = _merge_front(front_text, fresh_values, {**written, **own})
     separator = "" if front_text else "\n"
     return f"---\n{front}---\n{separator}{text}"
 

@@ -7,12 +7,15 @@ gradient goes there. Here only the labels' probabilities relative to each other 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..engine.accumulate import summed_loss
+from ..engine.known import Known
 from ..engine.loss import group_log_probs
 from ..engine.plans import branch_tokens, plan_choices
 from ..engine.suffix import plan_choices_behind
@@ -20,22 +23,24 @@ from ..engine.texts import Texts, known_texts, read_for
 from ..evaluate import Classes
 from ..types import Example
 from .packs import KNOWN_TOKENS, cut
-from .run import Run
 
 
-def packs_of_choices(run: Run, batch: Sequence[Example], classes: Classes, behind: int) -> list[Sequence[Example]]:
+def packs_of_choices(
+    batch: Sequence[Example], classes: Classes, num_virtual_tokens: int, behind: int, tokens_per_pack: int
+) -> list[Sequence[Example]]:
     """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row.
 
     Args:
+        num_virtual_tokens: of each prompt.
         behind: how many prompts stand behind each text; 0 for one in front of all.
     """
     branches = branch_tokens(classes.ids)
     if behind:
-        below = behind * (len(run.model.prompt) + branches)
+        below = behind * (num_virtual_tokens + branches)
         sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     else:
         sizes = [len(row.input_ids) + branches for row in batch]
-    return cut(batch, sizes, run.tokens_per_pack)
+    return cut(batch, sizes, tokens_per_pack)
 
 
 def backward_classes(
@@ -54,11 +59,23 @@ def backward_classes(
         weights: ``[C]`` how much a row of each class counts; ``None`` for 1.
     """
     rows = sum(map(len, parts))
-    total = 0.0
-    for part in parts:
-        scores = choice_scores(base, prompt, [row.input_ids for row in part], classes, texts, behind=behind)
+
+    def of(part: Sequence[Example], prompt: Tensor | Known) -> Tensor:
+        inputs = [row.input_ids for row in part]
+        if isinstance(prompt, Tensor) and behind:
+            scores = choice_scores_behind(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
+        else:
+            scores = choice_scores(base, prompt, inputs, classes)
         gold = torch.tensor(gold_of(part, classes), device=scores.device)
-        loss = F.cross_entropy(scores, gold, weight=weights, reduction="sum") / rows
+        return F.cross_entropy(scores, gold, weight=weights, reduction="sum") / rows
+
+    if not behind:
+        loss = summed_loss(base, [partial(of, part) for part in parts], prompt)  # the prompt is computed once for all
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+    total = 0.0
+    for part in parts:  # packs share nothing that is computed
+        loss = of(part, prompt)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
@@ -71,18 +88,17 @@ def gold_of(examples: Sequence[Example], classes: Classes) -> list[int]:
 
 def choice_scores(
     base: PreTrainedModel,
-    prompt: Tensor,
+    prompt: Tensor | Known,
     inputs: Sequence[tuple[int, ...]],
     classes: Classes,
-    texts: Texts | None,
-    *,
-    behind: bool,
 ) -> Tensor:
-    """Log-probability ``[B, C]`` of each label behind each text; differentiable in ``prompt`` ``[P, D]``."""
-    if not behind:
-        found = group_log_probs(base, plan_choices(len(prompt), inputs, classes.ids, prompt.device), prompt)
-        return found.view(len(inputs), len(classes.ids))
-    return choice_scores_behind(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
+    """Log-probability ``[B, C]`` of each label behind each text; differentiable in ``prompt``.
+
+    Args:
+        prompt: ``[P, D]``, or the compiled prompt.
+    """
+    plan = plan_choices(len(prompt), inputs, classes.ids, base.device)
+    return group_log_probs(base, plan, prompt).view(len(inputs), len(classes.ids))
 
 
 def choice_scores_behind(

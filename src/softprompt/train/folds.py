@@ -66,7 +66,8 @@ def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
 def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, what: str) -> Tensor:
     """Train prompts ``[M, P, D]``, all from ``start`` ``[P, D]``, on the mean weighted cross-entropy of their rows.
 
-    It takes ``fold_epochs`` over the run's own rows in steps, however many rows the data has.
+    It takes as many steps as ``fold_epochs`` over the run's own rows, however many rows the data has, and no more than
+    ``max_steps``.
 
     Args:
         run: its options, base model and texts.
@@ -75,7 +76,7 @@ def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, wha
     Raises:
         TrainingError: a loss is not finite.
     """
-    options, steps = run.options, run.options.fold_epochs * run.steps_per_epoch
+    options, steps = run.options, run.fold_steps
     peak = run.embedding_rms * options.fold_learning_rate
     prompts = torch.nn.Parameter(start.expand(len(data.weights), -1, -1).clone())
     optimizer = torch.optim.AdamW(
@@ -106,7 +107,9 @@ def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, wha
 def _backward(run: Run, classes: Classes, prompts: Tensor, data: FoldData, rows: Sequence[int]) -> float:
     """Gradient of the sum over prompts of each one's mean loss over the step's rows; returns that sum."""
     total, at = 0.0, 0
-    for pack in packs_of_choices(run, [data.examples[row] for row in rows], classes, len(prompts)):
+    number, length, _ = prompts.shape
+    batch = [data.examples[row] for row in rows]
+    for pack in packs_of_choices(batch, classes, length, number, run.tokens_per_pack):
         mine = rows[at : at + len(pack)]
         at += len(pack)
         learn, read = (data.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair

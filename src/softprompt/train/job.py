@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from .. import metrics as measures
 from ..adapter import START_NAME, read_prompt, write_prompt
 from ..base import Base, load_base, load_config, load_tokenizer
 from ..config import PromptTuningConfig, PromptTuningInit, TaskType
-from ..data import labels_repeat
 from ..device import seed_everything
 from ..encode import Encoder, default_end_token_id, show_example
 from ..engine.between import check_layers
@@ -50,7 +48,8 @@ from ..wrap import get_peft_model
 from .folder import check_output_dir, make_output_dir
 from .listener import Listener
 from .loop import fit
-from .members import with_members
+from .members import as_it_decides, with_members
+from .notes import tell_rows
 from .recipe import follow
 from .resume import check_resumable
 from .rows import TaskRows, read_task_rows
@@ -148,28 +147,14 @@ def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int 
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     unlabeled = rows.splits.unlabeled
     parts["unlabeled"] = encoder.encode_all(_sample(unlabeled, options.seed), with_label=False)
-    _say_what_was_read(parts, task, listener)
+    tell_rows(options, rows.splits, task, parts, listener)
     if len(unlabeled) > MOST_UNLABELED:
         listener.note(f"of {len(unlabeled)} unlabeled rows a sample of {MOST_UNLABELED} is learned from")
-    if options.task == "auto" and not task.labels and labels_repeat(Counter(str(e.label) for e in parts["train"])):
-        listener.note(
-            "labels repeat, but there are too many to be taken for classes; if they are, give --task classification"
-        )
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
 def _sample(rows: Sequence[Row], seed: int) -> list[Row]:
     return random.Random(seed).sample(rows, min(len(rows), MOST_UNLABELED))
-
-
-def _say_what_was_read(parts: dict[str, list[Example]], task: Task, listener: Listener) -> None:
-    counts = ", ".join(f"{len(rows)} {name}" for name, rows in parts.items() if rows)
-    kind = f"{len(task.labels)} classes: {', '.join(task.labels[:6])}" if task.labels else "free text"
-    listener.note(f"rows: {counts} ({kind}{', ...' if len(task.labels) > 6 else ''})")
-    cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
-    if any(cut.values()):
-        counts = ", ".join(f"{number} of {len(parts[name])} {name}" for name, number in cut.items() if number)
-        listener.note(f"cut to fit max_length: {counts} rows")
 
 
 def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCausalLM:
@@ -225,13 +210,16 @@ def _validator(
 
     def validate() -> Metrics:
         nonlocal told
-        if texts is not None and options.prompt_placement == "suffix":
+        classes = prepared.classes
+        if classes is not None:
+            classes = as_it_decides(model, prepared.train, classes, options, listener)
+        if texts is not None and options.prompt_placement == "suffix" and not options.readout:
             read_texts(texts, (example.input_ids for example in prepared.validation), listener)
         with listener.rows("validating", len(prepared.validation)) as progress:
             metrics = evaluate(
                 model,
                 prepared.validation,
-                prepared.classes,
+                classes,
                 batch_size=options.per_device_eval_batch_size,
                 split="validation",
                 progress=progress,
@@ -249,8 +237,8 @@ def _validator(
 
 
 def _say_how_all_do(run: Run, prepared: Prepared) -> None:
-    """The validation rows by all that decides; the figures of epochs were those of the prompt in the making alone."""
-    if run.validate is None or prepared.classes is None or not (prepared.classes.readout or prepared.classes.ensemble):
+    """The validation rows by all that decides; the figures of epochs were without the prompts of folds."""
+    if run.validate is None or prepared.classes is None or prepared.classes.ensemble is None:
         return
     size = run.options.per_device_eval_batch_size
     with run.listener.rows("validating", len(prepared.validation)) as progress:

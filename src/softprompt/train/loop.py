@@ -61,7 +61,7 @@ def fit(run: Run) -> TrainerState:
             run.listener.step(done, loss)
             if done % options.logging_steps == 0 or done == run.max_steps:
                 log.write(step=done, epoch=done / run.steps_per_epoch, loss=loss, learning_rate=rate)
-            ends_epoch = done % run.steps_per_epoch == 0
+            ends_epoch = done % run.steps_per_epoch == 0 or done == run.max_steps
             state = replace(state, global_step=done, epoch=done / run.steps_per_epoch, partial_epoch=seen)
             better = False
             if ends_epoch or _due(options.eval_strategy, options.eval_steps, done, False):
@@ -93,7 +93,8 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     if run.options.objective == "classes":
         assert run.classes is not None
         rows = [example for batch in batches for example in batch]
-        choices = [pack for batch in batches for pack in packs_of_choices(run, batch, run.classes, int(run.behind))]
+        given = run.classes, len(prompt), int(run.behind), run.tokens_per_pack
+        choices = [pack for batch in batches for pack in packs_of_choices(batch, *given)]
         found = backward_classes(
             base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=run.class_weights
         )

@@ -12,9 +12,13 @@ from torch import Tensor
 from ..ensemble import Ensemble, fit_temperature
 from ..evaluate import Classes, label_log_probs, mean_states
 from ..initialize import embed
+from ..model import PeftModelForCausalLM
+from ..options import TrainOptions
 from ..readout import fit_readout
+from ..types import Example
 from .choices import gold_of
 from .folds import FoldData, fold_data, out_of_fold, train_prompts
+from .listener import Listener
 from .run import Run
 
 SHARE_OF_EQUALS = 0.5
@@ -47,7 +51,9 @@ def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
         if options.readout:
             temperature = _temperature(_readout_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
     if options.readout:
-        classes = _with_readout(run, classes, SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS, temperature)
+        share = SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS
+        given = run.model, run.examples, classes, options, run.listener
+        classes = with_readout(*given, share=share, temperature=temperature)
     if folds is not None and run.unlabeled:
         classes = _with_self_training(run, plain, classes, folds, start)
     return classes
@@ -64,13 +70,45 @@ def _temperature(said: Tensor, gold: Sequence[int]) -> float:
     return fit_temperature(said[known], [gold[row] for row in known]) if known else 1.0
 
 
-def _with_readout(run: Run, classes: Classes, share: float, temperature: float) -> Classes:
-    size = run.options.per_device_eval_batch_size
-    with run.listener.rows("reading the states", len(run.examples)) as progress:
-        plain = replace(classes, ensemble=None)
-        means = mean_states(run.model, run.examples, plain, batch_size=size, progress=progress)
-    readout = fit_readout(means, gold_of(run.examples, classes), len(classes.ids), share)
+def with_readout(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    options: TrainOptions,
+    listener: Listener,
+    *,
+    share: float,
+    temperature: float = 1.0,
+) -> Classes:
+    """Classes that a read-out decides with, fitted to the states of examples under the prompt as it is now.
+
+    Args:
+        share: how much it decides.
+        temperature: what its logits are divided by.
+    """
+    with listener.rows("reading the states", len(examples)) as progress:
+        size = options.per_device_eval_batch_size
+        means = mean_states(model, examples, classes, batch_size=size, progress=progress)
+    readout = fit_readout(means, gold_of(examples, classes), len(classes.ids), share)
     return replace(classes, readout=readout.cooled(temperature), relative=True)
+
+
+def as_it_decides(
+    model: PeftModelForCausalLM,
+    examples: Sequence[Example],
+    classes: Classes,
+    options: TrainOptions,
+    listener: Listener,
+) -> Classes:
+    """Classes as the prompt, as it is now, decides between them in the end: what the best one is chosen by.
+
+    With a read-out that is both together, as they are saved. Beside prompts of folds the prompt has no voice of its
+    own, so the read-out under it counts alone.
+    """
+    if not options.readout:
+        return classes
+    share = 1.0 if options.num_folds else SHARE_BESIDE_ONE
+    return with_readout(model, examples, classes, options, listener, share=share)
 
 
 def _readout_out_of_fold(run: Run, classes: Classes, means: Tensor, folds: FoldData) -> Tensor:

@@ -60,6 +60,8 @@ def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptio
     values |= {name: _fewer(values[name], num_rows) for name in EPOCHS if name in values}
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
+    if "warmup_steps" in given:
+        values.pop("warmup_ratio", None)  # 0 is no warm-up
     chosen = options.model_copy(update=values)
     _check(chosen, given, task, num_rows)
     if options.recipe != GUIDE and options.template is None:

@@ -31,7 +31,7 @@ def begin(run: Run, optimizer: torch.optim.Optimizer) -> TrainerState:
         global_step=0,
         epoch=0.0,
         max_steps=run.max_steps,
-        num_train_epochs=run.options.num_train_epochs,
+        num_train_epochs=run.num_train_epochs,
         metric_for_best_model=run.metric,
         num_train_examples=len(run.examples),
         fingerprint=run.fingerprint,

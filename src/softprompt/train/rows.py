@@ -27,5 +27,5 @@ def read_task_rows(options: DataOptions) -> TaskRows:
     splits = load_splits(options)
     task = make_task(splits, options, end_token_id=None)
     for rows in (splits.train, splits.validation, splits.test):
-        check_labels(rows, task)
+        check_labels(rows, task, max_train_samples=options.max_train_samples)
     return TaskRows(splits, task)

@@ -63,8 +63,21 @@ class Run:
 
     @property
     def max_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.steps_per_epoch * self.options.num_train_epochs
+        """Optimiser steps of the prompt."""
+        if self.options.max_steps > 0:
+            return self.options.max_steps
+        return math.ceil(self.steps_per_epoch * self.options.num_train_epochs)
+
+    @property
+    def num_train_epochs(self) -> int:
+        """Passes over the rows, a last one that is not whole included."""
+        return math.ceil(self.max_steps / self.steps_per_epoch)
+
+    @property
+    def fold_steps(self) -> int:
+        """Optimiser steps of the prompts of folds; ``max_steps`` bounds them too."""
+        steps = self.options.fold_epochs * self.steps_per_epoch
+        return min(steps, self.options.max_steps) if self.options.max_steps > 0 else steps
 
     @property
     def learning_rate_unit(self) -> float:

@@ -15,10 +15,10 @@ def learning_rate(step: int, max_steps: int, options: OptimizerOptions) -> float
 def share_of_peak(step: int, max_steps: int, options: OptimizerOptions) -> float:
     """The learning rate as a share of its peak.
 
-    The courses of ``transformers.get_scheduler``: warm-up from zero over ``warmup_ratio`` of the steps,
-    then constant, or down to zero in a line or half a cosine.
+    The courses of ``transformers.get_scheduler``: warm-up from zero, then constant, or down to zero in a line or half
+    a cosine.
     """
-    warmup = math.ceil(options.warmup_ratio * max_steps)
+    warmup = warmup_steps(max_steps, options)
     if options.lr_scheduler_type != "constant" and step < warmup:
         return step / warmup
     left = (max_steps - step) / max(1, max_steps - warmup)  # 1 at the end of the warm-up, 0 at the end
@@ -28,3 +28,10 @@ def share_of_peak(step: int, max_steps: int, options: OptimizerOptions) -> float
         "constant": 1.0,
         "constant_with_warmup": 1.0,
     }[options.lr_scheduler_type]
+
+
+def warmup_steps(max_steps: int, options: OptimizerOptions) -> int:
+    """Steps of the warm-up: by ``warmup_steps`` as ``TrainingArguments`` has it, else by ``warmup_ratio``."""
+    if options.warmup_steps >= 1:
+        return min(int(options.warmup_steps), max_steps)
+    return math.ceil((options.warmup_steps or options.warmup_ratio) * max_steps)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -23,9 +22,10 @@ from ...encode import Encoder
 from ...engine.compiled import compile_prompt
 from ...errors import ConfigError, DataError
 from ...initialize import embed
+from ...plain import PlainTokenizer, bare_ids
 from ...score import score_labels
 from ...task import Task
-from ...template import Template
+from ...template import Piece, Template
 from ...types import Row
 from . import InContextOptions
 from .common import Fitted, Method
@@ -63,19 +63,19 @@ class ZeroShot(Method):
 
     @cached_property
     def _instruction_ids(self) -> list[int]:
-        return self._ids(f"{self.work.instruction}\n")
+        is_given = self.work.data.options.instruction is not None  # else it is made of labels, which rows bring
+        return self._ids(Piece(f"{self.work.instruction}\n", is_field=not is_given))
 
     @cached_property
     def _label_ids(self) -> list[list[int]]:
-        found = [self._ids(f" {label}\n") for label in self.work.data.labels]
+        found = [self._ids(Piece(f" {label}\n", is_field=True)) for label in self.work.data.labels]
         for label, ids in zip(self.work.data.labels, found, strict=True):
             if not ids or found.count(ids) > 1:
                 raise DataError(f"the tokenizer does not tell the label {label!r} from others; use another word")
         return found
 
-    def _ids(self, text: str) -> list[int]:
-        tokenizer: Any = self.work.frozen.base.tokenizer
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _ids(self, text: Piece) -> list[int]:
+        return list(PlainTokenizer(self.work.frozen.base.tokenizer).ids([[text]])[0])
 
 
 class InContext(ZeroShot):
@@ -112,9 +112,8 @@ class InContext(ZeroShot):
 
 def _front(encoder: Encoder) -> list[int]:
     """The special tokens that an encoder puts before each text: what it gives more than the text's own tokens."""
-    tokenizer: Any = encoder.tokenizer
     fields = Template(encoder.task.template, encoder.task.text_columns).fields
     probe = Row(dict.fromkeys(fields, "a"), "a probe")
-    own = tokenizer(encoder.render(probe.fields, probe.where), add_special_tokens=False)["input_ids"]
+    own = bare_ids(encoder.tokenizer, [encoder.render(probe.fields, probe.where)])[0]
     ids = encoder.encode(probe, with_label=False).input_ids
     return list(ids[: len(ids) - len(own)])

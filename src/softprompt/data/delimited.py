@@ -1,0 +1,194 @@
+"""Files of rows whose fields stand between commas (.csv) or tabs (.tsv). Everything in them is text.
+
+A .csv is quoted: a field that begins with ``"`` ends with one, and may hold commas and line breaks. A .tsv is read as
+quoted, or as it is written, every line a row and every quotation mark a character:
+
+===========================================  ===============================================================
+all quotes close, all rows are of one width  as quoted; but as written where quotes join lines that are rows
+                                             of that width by themselves, unless all of the first row is in
+                                             quotes, as in the files that softprompt writes
+anything else                                as written, unless only the quoted reading has no error
+===========================================  ===============================================================
+
+Columns without a name behind the last name, and cells without content there, are left out (spreadsheets write them).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import DataError
+from ..template import listed
+from ..types import Row
+from .text import Write, checked_names, json_text, open_text
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+_MOST_CHARACTERS = 1 << 24  # of a field; some thousand pages
+
+
+def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of a file; with ``column_names``, its first line is a row too.
+
+    Raises:
+        DataError: broken quotes, a row that has more or fewer fields than there are names, or names that cannot be.
+    """
+    with open_text(path) as handle:
+        records = _records(handle, path, first=1 if column_names else 0)
+        names = list(column_names or _header(records, path))
+        for number, cells in enumerate(records, start=1):
+            where = f"{path.name}, row {number}"
+            fields = _fitted(cells, len(names))
+            if len(fields) != len(names):
+                raise DataError(f"{where}: {_misfit(fields, names, path, headed=not column_names)}")
+            if number == 1 and column_names and fields == names:
+                raise DataError(f"{path.name}: its first line is a header, the same as column_names; leave these out")
+            yield Row(dict(zip(names, fields, strict=True)), where)
+
+
+def delimited_columns(path: Path) -> list[str]:
+    """The columns that a file's first line names.
+
+    Raises:
+        DataError: as ``read_delimited``.
+    """
+    with open_text(path) as handle:
+        return _header(_records(handle, path, first=0), path)
+
+
+@contextmanager
+def write_delimited(path: Path, columns: list[str], delimiter: str) -> Iterator[Write]:
+    """Write a file of rows; see ``formats.open_writer``."""
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        plain = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
+        quoted = csv.writer(handle, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+        def write(values: Mapping[str, Any]) -> None:
+            cells = [_cell(values.get(name)) for name in columns]
+            # The plain writer leaves a lone carriage return unquoted, where readers see the end of a row.
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+
+        (quoted if delimiter == "\t" else plain).writerow(columns)  # quotes tell readers how a .tsv is meant
+        yield write
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return json_text(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _delimiter(path: Path) -> str:
+    return DELIMITERS[path.suffix.lower()]
+
+
+# ---- records
+
+
+def _records(handle: TextIO, path: Path, *, first: int) -> Iterator[list[str]]:
+    """The records that are not blank; broken quotes are errors that count them from ``first``."""
+    number = first
+    try:
+        for cells in filter(None, _cells(handle, _delimiter(path), quoted=_is_quoted(path))):
+            yield cells
+            number += 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name}, row {number}: {error}; in a quoted field each double quote is written twice "
+            "(or use .jsonl, which has no such rules)"
+        ) from None
+
+
+def _cells(handle: TextIO, delimiter: str, *, quoted: bool) -> Iterator[list[str]]:
+    csv.field_size_limit(_MOST_CHARACTERS)  # Python's own bound, 131,072, is less than a long document
+    if quoted:
+        return csv.reader(handle, delimiter=delimiter, strict=True)
+    return csv.reader(handle, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether quotation marks are there to be taken off, as in every .csv; see above."""
+    if _delimiter(path) == ",":
+        return True
+    written = _number_of_rows(path, quoted=False)
+    as_quoted = _number_of_rows(path, quoted=True)
+    if as_quoted is None or written is None:
+        return as_quoted is not None
+    return as_quoted == written or _first_line_is_quoted(path)
+
+
+def _number_of_rows(path: Path, *, quoted: bool) -> int | None:
+    """How many rows a .tsv has by one reading; ``None`` where that reading has an error, or rows of unequal width."""
+    width, number = 0, 0
+    try:
+        with open_text(path) as handle:
+            for cells in filter(None, _cells(handle, "\t", quoted=quoted)):
+                width = width or len(_trimmed(cells))
+                if len(_fitted(cells, width)) != width:
+                    return None
+                number += 1
+    except csv.Error:
+        return None
+    return number
+
+
+def _first_line_is_quoted(path: Path) -> bool:
+    with open_text(path) as handle:
+        cells = next(filter(None, _cells(handle, "\t", quoted=False)), [])
+    return all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+
+
+# ---- names and widths
+
+
+def _header(records: Iterator[list[str]], path: Path) -> list[str]:
+    names = next(records, None)
+    if names is None:
+        raise DataError(f"{path.name} is empty; its first line must name the columns")
+    delimiter = _delimiter(path)
+    line = delimiter.join(names)
+    for separator, word in _SEPARATORS.items():
+        # Commas are usual in the names of a .tsv, so they count only where there is but one.
+        counts = separator != delimiter and (separator != "," or len(names) == 1)
+        if counts and line.count(separator) >= len(names):
+            columns = "is one column" if len(names) == 1 else f"has {len(names)} columns"
+            raise DataError(f"{path.name}: the header {line!r} {columns}; {_separated_by(word)}")
+    return checked_names(_trimmed(names), path)
+
+
+def _misfit(fields: Sequence[str], names: Sequence[str], path: Path, *, headed: bool) -> str:
+    """What is wrong with a row of another width than the names, and what to do."""
+    line, delimiter = _delimiter(path).join(fields), _delimiter(path)
+    other = [word for mark, word in _SEPARATORS.items() if mark != delimiter and line.count(mark) == len(names) - 1]
+    if len(fields) == 1 and len(names) > 1 and other:
+        remedy = _separated_by(other[0])
+    elif len(fields) < len(names):
+        remedy = "is one missing"
+    elif delimiter == ",":
+        remedy = "put double quotes around a field that holds the separator"
+    else:
+        remedy = "is there a tab inside a field? A .jsonl file may have tabs there"
+    source = "the header" if headed else "column_names"
+    return f"{len(fields)} fields, but {source} has {len(names)} ({listed(names)}); {remedy}"
+
+
+def _separated_by(word: str) -> str:
+    return f"is it separated by {word}? A .csv is separated by commas, a .tsv by tabs"
+
+
+def _trimmed(cells: list[str]) -> list[str]:
+    """Cells without the empty ones at the end; one is left."""
+    end = len(cells)
+    while end > 1 and not cells[end - 1].strip():
+        end -= 1
+    return cells[:end]
+
+
+def _fitted(cells: list[str], width: int) -> list[str]:
+    """Cells without those beyond a width, if they are empty."""
+    return cells if any(cell.strip() for cell in cells[width:]) else cells[:width]
