@@ -66,6 +66,8 @@ QUICK: dict[str, Case] = {
     "option_of_trainer": train("--bf16", "there is no option bf16", "dtype=bfloat16"),
     "option_of_trainer_with_value": train("--report_to=wandb", "no option report_to", "log.jsonl"),
     "option_of_a_script": train("--max-train-steps 5", "no option max_train_steps", "max_steps"),
+    "option_of_another_command": case(f"{PREDICT} adapter --batch_size 5", "No such option", "--batch_size"),
+    "option_without_value": case("bench train --model", "--model", "argument"),
     "no_steps": train("--max_steps 0", "max_steps", "-1"),
     "home_of_nobody": train("--output_dir ~nobody-here/run", "there is no user 'nobody-here'"),
     "unknown_value": train("--prompt_tuning_init RANDON", "prompt_tuning_init", "RANDON", "did you mean 'RANDOM'"),

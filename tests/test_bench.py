@@ -123,6 +123,7 @@ def test_generate(place):
     assert result["new_tokens"] == 10
 
 
+@pytest.mark.heavy
 def test_ours_alone(place):
     given = ("--against", "none", "--text_tokens", "30", "--json")
     result = json.loads(bench(place, "train", *given, check=True).stdout)
@@ -133,7 +134,7 @@ def test_ours_alone(place):
     assert result["max_relative_gradient_difference"] < 1e-4
 
 
-@pytest.mark.parametrize("against", ["peft", "none"])
+@pytest.mark.parametrize("against", ["peft", pytest.param("none", marks=pytest.mark.heavy)])
 def test_suffix(place, against):
     result = json.loads(bench(place, "suffix", "--json", *LONG["suffix"], "--against", against, check=True).stdout)
     assert result.keys() >= SPEED_KEYS
@@ -452,18 +453,41 @@ def measurements(place):
     ]
 
 
-def test_a_report_is_resumed(place, monkeypatch, capsys):
+@pytest.fixture
+def forked_measurements(place, monkeypatch):
+    """``report`` measures in processes that are forked: in half the time."""
+
     def run(measurement, rows):
         done = cli_tools.forked(*report.command_of(measurement, rows), cwd=place)
         return {**json.loads(done.stdout), "model": measurement.model}
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(report, "run", run)  # in half the time
-    plan, folder = measurements(place), place / "benchmarks"
+    monkeypatch.setattr(report, "run", run)
+
+
+def announced(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if ": softprompt bench " in line]
+
+
+def test_a_report_is_resumed(place, forked_measurements, capsys):
+    """What is there is not measured again."""
+    plan = [each for each in measurements(place) if each.arguments[0] in ("evaluate", "generate")]
+    folder = place / "resumed"
     assert report.measure_missing(plan, report.Rows(), folder, only=["evaluate"]) == 0
+    first = json.loads((folder / "results.json").read_text())["measurements"]
+    assert len(first) == len(announced(capsys)) == 1
     assert report.measure_missing(plan, report.Rows(), folder) == 0
-    announced = [line for line in capsys.readouterr().out.splitlines() if " of 7: softprompt bench " in line]
-    assert len(announced) == 7, "the one that was there is not measured again"
+    assert len(announced(capsys)) == 1
+    stored = json.loads((folder / "results.json").read_text())["measurements"]
+    assert len(stored) == 2
+    assert first.items() <= stored.items()
+
+
+@pytest.mark.heavy
+def test_a_whole_report(place, forked_measurements, capsys):
+    plan, folder = measurements(place), place / "benchmarks"
+    assert report.measure_missing(plan, report.Rows(), folder) == 0
+    assert len(announced(capsys)) == 7
     stored = json.loads((folder / "results.json").read_text())
     assert len(stored["measurements"]) == 7
     assert stored["machine"]["cores"] > 0

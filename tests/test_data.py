@@ -670,6 +670,8 @@ def test_column_names(tmp_path):
     assert "column_names is for files without a header" in refused(load_splits, options, error=ConfigError)
     message = refused(load_splits, DataOptions(train_file=csv))
     assert message.endswith("; if the first line is a row, name the columns with column_names")
+    gap = put(tmp_path, "D.tsv", 'ham\t\nspam\t"x"\n')
+    assert cells_of(gap, column_names=["label", "text"]) == [["ham", ""], ["spam", "x"]]
     broken = put(tmp_path, "C.csv", 'yes,x\nno,"x" y\n')
     assert refused(read_rows, broken, ["a", "b"]).startswith("C.csv, row 2: ")
 

@@ -331,7 +331,7 @@ def options_for(place: Path, **changes: Any) -> TrainOptions:
     return TrainOptions(**{**values, "recipe": "best", "output_dir": place / "run", **changes})
 
 
-@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+@pytest.mark.parametrize("placement", ["prefix", pytest.param("suffix", marks=pytest.mark.heavy)])
 def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str) -> None:
     folder = place / placement
     result = train(options_for(place, output_dir=folder, prompt_placement=placement))

@@ -167,7 +167,7 @@ def test_lm_eval(tmp_path: Path) -> None:
     found = lm.loglikelihood(asked)
     for (context, continuation), (value, _) in zip(pairs, found, strict=True):
         ids = tokenizer(context)["input_ids"], tokenizer(continuation, add_special_tokens=False)["input_ids"]
-        assert value == pytest.approx(float(tiny.plain_score(model.base_model, model.prompt, *ids)), abs=1e-4)
+        assert value == pytest.approx(tiny.plain_score(model.base_model, model.prompt, *ids).item(), abs=1e-4)
     assert [greedy for _, greedy in found] == [False, False, False, True, True]
 
 

@@ -295,8 +295,8 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
     values = {name.replace("-", "_"): value for name, value in values.items()}
     for name in values:
         if name not in cls.model_fields:
-            unknown = absent(name) or f"unknown option {name!r}{nearest(name, cls.model_fields)}"
-            raise ConfigError(f"{prefix}{unknown}")
+            why = absent(name) if issubclass(cls, TrainOptions) else None
+            raise ConfigError(f"{prefix}{why or f'unknown option {name!r}{nearest(name, cls.model_fields)}'}")
     try:
         return cls(**values)
     except ValidationError as error:

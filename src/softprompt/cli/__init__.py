@@ -113,8 +113,7 @@ def _check_command(wanted: str | None) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit status: 2 for bad input, 1 for what should not have happened."""
     if hasattr(error, "format_message"):  # usage errors of click, which typer may bring in a copy of its own
-        name = str(getattr(error, "option_name", "")).lstrip("-")
-        return absent(name) or error.format_message(), 2
+        return _known_elsewhere(error) or error.format_message(), 2
     if isinstance(error, SoftPromptError):
         return str(error), 2
     if disk := _disk_is_full(error):
@@ -124,6 +123,12 @@ def explain(error: Exception) -> tuple[str, int]:
     if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
         return "out of memory; lower the batch size (per_device_train_batch_size) or max_length", 2
     return f"{type(error).__name__}: {error} (--debug shows where; this is likely a bug of softprompt)", 1
+
+
+def _known_elsewhere(error: Any) -> str | None:
+    """What to do instead of an option of ``TrainingArguments`` that ``train`` does not have."""
+    is_unknown, command = type(error).__name__ == "NoSuchOption", getattr(error.ctx, "info_name", None)
+    return absent(error.option_name.lstrip("-")) if is_unknown and command == "train" else None
 
 
 def _disk_is_full(error: Exception) -> str | None:

@@ -1,14 +1,15 @@
 """Files of rows whose fields stand between commas (.csv) or tabs (.tsv). Everything in them is text.
 
-A .csv is quoted: a field that begins with ``"`` ends with one, and may hold commas and line breaks. A .tsv is read as
-quoted, or as it is written, every line a row and every quotation mark a character:
+A .csv is quoted: a field that begins with ``"`` ends with one, and may hold commas and line breaks. A .tsv is read
+so, or as it is written, where every line is a row and every quotation mark a character. What counts is which reading
+works: all quotes close, and all rows have one width.
 
-===========================================  ===============================================================
-all quotes close, all rows are of one width  as quoted; but as written where quotes join lines that are rows
-                                             of that width by themselves, unless all of the first row is in
-                                             quotes, as in the files that softprompt writes
-anything else                                as written, unless only the quoted reading has no error
-===========================================  ===============================================================
+===========================  ==================================================================================
+both work, rows are as many  as quoted
+both, but quotes join lines  as written; as quoted where all of the first row is in quotes, as softprompt writes it
+one works                    that one
+none works                   as written, with an error; as quoted where all of the first row is in quotes
+===========================  ==================================================================================
 
 Columns without a name behind the last name, and cells without content there, are left out (spreadsheets write them).
 """
@@ -39,7 +40,7 @@ def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Ite
         DataError: broken quotes, a row that has more or fewer fields than there are names, or names that cannot be.
     """
     with open_text(path) as handle:
-        records = _records(handle, path, first=1 if column_names else 0)
+        records = _records(handle, path, num_names=len(column_names or ()))
         names = list(column_names or _header(records, path))
         for number, cells in enumerate(records, start=1):
             where = f"{path.name}, row {number}"
@@ -58,7 +59,7 @@ def delimited_columns(path: Path) -> list[str]:
         DataError: as ``read_delimited``.
     """
     with open_text(path) as handle:
-        return _header(_records(handle, path, first=0), path)
+        return _header(_records(handle, path, num_names=0), path)
 
 
 @contextmanager
@@ -90,11 +91,11 @@ def _delimiter(path: Path) -> str:
 # ---- records
 
 
-def _records(handle: TextIO, path: Path, *, first: int) -> Iterator[list[str]]:
-    """The records that are not blank; broken quotes are errors that count them from ``first``."""
-    number = first
+def _records(handle: TextIO, path: Path, *, num_names: int) -> Iterator[list[str]]:
+    """The records that are not blank, the header among them where no names are given; broken quotes are errors."""
+    number = 1 if num_names else 0
     try:
-        for cells in filter(None, _cells(handle, _delimiter(path), quoted=_is_quoted(path))):
+        for cells in filter(None, _cells(handle, _delimiter(path), quoted=_is_quoted(path, num_names))):
             yield cells
             number += 1
     except csv.Error as error:
@@ -111,20 +112,23 @@ def _cells(handle: TextIO, delimiter: str, *, quoted: bool) -> Iterator[list[str
     return csv.reader(handle, delimiter=delimiter, quoting=csv.QUOTE_NONE)
 
 
-def _is_quoted(path: Path) -> bool:
-    """Whether quotation marks are there to be taken off, as in every .csv; see above."""
+def _is_quoted(path: Path, num_names: int) -> bool:
+    """Whether quotation marks are there to be taken off, as in every .csv; see above.
+
+    Args:
+        num_names: how many columns there are; 0 where the first row tells.
+    """
     if _delimiter(path) == ",":
         return True
-    written = _number_of_rows(path, quoted=False)
-    as_quoted = _number_of_rows(path, quoted=True)
-    if as_quoted is None or written is None:
-        return as_quoted is not None
-    return as_quoted == written or _first_line_is_quoted(path)
+    written, unquoted = (_number_of_rows(path, num_names, quoted=quoted) for quoted in (False, True))
+    if (written is None) != (unquoted is None):
+        return written is None
+    return (unquoted is not None and written == unquoted) or _first_line_is_quoted(path)
 
 
-def _number_of_rows(path: Path, *, quoted: bool) -> int | None:
-    """How many rows a .tsv has by one reading; ``None`` where that reading has an error, or rows of unequal width."""
-    width, number = 0, 0
+def _number_of_rows(path: Path, width: int, *, quoted: bool) -> int | None:
+    """How many rows a .tsv has by one reading; ``None`` where that reading has an error, or rows of another width."""
+    number = 0
     try:
         with open_text(path) as handle:
             for cells in filter(None, _cells(handle, "\t", quoted=quoted)):
