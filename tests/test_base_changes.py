@@ -324,6 +324,34 @@ def test_a_hook_on_one_position_is_seen():
     assert torch.equal(new[0], tiny.plain_greedy(model.base_model, model.prompt.detach(), row[0], 3))
 
 
+def test_a_hook_on_one_position_is_seen_with_a_prompt_behind_the_text():
+    model = get_peft_model(
+        tiny.fresh("llama"),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, prompt_placement="suffix"),
+    )
+    hook_on_the_last_position(model)
+    row = tiny.ids(8)[0]
+    with torch.no_grad():
+        model.prompt.copy_(tiny.prompt_for(model.base_model, P))
+        embeds = torch.cat([model.word_embeddings(row), model.prompt])
+        expected = model.base_model(inputs_embeds=embeds[None]).logits[0]
+        got = model(input_ids=row[None]).logits[0]
+    near(torch.cat([got[P:], got[:P]]), expected)
+
+
+def test_a_hook_on_attention_weights_is_seen():
+    """Bloom hands them to a module for dropout; packed attention would not."""
+    base = tiny.fresh("bloom")
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
+    with torch.no_grad():
+        model.prompt.copy_(tiny.prompt_for(base, P))
+    before = logits(model)
+    for layer in base.transformer.h:
+        layer.self_attention.attention_dropout.register_forward_pre_hook(lambda _, args: (args[0] * 1.5,))
+    check(model)
+    assert (logits(model) - before).abs().max() > 1e-3 * before.abs().max(), "it changes something"
+
+
 def near(got, expected):
     got, expected = got.double(), expected.double()
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()

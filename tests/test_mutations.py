@@ -251,7 +251,7 @@ def lose_after_the_first_step(monkeypatch):
 def put_behind(monkeypatch):
     """``[ pads | tokens | prompt ]``."""
     real = generate.lay_out
-    monkeypatch.setattr(generate, "lay_out", lambda mask, virtual, *_: real(mask, virtual, True))
+    monkeypatch.setattr(generate, "lay_out", lambda mask, virtual, *_: real(mask, virtual, mask.sum(1)))
 
 
 def mask_out(monkeypatch):

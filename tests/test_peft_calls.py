@@ -28,6 +28,15 @@ def batch():
 # -- keywords of forward ---------------------------------------------------------------------------------
 
 
+def test_hidden_states_as_the_config_asks():
+    model = make()
+    assert model(input_ids=batch()).hidden_states is None
+    model.config.output_hidden_states = True
+    output = model(input_ids=batch())
+    assert [state.shape[:2] for state in output.hidden_states] == 3 * [(2, P + 8)]
+    assert model(input_ids=batch(), output_hidden_states=False).hidden_states is None
+
+
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 6, 12])], ids=str)
 @pytest.mark.parametrize("plain", [False, True])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import ModuleList
 
 import softprompt.engine.texts as keeping
 import tiny
@@ -302,8 +303,14 @@ def suffix_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> A
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "opt"])
 @pytest.mark.parametrize("embeds", [False, True])
-def test_forward_of_a_padded_batch(family: str, embeds: bool) -> None:
+@pytest.mark.parametrize("hooked", [False, True])
+def test_forward_of_a_padded_batch(family: str, embeds: bool, hooked: bool, request: pytest.FixtureRequest) -> None:
     """The prompt stands before the first label of each row, wherever the padding is; logits are in PEFT's columns."""
+    shapes = []
+    if hooked:  # it sees one padded batch, as under PEFT
+        layers = next(part for part in tiny.base(family, torch.float64).modules() if isinstance(part, ModuleList))
+        hook = layers[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[:2])))
+        request.addfinalizer(hook.remove)
     lengths, starts = (9, 4, 6, 5), (6, 0, 5, 5)  # the last row has no label
     ids = tiny.ids(*lengths)
     labels = [row.clone() for row in ids]
@@ -318,6 +325,7 @@ def test_forward_of_a_padded_batch(family: str, embeds: bool) -> None:
         marks, _ = tiny.pad(labels, lefts, 10, fill=-100)
         given = {"inputs_embeds": base.get_input_embeddings()(tokens)} if embeds else {"input_ids": tokens}
         output = model(**given, attention_mask=mask, labels=marks)
+        assert not hooked or shapes == [(4, P + 10)]
         (ours,) = torch.autograd.grad(output.loss, model.prompt, retain_graph=True)
         losses = []
         for i, (row, label, start) in enumerate(zip(ids, labels, starts, strict=True)):

@@ -186,14 +186,21 @@ def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tens
     return logits
 
 
-def forward_plain(base: PreTrainedModel, prompts: RowPrompts, batch: Batch, **asked: Any) -> PromptedCausalLMOutput:
-    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch."""
+def forward_plain(
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, behind: bool | Tensor = False, **asked: Any
+) -> PromptedCausalLMOutput:
+    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch.
+
+    Args:
+        behind: as in ``prompted_call``.
+    """
     output, order = prompted_call(
         base,
         prompts,
         input_ids=batch.input_ids,
         inputs_embeds=batch.inputs_embeds,
         attention_mask=batch.attention_mask,
+        behind=behind,
         **asked,
     )
     if order is None:

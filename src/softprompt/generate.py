@@ -68,18 +68,20 @@ def real_tokens(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     return attention_mask.bool()
 
 
-def lay_out(real: Tensor, virtual: Tensor, behind: bool = False) -> Layout:
-    """Lay out rows as ``[ pads | prompt | tokens ]``; with ``behind``, as ``[ pads | tokens | prompt ]``.
+def lay_out(real: Tensor, virtual: Tensor, before: Tensor | None = None) -> Layout:
+    """Lay out rows as ``[ pads | prompt | tokens ]``.
 
     Args:
         real: ``[B, T]``, true at tokens.
         virtual: ``[B, P]``, true at virtual tokens.
+        before: ``[B]`` tokens of each row that stand in front of the prompt; none by default.
     """
-    together = torch.cat([real, virtual] if behind else [virtual, real], dim=1)  # in reading order
+    before = real.new_zeros(len(real), 1, dtype=torch.long) if before is None else before[:, None]
+    rank = real.cumsum(1) - 1  # [B, T]
+    places = torch.cat([before + virtual.cumsum(1) - 1, rank + (rank >= before) * virtual.sum(1, keepdim=True)], dim=1)
+    together = torch.cat([virtual, real], dim=1)
     pads = (~together).sum(1, keepdim=True)
-    order = torch.where(together, pads + together.cumsum(1) - 1, (~together).cumsum(1) - 1)
-    if behind:
-        order = torch.cat([order[:, real.shape[1] :], order[:, : real.shape[1]]], dim=1)
+    order = torch.where(together, pads + places, (~together).cumsum(1) - 1)
     columns = torch.arange(together.shape[1], device=real.device)
     return Layout(order, (columns >= pads).long(), (columns - pads).clamp_min(0))
 
@@ -94,7 +96,7 @@ def prompted_call(
     past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
     engine: bool = False,
-    behind: bool = False,
+    behind: bool | Tensor = False,
     **kwargs: Any,
 ) -> tuple[Any, Tensor | None]:
     """One call of the base with a prompt in front of each row; with a filled cache, a continuation of such a call.
@@ -104,7 +106,7 @@ def prompted_call(
         attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
         position_ids: ignored; positions follow from the layout.
         engine: whether the engine may make a first call that asks for no more than the last logits.
-        behind: the prompt stands behind the tokens of the first call.
+        behind: the prompt stands behind the tokens of the first call; or behind the first so many of each row, ``[B]``.
 
     Returns:
         The base's output, and ``Layout.order`` of a first call (``None`` for a continuation).
@@ -116,8 +118,9 @@ def prompted_call(
     if past_key_values is not None and past_key_values.get_seq_length():
         return base(**further_inputs(base, prompts, new, attention_mask, past_key_values), **kwargs), None
     real = real_tokens(new, attention_mask)
-    layout = lay_out(real, prompts.index >= 0, behind)
-    if engine and not behind and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
+    before = behind if isinstance(behind, Tensor) else real.sum(1) if behind else None
+    layout = lay_out(real, prompts.index >= 0, before)
+    if engine and before is None and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
         return _read_rows(base, prompts, new, real, layout, past_key_values), layout.order
     return base(**first_inputs(base, prompts, new, layout, past_key_values), **kwargs), layout.order
 

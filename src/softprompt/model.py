@@ -26,10 +26,12 @@ from .forward import Batch, forward_plain, forward_rows
 from .fused import forward_fused, is_fused
 from .peft_model import BASE
 from .peft_model import PeftModel as PeftModel
-from .suffix import forward_behind
+from .suffix import forward_behind, text_lengths
 
 _PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
 """Keywords of a call that one padded batch answers, with the prompt in each row."""
+_OF_THE_CONFIG = ("output_attentions", "output_hidden_states")
+"""Keywords whose default is the base's config's."""
 _OF_PACKED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Keywords that say of packed rows, without a prompt, what ``position_ids`` say as well."""
 
@@ -73,8 +75,9 @@ class PeftModelForCausalLM(PeftModel):
             position_ids: where they return to 0 inside a row (packed rows, as from trl's ``packing=True`` or
                 ``DataCollatorWithFlattening``), another text begins: each has the prompt in front of it and sees no
                 other. Otherwise ignored with a warning; a token's position is its place behind the prompt.
-            output_hidden_states, output_attentions: as in transformers, and so are ``use_cache`` and
-                ``past_key_values``; these take the plain way, one padded batch with the prompt in each row.
+            output_hidden_states, output_attentions: as in transformers (by default the config's), and so are
+                ``use_cache`` and ``past_key_values``; these take the plain way, one padded batch with the prompt in
+                each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
             logits_to_keep: logits of the last so many of the ``P + T`` positions only; or their indices.
             adapter_names: the adapter of each row; ``"__base__"`` for none. P is then that of the longest prompt;
@@ -92,12 +95,14 @@ class PeftModelForCausalLM(PeftModel):
         """
         kwargs |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         self._check_keywords(kwargs)
-        asked = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+        given = {name: value for name, value in kwargs.items() if value is not None}
         batch = Batch(
             input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, logits_to_keep, position_ids
         )
         if self._disabled:
-            return self.base_model(**batch.asked, return_dict=return_dict, **asked)
+            return self.base_model(**batch.asked, return_dict=return_dict, **given)
+        given = {name: getattr(self.config, name, None) for name in _OF_THE_CONFIG} | given
+        asked = {name: value for name, value in given.items() if value is not None and value is not False}
         output = self._forward(batch, adapter_names, self._settle(batch, asked))
         return output if return_dict is not False else output.to_tuple()
 
@@ -115,9 +120,10 @@ class PeftModelForCausalLM(PeftModel):
             return forward_fused(base, prompts, batch)
         if behind:
             _refuse("prompt_placement suffix", list(asked), "leave that out")
-            return forward_behind(base, prompts.matrix, batch)
         if plain:
-            return forward_plain(base, prompts, batch, **asked)
+            return forward_plain(base, prompts, batch, text_lengths(batch) if behind else False, **asked)
+        if behind:
+            return forward_behind(base, prompts.matrix, batch)
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
     def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:

@@ -81,9 +81,7 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     """
     real = batch.real
     given = batch.embeds
-    ids = batch.ids
-    labels = torch.full_like(ids, IGNORE_INDEX) if batch.flat_labels is None else batch.flat_labels
-    plan, texts = _plan_rows(len(prompt), batch.lengths, ids, labels)
+    plan, texts = _plan_rows(len(prompt), batch)
     # Texts of embeddings may take a gradient, and then are not known before it is asked for.
     hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)
 
@@ -92,14 +90,22 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     return output_of(base, plan, hidden, torch.cat([virtual, given_tokens], dim=1), batch)
 
 
-def _plan_rows(
-    num_virtual_tokens: int, lengths: Sequence[int], ids: Tensor, labels: Tensor
-) -> tuple[Plan, list[tuple[int, ...]]]:
-    """The plan of rows ``[t]`` of tokens and labels, and their texts: what stands before the first label."""
+def text_lengths(batch: Batch) -> Tensor:
+    """``[B]`` tokens of each row that stand before its first label: all of a row that has none."""
+    real = batch.real
+    if batch.labels is None:
+        return real.sum(1)
+    supervised = real & (batch.labels != IGNORE_INDEX)
+    return (real & (supervised.cumsum(1) == 0)).sum(1)
+
+
+def _plan_rows(num_virtual_tokens: int, batch: Batch) -> tuple[Plan, list[tuple[int, ...]]]:
+    """The plan of a batch, and the texts of its rows: what stands before the first label."""
+    lengths, ids = batch.lengths, batch.ids
+    labels = torch.full_like(ids, IGNORE_INDEX) if batch.flat_labels is None else batch.flat_labels
+    rows = zip(torch.split(ids, lengths), torch.split(labels, lengths), text_lengths(batch).tolist(), strict=True)
     texts, answers, marks = [], [], []
-    for row, label in zip(torch.split(ids, list(lengths)), torch.split(labels, list(lengths)), strict=True):
-        supervised = (label != IGNORE_INDEX).nonzero()[:, 0].tolist()
-        cut = supervised[0] if supervised else len(row)
+    for row, label, cut in rows:
         texts.append(tuple(row[:cut].tolist()))
         # Plans leave an answer's last token out, which nothing reads. Here its logits may be read: one more goes.
         answers.append([*row[cut:].tolist(), 0])

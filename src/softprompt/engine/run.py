@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families import is_verified
+from .head import is_intercepted
 from .known import Known, Layers
 from .levels import run_levels
 from .packed import PACKED, run_packed
@@ -90,9 +91,14 @@ def ways(backbone: nn.Module) -> tuple[Way, ...]:
         and is_verified(backbone)
         and device.type in ("cpu", "cuda")
         and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
-        and not any("forward" in module.__dict__ for module in backbone.modules())
+        and not any("forward" in module.__dict__ or _watches_weights(module) for module in backbone.modules())
     )
     return ("packed", "levels") if packs else ("levels",)
+
+
+def _watches_weights(module: nn.Module) -> bool:
+    """Whether a hook waits for attention weights at their dropout, which packed attention does not call."""
+    return isinstance(module, nn.Dropout) and is_intercepted(module)
 
 
 def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
