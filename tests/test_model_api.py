@@ -517,6 +517,8 @@ def test_disabled_is_the_base_exactly(family):
         assert not model.has_active_enabled_adapter, "the outer context still holds"
         assert torch.equal(model(**given, position_ids=torch.arange(8)[None]).logits, plain.logits)
         assert isinstance(model(**given, return_dict=False), tuple)
+        assert model(**given, use_cache=True).past_key_values is not None
+        assert model(**given, use_cache=False).past_key_values is None
     assert model.has_active_enabled_adapter
     assert torch.equal(model(**given).logits, prompted)
     assert prompted.shape[1] == P + 8
@@ -709,6 +711,16 @@ def test_deepcopy():
     assert not torch.equal(twin.prompt, model.prompt)
     assert twin.base_model is not model.base_model
     assert trainable(twin) == ["more"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_while_prompts_are_off_has_them_on(copied):
+    model = make()
+    with model.disable_adapter():
+        twin = copied(model)
+        assert not model.has_active_enabled_adapter
+    assert twin.has_active_enabled_adapter
+    assert torch.equal(twin(**inputs()).logits, model(**inputs()).logits)
 
 
 def test_pickle():

@@ -105,8 +105,8 @@ class PeftModel(nn.Module):
         object.__dict__["__class__"].__set__(self, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles by the real class, which ``__class__`` hides from pickle."""
-        return _new, (type(self),), self.__dict__
+        """Pickles by the real class, which ``__class__`` hides from pickle; a copy's prompts are on."""
+        return _new, (type(self),), self.__dict__ | {"_disabled": []}
 
     def __getattr__(self, name: str) -> Any:
         """Attributes that are not ours are the base model's (``config``, ``device``, ``dtype``, ...)."""
@@ -149,8 +149,8 @@ class PeftModel(nn.Module):
 
     @property
     def has_active_enabled_adapter(self) -> bool:
-        """Whether a prompt is in use (false inside ``disable_adapter``)."""
-        return not self._disabled
+        """Whether a prompt is in use (false inside ``disable_adapter``, and where there is none)."""
+        return bool(self.peft_config) and not self._disabled
 
     @property
     def word_embeddings(self) -> nn.Module:
@@ -433,7 +433,7 @@ class PeftModel(nn.Module):
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
-        if files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
+        if self.peft_config and files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
             from .state import set_peft_model_state_dict
 
             set_peft_model_state_dict(self, state_dict, self.active_adapter)
