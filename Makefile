@@ -12,7 +12,7 @@ BENCH ?=
 .PHONY: demo test bench lint format types clean help
 
 help:
-	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 3 minutes)"
+	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
 	@echo "make test    lint, type-check, run the tests"
 	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
 	@echo "make format  put the code into shape"
