@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.accumulate import mean_loss
-from .engine.head import logits_of
+from .engine.head import is_frozen, logits_of
 from .engine.loss import hidden_states, losses_of
 from .engine.plans import default_tokens_per_pack, packs
 from .engine.row_prompts import RowPrompts, columns
@@ -122,7 +122,8 @@ class Batch:
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
     """The engine's way: padding is dropped, each prompt is computed once, logits wait until they are read."""
-    if batch.inputs_embeds is None and batch.labels is not None and torch.is_grad_enabled() and prompts.is_one:
+    can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
+    if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
         if len(plans) > 1:
             return _forward_packs(base, prompts, batch, plans)

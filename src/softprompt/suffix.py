@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .engine.between import Means, but_first
+from .engine.head import is_frozen
 from .engine.loss import group_log_probs, hidden_states, token_losses
 from .engine.suffix import plan_answers, plan_choices_behind, text_places
 from .engine.texts import Texts, known_texts, read_for
@@ -82,8 +83,9 @@ def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
     real = batch.real
     given = batch.embeds
     plan, texts = _plan_rows(len(prompt), batch)
-    # Texts of embeddings may take a gradient, and then are not known before it is asked for.
-    hidden = hidden_states(base, plan, prompt, given, known=read_for(base, plan, texts) if given is None else None)
+    # Embeddings and weights may take a gradient; a text is then not known before it is asked for.
+    known = read_for(base, plan, texts) if given is None and is_frozen(base) else None
+    hidden = hidden_states(base, plan, prompt, given, known=known)
 
     virtual = (plan.tokens < 0).nonzero()[:, 0].view(len(real), len(prompt))
     given_tokens = torch.full_like(real, -1, dtype=torch.long).masked_scatter(real, plan.places)

@@ -78,7 +78,7 @@ class _TwoStages(torch.autograd.Function):
             for of_pack in losses:
                 loss = of_pack(leaves)
                 if wanted:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward(inputs=leaves.tensors)  # type: ignore[no-untyped-call]
                 total = total + loss.detach()
             if wanted:
                 reached = [(of, leaf.grad) for of, leaf in zip(compiled.tensors, leaves.tensors, strict=True)]

@@ -30,6 +30,17 @@ def is_hooked(base: PreTrainedModel) -> bool:
     return any(is_intercepted(module) for module in base.modules())
 
 
+def is_frozen(base: PreTrainedModel) -> bool:
+    """Whether no weight takes a gradient: a caller may have set some free, or train LoRA layers as well."""
+    return not any(parameter.requires_grad for parameter in base.parameters())
+
+
+def is_head_frozen(base: PreTrainedModel) -> bool:
+    """``is_frozen`` of what is above the backbone."""
+    above = (child for child in base.children() if child is not base.base_model)
+    return not any(parameter.requires_grad for child in above for parameter in child.parameters())
+
+
 def _package(function: Any) -> str:
     """Where a function was written; ``functools.wraps`` hides that in its ``__module__``."""
     function = getattr(function, "func", function)  # of a partial

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..families import check_depth
 from .between import Means
-from .head import logits_of
+from .head import is_head_frozen, logits_of
 from .known import Known
 from .run import run
 from .tree import ROOT, Plan
@@ -142,8 +142,19 @@ def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
     different, of = torch.unique(positions, return_inverse=True)
     if WORTH_SHARING * len(different) <= len(positions):
         positions, places = different, of
+    if torch.is_grad_enabled() and not is_head_frozen(base):
+        return _with_history(hidden[positions], base, places, plan.targets)
     result: Tensor = _CrossEntropy.apply(hidden[positions], base, places, plan.targets)  # type: ignore[no-untyped-call]
     return result
+
+
+def _with_history(hidden: Tensor, base: PreTrainedModel, places: Tensor, targets: Tensor) -> Tensor:
+    """What ``_CrossEntropy`` computes, with all logits kept, so that the head's own weights get their gradient."""
+    losses, order = [hidden[:0].sum(1)], [places[:0]]
+    for part, which in _chunks(base, places, len(hidden)):
+        losses.append(_cross_entropy(base, hidden[part], places[which] - part.start, targets[which]))
+        order.append(which)
+    return torch.cat(losses)[torch.cat(order).argsort()]
 
 
 class _CrossEntropy(torch.autograd.Function):
