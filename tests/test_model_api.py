@@ -625,6 +625,9 @@ def test_deleting_the_last_adapter():
     model = make()
     model.delete_adapter("default")
     assert (model.active_adapter, model.active_adapters) == ([], [])
+    assert not model.has_active_enabled_adapter
+    assert not model.get_model_status().enabled
+    assert model.load_state_dict(model.state_dict()).missing_keys == []
     given = inputs()
     for call in (
         lambda: model(**given),
