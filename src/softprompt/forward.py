@@ -177,7 +177,7 @@ def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[
 
 
 def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
-    """Logits ``[B, C, V]`` of hidden states ``[T, D]`` at flat positions ``places`` ``[B, C]``; zeros where these are -1."""
+    """Logits ``[B, C, V]`` of hidden states ``[T, D]`` at flat ``places`` ``[B, C]``; zeros where these are -1."""
     real = places >= 0
     wanted, back = torch.unique(places[real], return_inverse=True)
     found = logits_of(base, hidden[wanted]).to(places.device)

@@ -149,7 +149,7 @@ class Packing:
         above = self._above(group[0])
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
-            shift = start - self.tree.starts[group[0]]  # from flat positions to those of the run; no known node is in between
+            shift = start - self.tree.starts[group[0]]  # from flat positions to the run's
             ends = [self.tree.ends[node] + shift for node in group for _ in self.tree.span(node)]
             yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends))
             return

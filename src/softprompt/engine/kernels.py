@@ -139,8 +139,8 @@ class OpaqueLinear(nn.Linear):
         output = super().forward(input)
         if torch.is_grad_enabled() and input.requires_grad and not output.requires_grad:
             raise BaseModelError(
-                f"no gradient flows through the base model's weights ({type(self.weight).__name__}), so no prompt can be "
-                "trained on it; use weight-only quantization, or load the model unquantized"
+                f"no gradient flows through the base model's weights ({type(self.weight).__name__}), so no prompt can "
+                "be trained on it; use weight-only quantization, or load the model unquantized"
             )
         return output
 

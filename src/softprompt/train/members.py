@@ -80,11 +80,11 @@ def with_readout(
     share: float,
     temperature: float = 1.0,
 ) -> Classes:
-    """Classes that a read-out decides with, fitted to the states of examples under the prompt as it is now.
+    """Classes with a read-out, a linear probe fitted to hidden states of the examples under the current prompt.
 
     Args:
-        share: how much it decides.
-        temperature: what its logits are divided by.
+        share: weight of the read-out, in 0..1.
+        temperature: divisor of its logits.
     """
     with listener.rows("reading the states", len(examples)) as progress:
         size = options.per_device_eval_batch_size
@@ -100,10 +100,10 @@ def as_it_decides(
     options: TrainOptions,
     listener: Listener,
 ) -> Classes:
-    """Classes as the prompt, as it is now, decides between them in the end: what the best one is chosen by.
+    """The classifier that the current prompt would give if it were saved; its score picks the best epoch.
 
-    With a read-out that is both together, as they are saved. Beside prompts of folds the prompt has no voice of its
-    own, so the read-out under it counts alone.
+    With a read-out, it combines prompt and read-out. With prompts of folds, the prompt in front scores no labels, so
+    it is the read-out alone.
     """
     if not options.readout:
         return classes
