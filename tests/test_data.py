@@ -719,11 +719,11 @@ def test_max_train_samples_is_named_where_it_may_be_the_reason(tmp_path):
     path = csv_file(tmp_path, "A.csv", "aaabbbccc")
     options = DataOptions(train_file=path, test_file=path, max_train_samples=3)
     message = refused(make_task, load_splits(options), options, end_token_id=None)
-    assert message.endswith("max_train_samples=3 reads only the first rows; shuffle the file or raise it")
+    assert message.endswith("(max_train_samples=3 reads only the first rows; shuffle the file or raise it)")
     options = options.model_copy(update={"max_train_samples": 6})
     message = refused(read_task_rows, options)
     assert message.startswith("A.csv, row 7: the label 'c' does not occur in training")
-    assert message.endswith("max_train_samples=6 reads only the first rows; shuffle the file or raise it")
+    assert message.endswith("(max_train_samples=6 reads only the first rows; shuffle the file or raise it)")
 
 
 def test_labels_alike():

@@ -84,8 +84,8 @@ def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = 
         if list(ours[name].shape) != theirs[name]:
             raise AdapterMismatchError(
                 f"{where}: size mismatch: its embeddings are {theirs[name]}, the base's "
-                f"{list(ours[name].shape)}; call base.resize_token_embeddings({theirs[name][0]}) first, or load it with "
-                "AutoPeftModelForCausalLM.from_pretrained"
+                f"{list(ours[name].shape)}; call base.resize_token_embeddings({theirs[name][0]}) first, or load it "
+                "with AutoPeftModelForCausalLM.from_pretrained"
             )
         with safe_open(weights, framework="pt") as tensors, torch.no_grad():
             value = tensors.get_tensor(name).to(ours[name])

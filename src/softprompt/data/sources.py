@@ -375,4 +375,4 @@ def _only_the_first(max_train_samples: int | None) -> str:
     """A hint that ``max_train_samples`` may be why a label is absent."""
     if max_train_samples is None:
         return ""
-    return f". max_train_samples={max_train_samples} reads only the first rows; shuffle the file or raise it"
+    return f" (max_train_samples={max_train_samples} reads only the first rows; shuffle the file or raise it)"

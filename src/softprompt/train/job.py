@@ -245,9 +245,7 @@ def _say_how_all_do(run: Run, prepared: Prepared) -> None:
         found = evaluate(
             run.model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
         )
-    run.listener.note(
-        f"validation, all that decides together: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}"
-    )
+    run.listener.note(f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}")
 
 
 def _test(

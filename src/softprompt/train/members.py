@@ -1,4 +1,4 @@
-"""What decides beside the prompt: prompts that have seen other rows, and a read-out of the hidden states."""
+"""The rest of the classifier beside the prompt: prompts of folds, and a read-out of the hidden states."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .listener import Listener
 from .run import Run
 
 SHARE_OF_EQUALS = 0.5
-"""How much a read-out decides beside prompts that are as sure as they may be. Shares chosen by the rows left out are no
-better, and less steady (docs/log.md)."""
+"""Weight of a read-out beside calibrated prompts of folds. Weights chosen on the held-out rows are no better, and vary
+more (docs/log.md)."""
 SHARE_BESIDE_ONE = 0.85
-"""How much it decides beside one prompt, which is surer than it should be, having seen all rows."""
+"""Its weight beside one prompt, which is overconfident since it was trained on all rows."""
 START_TEXT = " Label:"
 """Where prompts behind the text start."""
 UNLABELED_WEIGHT = 0.3
-"""How much such a row counts."""
+"""Weight of an unlabeled row."""
 
 
 def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
-    """Classes with all that the options ask to decide between them, fitted to the training rows.
+    """Classes with the read-out and the prompts of folds that the options ask for, fitted to the training rows.
 
-    Prompts of folds are made as sure as they prove right on rows that they have not seen. So is a read-out; under a
-    prompt in front, which has seen all rows, it is made as sure as one of the plain texts may be.
+    Prompts of folds are calibrated on their held-out rows. So is a read-out: out of fold, on the states of the plain
+    texts, since the prompt in front was trained on all rows.
 
     Args:
         run: after its prompt is trained.
