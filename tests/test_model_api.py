@@ -660,10 +660,12 @@ def test_adapter_state_dict():
             set_peft_model_state_dict(model, {"prompt_embeddings": torch.ones(4, tiny.WIDTH)}, adapter_name="more")
 
 
-def test_setting_keeps_the_number_type():
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+def test_setting_keeps_the_number_type(given):
     model = make().half()
-    set_peft_model_state_dict(model, {"prompt_embeddings": torch.ones(P, tiny.WIDTH)})
-    assert model.prompt.dtype == torch.float16
+    set_peft_model_state_dict(model, {"prompt_embeddings": torch.ones(P, tiny.WIDTH, dtype=given)})
+    assert model.prompt.dtype == torch.float32
+    assert model.prompt.eq(1).all()
 
 
 def test_base_state_dict_round_trip():
