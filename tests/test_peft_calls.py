@@ -269,7 +269,7 @@ def test_a_config_of_pefts():
 def test_other_configs_of_pefts_are_named(kind):
     peft = pytest.importorskip("peft")
     more = {} if kind == "LoraConfig" else {"num_virtual_tokens": 3}
-    with pytest.raises(ValueError, match="softprompt reads PROMPT_TUNING") as caught:
+    with pytest.raises(ValueError, match="softprompt supports PROMPT_TUNING") as caught:
         get_peft_model(tiny.fresh("llama"), getattr(peft, kind)(task_type="CAUSAL_LM", **more))
     assert peft.__dict__[kind]().peft_type.value in str(caught.value)
 

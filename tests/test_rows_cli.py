@@ -97,7 +97,7 @@ def test_what_training_tells_of_the_rows(place: Path) -> None:
     columns = [{"title": "good", "text": "bad" * (i % 2), "label": ("yes", "no")[i % 2]} for i in range(4)]
     put(place / "columns.jsonl", columns)
     told = dry_run(place, "--train_file columns.jsonl --text_column title --text_column text")
-    assert "text columns that are empty: 'text' in 2 of 4 rows" in told
+    assert "empty cells in text columns: 'text' in 2 of 4 rows" in told
 
 
 def test_a_special_token_in_a_file_is_text(place: Path) -> None:
