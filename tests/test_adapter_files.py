@@ -468,7 +468,7 @@ def hub_error(kind, status):
 @pytest.mark.parametrize(
     ("error", "says"),
     [(lambda: hub_error(errors.GatedRepoError, 403), "gated; ask for access at .*a/b and log in"),
-     (lambda: hub_error(errors.HfHubHTTPError, 503), "cannot be had from the Hub: 503 for this reply"),
+     (lambda: hub_error(errors.HfHubHTTPError, 503), "the download from the Hub failed: 503 for this reply"),
      (lambda: hub_error(errors.RepositoryNotFoundError, 404), "neither a folder here nor")],
     ids=["gated", "5xx", "unknown"],
 )  # fmt: skip
@@ -480,7 +480,9 @@ def test_what_the_hub_does_not_give_is_told_in_a_line(error, says, monkeypatch):
 
 
 def test_a_name_that_cannot_be_one_is_told_in_a_line():
-    with pytest.raises(AdapterError, match="a b/c is no folder here, and cannot be had from the Hub") as caught:
+    with pytest.raises(
+        AdapterError, match="a b/c is not a folder here, and the download from the Hub failed"
+    ) as caught:
         fetch_adapter("a b/c")
     assert "\n" not in str(caught.value)
 

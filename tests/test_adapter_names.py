@@ -168,10 +168,10 @@ def test_an_adapter_that_is_not_trained_takes_no_gradient():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["default", "nobody"], "Adapter nobody does not exist; there is default, long, short"),
-        (["default"], r"one name a row: the batch has 2 rows, given is \['default'\]"),
-        ("default", "one name a row: the batch has 2 rows, given is 'default'"),
-        (["default", "behind"], "'behind' stands behind it"),
+        (["default", "nobody"], "Adapter nobody does not exist; existing adapters: default, long, short"),
+        (["default"], r"one name per row: the batch has 2 rows, the names are \['default'\]"),
+        ("default", "one name per row: the batch has 2 rows, the names are 'default'"),
+        (["default", "behind"], "'behind' has prompt_placement suffix"),
     ],
     ids=["unknown", "few", "text", "suffix"],
 )

@@ -110,7 +110,7 @@ QUICK: dict[str, Case] = {
     "template_without_text": train("", "never reads", "{text}", extra=("--template", "{id} Label : ")),
     # -- adapters
     "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),
-    "adapter_of_no_folder": case("inspect nowhere", "no folder nowhere", "owner/name"),
+    "adapter_of_no_folder": case("inspect nowhere", "no folder 'nowhere'", "owner/name"),
     "adapter_of_other_type": case(f"{PREDICT} lora", "lora is a LORA adapter", "PROMPT_TUNING", "PEFT"),
     "adapter_of_other_type_without_task": case(f"{PREDICT} taskless_lora", "taskless_lora is a LORA adapter"),
     "evaluate_other_type": case(f"{EVALUATE} taskless_lora", "taskless_lora is a LORA adapter"),
@@ -129,7 +129,7 @@ QUICK: dict[str, Case] = {
         "predict --adapter adapter --input_file test.csv --output_file out.xls", "out.xls", ".csv"
     ),
     "output_is_the_input": case(
-        "predict --adapter adapter --input_file test.csv --output_file test.csv", "another file"
+        "predict --adapter adapter --input_file test.csv --output_file test.csv", "must differ from input_file"
     ),
 }
 """Answered before torch is imported."""
@@ -170,7 +170,7 @@ SLOW: dict[str, Case] = {
     "learning_rate_overflows": train("--output_dir inf --learning_rate 1e38", "Lower learning_rate", "1e+38"),
     # -- adapters
     "adapter_without_network": case(f"{PREDICT} no/such", "no/such", "Hub", env=OFFLINE),
-    "adapter_of_no_name": case(PREDICT, "a b/c", "no folder", "Hub", extra=("a b/c",)),
+    "adapter_of_no_name": case(PREDICT, "a b/c", "not a folder", "Hub", extra=("a b/c",)),
     "adapter_base_is_a_number": case(f"{PREDICT} numbered", "base_model_name_or_path", "must be a text", "not 5"),
     "nearest_beyond_the_vocabulary": case("inspect adapter --nearest 40", "nearest=40", "26 entries"),
     "answer_too_long": case(f"{PREDICT} adapter --generate --max_new_tokens {CONTEXT}", "does not fit", "at most"),

@@ -297,7 +297,7 @@ def check(model):
 def check_scores(model):
     data = [Example(input_ids=tuple(row.tolist()), label_ids=(7,), label="a") for row in tiny.ids(9, 4)]
     if is_intercepted(model.base_model):
-        with pytest.raises(ConfigError, match="hook a module inside the model"):
+        with pytest.raises(ConfigError, match="put the hooks on a module inside the model"):
             label_log_probs(model, data, CLASSES, batch_size=1)
         return
     got = label_log_probs(model, data, CLASSES, batch_size=1)

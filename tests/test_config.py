@@ -266,7 +266,7 @@ def test_unknown_type_is_a_key_error_with_a_readable_line(tmp_path, kind):
     with pytest.raises(KeyError) as caught:
         PeftConfig.from_pretrained(tmp_path)
     assert isinstance(caught.value, ConfigError)
-    assert str(caught.value).startswith(f"{tmp_path} is a {kind} adapter; softprompt reads PROMPT_TUNING and ")
+    assert str(caught.value).startswith(f"{tmp_path} is a {kind} adapter; softprompt supports PROMPT_TUNING and ")
     with pytest.raises(KeyError):
         get_peft_config({"peft_type": kind})
 

@@ -171,7 +171,7 @@ def test_columns_of_json_are_those_of_all_rows(tmp_path):
     [
         ("A.csv", "", "A.csv is empty; its first line must name the columns"),
         ("A.csv", "a,b\n1,2\n3,4,5\n", "A.csv, row 2: 3 fields, but the header has 2 ('a' and 'b'); put double quotes"),
-        ("A.csv", "a,b\n1\n", "A.csv, row 1: 1 fields, but the header has 2 ('a' and 'b'); is one missing"),
+        ("A.csv", "a,b\n1\n", "A.csv, row 1: 1 fields, but the header has 2 ('a' and 'b'); is one missing?"),
         ("A.csv", "a,b,a\n", "A.csv: columns 1 and 3 are both called 'a'; rename one"),
         ("A.csv", ",a\n0,x\n", "A.csv: column 1 of 2 has no name; name it or remove it"),
         ("A.csv", 'a,b\n1,2\n"x"y,2\n', "A.csv, row 2: ',' expected after '\"'; in a quoted field each double quote"),
@@ -461,7 +461,9 @@ def test_check_labels():
         "'no complaint'; did you mean 'complaint'?"
     )
     check_labels(rows_of(["anything"]), task_of("abab", task="generation"))
-    assert refused(check_labels, rows_of(["praise"]), task).endswith("; name it beside them with labels")
+    assert refused(check_labels, rows_of(["praise"]), task).endswith(
+        "; if it is correct, list all labels in the option labels"
+    )
 
 
 def test_labels_that_training_has_not_seen():
@@ -490,7 +492,7 @@ PRESENT = ["None", "NA", "nan", "NaN", "null", "<NA>", "0", 0, 0.0, False]
 def test_a_missing_label_or_text_is_an_error(value):
     row = Row({"text": "x", "label": value, "note": value}, "A.jsonl, line 3")
     task = Task(("text",), "label", "{text}|{note}")
-    with pytest.raises(DataError, match=r"A\.jsonl, line 3: the column 'label' is empty; every row needs a label here"):
+    with pytest.raises(DataError, match=r"A\.jsonl, line 3: the column 'label' is empty; every row needs a label"):
         task.label_of(row.fields, row.where)
     with pytest.raises(DataError, match=r"row 3: the column 'text' is empty; every row needs a text"):
         task.check_text({"text": value}, "A.csv, row 3")
@@ -659,17 +661,19 @@ def test_column_names(tmp_path):
         {"label": "no", "text": "x"},
     ]
     assert splits.test[0].where == "A.csv, row 1"
-    assert "A.csv, row 1: 2 fields, but column_names has 3 ('a', 'b' and 'c'); is one missing" in refused(
+    assert "A.csv, row 1: 2 fields, but column_names has 3 ('a', 'b' and 'c'); is one missing?" in refused(
         read_rows, csv, ["a", "b", "c"]
     )
-    assert "its first line is a header, the same as column_names" in refused(read_rows, csv, ["yes", "Hi, you"])
+    assert "the first line is a header with these names; leave column_names out" in refused(
+        read_rows, csv, ["yes", "Hi, you"]
+    )
     lines = put(tmp_path, "B.jsonl", '{"text": "x"}\n')
     for function in (read_rows, columns_of):
         assert "column_names is for .csv and .tsv files without a header; B.jsonl" in refused(function, lines, ["a"])
     options = DataOptions(dataset_name="complaints", column_names=["a"])
     assert "column_names is for files without a header" in refused(load_splits, options, error=ConfigError)
     message = refused(load_splits, DataOptions(train_file=csv))
-    assert message.endswith("; if the first line is a row, name the columns with column_names")
+    assert message.endswith("; if the file has no header, name its columns with column_names")
     gap = put(tmp_path, "D.tsv", 'ham\t\nspam\t"x"\n')
     assert cells_of(gap, column_names=["label", "text"]) == [["ham", ""], ["spam", "x"]]
     broken = put(tmp_path, "C.csv", 'yes,x\nno,"x" y\n')
@@ -715,11 +719,11 @@ def test_max_train_samples_is_named_where_it_may_be_the_reason(tmp_path):
     path = csv_file(tmp_path, "A.csv", "aaabbbccc")
     options = DataOptions(train_file=path, test_file=path, max_train_samples=3)
     message = refused(make_task, load_splits(options), options, end_token_id=None)
-    assert message.endswith("max_train_samples=3 reads only the first rows: shuffle them, or allow more")
+    assert message.endswith("(max_train_samples=3 reads only the first rows; shuffle the file or raise it)")
     options = options.model_copy(update={"max_train_samples": 6})
     message = refused(read_task_rows, options)
     assert message.startswith("A.csv, row 7: the label 'c' does not occur in training")
-    assert message.endswith("max_train_samples=6 reads only the first rows: shuffle them, or allow more")
+    assert message.endswith("(max_train_samples=6 reads only the first rows; shuffle the file or raise it)")
 
 
 def test_labels_alike():

@@ -410,7 +410,7 @@ def test_peft_loads_ours_and_we_load_pefts(hub: HubServer, results: dict[str, An
         "subfolder": ["me/tiny", "nowhere", "no such file"],
         "base": ["base/absent"],
         "name": ["not/a name!"],
-        "bare name": ["no folder nowhere", "owner/name"],
+        "bare name": ["no folder 'nowhere'", "owner/name"],
         "push": ["elsewhere/tiny", "rights"],
         "push name": ["not a name!"],
     }.items(),
@@ -437,7 +437,7 @@ def test_a_typo_is_told_at_once(tmp_path: Path, reached: bool) -> None:
     assert all(len(lines) == 1 for lines in result["said"].values()), result["said"]
     for (line,) in result["said"].values():
         missing = "neither a folder here nor" if reached else "the Hub cannot be reached"
-        assert ("no folder nowhere here" if "nowhere" in line else missing) in line
+        assert ("no folder 'nowhere'" if "nowhere" in line else missing) in line
     with_owner = [name for name, (line,) in result["said"].items() if "no/such" in line]
     assert len(with_owner) == 5
     assert len(asked) == (len(with_owner) if reached else 0), asked

@@ -188,12 +188,12 @@ def test_prepared_inputs(kind, cache):
 def test_a_mask_of_another_kind_is_refused():
     model = make()
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    with pytest.raises(ConfigError, match="causal but for padding"):
+    with pytest.raises(ConfigError, match="causal apart from padding"):
         model.prepare_inputs_for_generation(batch(), attention_mask=mask)
 
 
 def test_prepared_inputs_of_a_suffix_are_refused():
-    with pytest.raises(ConfigError, match="needs a prompt in front of the text"):
+    with pytest.raises(ConfigError, match="does not support prompt_placement suffix"):
         make(prompt_placement="suffix").prepare_inputs_for_generation(batch())
 
 
@@ -240,7 +240,7 @@ def test_status_has_the_fields_of_pefts():
 @pytest.mark.parametrize("name", ["merge_and_unload", "unload", "merge_adapter"])
 def test_merging_is_explained(name):
     assert not hasattr(make(), name)
-    with pytest.raises(AttributeError, match=f"no attribute '{name}': a soft prompt is no part of the weights"):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}': a soft prompt is not part of the weights"):
         getattr(make(), name)
 
 
@@ -278,7 +278,7 @@ def test_a_config_of_pefts():
 def test_other_configs_of_pefts_are_named(kind):
     peft = pytest.importorskip("peft")
     more = {} if kind == "LoraConfig" else {"num_virtual_tokens": 3}
-    with pytest.raises(ValueError, match="softprompt reads PROMPT_TUNING") as caught:
+    with pytest.raises(ValueError, match="softprompt supports PROMPT_TUNING") as caught:
         get_peft_model(tiny.fresh("llama"), getattr(peft, kind)(task_type="CAUSAL_LM", **more))
     assert peft.__dict__[kind]().peft_type.value in str(caught.value)
 
@@ -290,7 +290,7 @@ def test_a_lora_model_of_pefts_as_base():
     lora = peft.get_peft_model(
         base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
     )
-    with pytest.warns(UserWarning, match="belongs to the base with PEFT's adapter default"):
+    with pytest.warns(UserWarning, match="trained with PEFT's adapter default"):
         model = get_peft_model(lora, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
     row = tiny.ids(8)[0]
     for _ in range(2):

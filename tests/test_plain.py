@@ -197,7 +197,7 @@ def test_a_tokenizer_that_cannot_be_kept_from_it_is_refused():
             return super().tokenize(text)
 
     tokenizer = Stubborn()
-    with pytest.raises(DataError, match=r"'</s>', which the tokenizer \(Stubborn\) takes for a special token"):
+    with pytest.raises(DataError, match=r"'</s>', which the tokenizer \(Stubborn\) reads as a special token"):
         PlainTokenizer(tokenizer).ids([[Piece("a</s>", True)]])
 
     split = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(KINDS["lowercase"].backend_tokenizer.to_str()))

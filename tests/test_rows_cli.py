@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = "--column_names label,text --labels no --labels yes --output_dir adapter --template"
     done = run(f"{TRAIN} --train_file messy.tsv {more}", r"{text}\n?", place=place)
     assert "rows: 12 train (2 classes: no, yes)" in done.stdout
-    assert "rows left out, since they are empty in all columns: 2" in done.stdout
+    assert "rows skipped because all columns are empty: 2" in done.stdout
     return place
 
 
@@ -50,7 +50,7 @@ def test_a_file_without_a_header(place: Path) -> None:
     task = json.loads((place / "adapter" / "task.json").read_text())
     assert (task["labels"], task["template"]) == (["no", "yes"], "{text}\n?")
     done = run("evaluate --adapter adapter --test_file messy.tsv --column_names label,text", place=place)
-    assert "rows left out, since they are empty in all columns: 2" in done.stdout
+    assert "rows skipped because all columns are empty: 2" in done.stdout
     assert json.loads((place / "adapter" / "metrics.json").read_text())["num_examples"] == 12
     run(f"{PREDICT} messy.tsv --column_names label --column_names text --output_file named.csv", place=place)
     answers = read_csv(place / "named.csv")
@@ -58,7 +58,7 @@ def test_a_file_without_a_header(place: Path) -> None:
     assert list(answers[0]) == ["label", "text", "predicted_label", "probability"]
     assert answers[0]["text"].startswith('"')
     done = run("predict --adapter adapter --text good --column_names text", place=place, fails=True)
-    assert "--column_names names the columns of --input_file" in done.stderr
+    assert "--column_names is for --input_file" in done.stderr
 
 
 def test_predict_ignores_labels(place: Path) -> None:
@@ -81,23 +81,23 @@ def test_a_row_without_a_text(place: Path) -> None:
     assert done.stderr == "softprompt: text 1: the column 'text' is empty; every row needs a text\n"
     done = run(f"{PREDICT} gaps.jsonl --raft_output raft.csv", place=place)  # it wants a label for every ID
     assert [row["ID"] for row in read_csv(place / "raft.csv")] == ["1", "2"]
-    assert "rows without a text, which RAFT wants a label for all the same: 1" in done.stderr
-    assert "rows left out, since they are empty in all columns: 1" in done.stderr
+    assert "rows without a text, labelled all the same for RAFT: 1" in done.stderr
+    assert "rows skipped because all columns are empty: 1" in done.stderr
 
 
 def test_what_training_tells_of_the_rows(place: Path) -> None:
     put(place / "once.jsonl", [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}])
     told = dry_run(place, "--train_file once.jsonl")
     assert "rows: 2 train (free text)" in told
-    assert "most labels occur only once, so they are taken for free text; if they are classes, give --task" in told
-    assert "taken for free text" not in dry_run(place, "--train_file once.jsonl --task generation")
+    assert "most labels occur only once, so they are treated as free text; if they are classes, use --task" in told
+    assert "treated as free text" not in dry_run(place, "--train_file once.jsonl --task generation")
     put(place / "alike.jsonl", [{"text": "good", "label": label} for label in ("yes", "Yes", "no", "yes", "Yes", "no")])
     told = dry_run(place, "--train_file alike.jsonl")
-    assert "labels that differ only by case or blanks are classes of their own: 'yes' and 'Yes'" in told
+    assert "labels that differ only in case or blanks are separate classes: 'yes' and 'Yes'" in told
     columns = [{"title": "good", "text": "bad" * (i % 2), "label": ("yes", "no")[i % 2]} for i in range(4)]
     put(place / "columns.jsonl", columns)
     told = dry_run(place, "--train_file columns.jsonl --text_column title --text_column text")
-    assert "text columns that are empty: 'text' in 2 of 4 rows" in told
+    assert "empty cells in text columns: 'text' in 2 of 4 rows" in told
 
 
 def test_a_special_token_in_a_file_is_text(place: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_embeddings_of_new_tokens_travel_with_the_adapter(
 def test_a_base_is_enlarged_by_hand_too(place: Path, tmp_path: Path) -> None:
     expected = trained(place, softprompt, tmp_path)
     with pytest.raises(
-        AdapterMismatchError, match=r"size mismatch: it brings .* call base.resize_token_embeddings\(28\)"
+        AdapterMismatchError, match=r"size mismatch: its embeddings are .* call base.resize_token_embeddings\(28\)"
     ):
         softprompt.PeftModel.from_pretrained(base_of(place), tmp_path)
     base = base_of(place)
@@ -111,7 +111,7 @@ def test_a_tokenizer_with_more_tokens_enlarges_the_base(place: Path, tmp_path: P
     tokenizer.save_pretrained(tmp_path)
     assert load_file(tmp_path / WEIGHTS).keys() == {"prompt_embeddings"}
     with pytest.warns(
-        UserWarning, match="has 28 tokens, the base model 26; the embeddings of the new ones are untrained"
+        UserWarning, match="has 28 tokens, the base model 26 embeddings; those of the new tokens are untrained"
     ):
         loaded = [softprompt.AutoPeftModelForCausalLM.from_pretrained(tmp_path) for _ in range(2)]
     found = [logits(each) for each in loaded]

@@ -46,7 +46,7 @@ def write_prompt(
     placement: Placement | None = "prefix",
     beside: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a prompt ``[P, D]`` as the one tensor of a file, or with others ``beside`` it, atomically."""
+    """Write a prompt ``[P, D]`` and the tensors in ``beside`` to a file, atomically."""
     tensors = {key_of(placement): prompt, **(beside or {})}
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     data = save(plain, metadata={"format": "pt"})

@@ -301,7 +301,7 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
 
 
 def adopted(config: Any) -> Any:
-    """A config object of PEFT's own as ours, by its values; anything else as it is.
+    """Convert a config object of PEFT to ours; return anything else unchanged.
 
     Raises:
         ConfigError: its ``peft_type`` or values are not usable.
@@ -336,7 +336,7 @@ def _class_of(peft_type: Any) -> type[PeftConfig]:
 
 def _of_type(peft_type: str) -> str:
     known = " and ".join(PEFT_TYPE_TO_CONFIG_MAPPING)
-    return f"a {peft_type} adapter; softprompt reads {known}, so use PEFT for this one"
+    return f"a {peft_type} adapter; softprompt supports {known}; use PEFT for this one"
 
 
 class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):

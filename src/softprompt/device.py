@@ -42,7 +42,7 @@ def choose_dtype(name: str) -> torch.dtype | str:
     if name == "auto":
         return name
     if name not in _DTYPES:
-        raise ConfigError(f"dtype={name!r} will not do: choose one of auto, {', '.join(_DTYPES)}")
+        raise ConfigError(f"dtype={name!r} is not valid: choose one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 

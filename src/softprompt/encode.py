@@ -5,10 +5,10 @@ Which tokens go where:
 ============  ===========================  ================================================================
 part          tokenised                    special tokens
 ============  ===========================  ================================================================
-input text    as one text                  those that the tokenizer puts in front (BOS, where it adds one);
-                                           those that it would append (EOS, SEP) are left off; those that
-                                           the template writes. What a column holds is plain text (``plain.py``)
-cue           ``task.cue``, apart          those that it writes; counts as input
+input text    as one text                  leading ones of the tokenizer (BOS, if it adds one), not the
+                                           trailing ones (EOS, SEP); those in the template. The content
+                                           of a column is plain text (``plain.py``)
+cue           ``task.cue``, apart          those in the cue; counts as input
 label         behind ``task.label_prefix`` plain text; ``task.end_token_id`` at the end
               only, apart from the text
 ============  ===========================  ================================================================
@@ -267,7 +267,7 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
 
 
 def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """The tokens of a label with its prefix, as they are behind a text; none of them is special."""
+    """The tokens of a label with its prefix, as they follow a text; none of them is special."""
     return _behind(PlainTokenizer(tokenizer), [Piece(text, True)])
 
 

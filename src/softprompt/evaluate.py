@@ -126,7 +126,7 @@ def mean_states(
 
 @torch.no_grad()
 def _prefilled(model: PeftModelForCausalLM) -> Tensor | Known:
-    """The active prompt as the batches of one call read it: computed once in front of a text, ``[P, D]`` behind it."""
+    """The active prompt for all batches of one call: computed once if it is a prefix, ``[P, D]`` if it is a suffix."""
     return model.prompt if model.prompt_placement == "suffix" else compile_prompt(model.base_model, model.prompt)
 
 

@@ -87,7 +87,7 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 1 << 20) -> dict
 
 
 def expand(path: str) -> str:
-    """``path`` with a leading ``~`` or ``~user`` replaced by the home folder it means; a file of that name goes first.
+    """``path`` with a leading ``~`` or ``~user`` expanded, unless a file of just that name exists.
 
     Raises:
         ConfigError: there is no such user.

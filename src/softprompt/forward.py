@@ -33,8 +33,8 @@ class Batch:
         attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
         labels: ``[B, T]`` beside the ids; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
-        logits_to_keep: the last so many positions of ``[P + T]`` get logits, 0 for all; or the positions.
-        position_ids: ``[B, T]`` or ``[1, T]``; read only for where they return to 0, as they do in packed rows.
+        logits_to_keep: number of positions at the end of ``[P + T]`` that get logits (0: all), or their indices.
+        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they return to 0.
     """
 
     input_ids: Tensor | None
@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What was given, by transformers' names."""
+        """The given inputs, under transformers' names."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given["num_items_in_batch"] = given.pop("num_items")
         keep = given.pop("logits_to_keep")
@@ -111,7 +111,7 @@ class Batch:
 
     @property
     def flat_labels(self) -> Tensor | None:
-        """``[t]`` beside the real tokens of all rows."""
+        """``[t]`` labels of the real tokens of all rows."""
         return None if self.labels is None else self.labels[self.real]
 
     def kept(self, positions: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class Batch:
 
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
-    """The engine's way: padding is dropped, each prompt is computed once, logits wait until they are read."""
+    """A forward pass by the engine: padding is dropped, each prompt is computed once, logits only if they are read."""
     can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
     if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
@@ -135,11 +135,11 @@ def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> Pr
 def _forward_packs(
     base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
-    """A batch that is more than one pack: its loss, pack by pack; logits compute all anew if they are read."""
+    """A batch of several packs: its loss, pack by pack; reading the logits computes the batch again."""
     loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
     whole = plan_batch(prompts, batch)
     places = batch.kept(columns(whole, prompts, batch.real))
-    matrix = prompts.matrix.clone()  # an optimizer may write to the prompt before somebody reads the logits
+    matrix = prompts.matrix.clone()  # an optimiser may change the prompt before the logits are read
     logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
     return PromptedCausalLMOutput(loss=loss, logits=logits)
 
@@ -147,7 +147,7 @@ def _forward_packs(
 def output_of(
     base: PreTrainedModel, plan: Plan, hidden: Tensor, places: Tensor, batch: Batch
 ) -> PromptedCausalLMOutput:
-    """Loss and logits of flat hidden states ``[T, D]``; with a loss, the logits wait until they are read.
+    """Loss and logits of flat hidden states ``[T, D]``; with a loss, logits are computed when they are read.
 
     Args:
         places: ``[B, P + T]`` flat position of each token, -1 at padding.
@@ -161,12 +161,12 @@ def output_of(
 
 
 def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
-    """The plan of a batch: every text behind its prompt, those of a packed row each by itself."""
+    """The plan of a batch: each text behind its prompt, and each text of a packed row by itself."""
     return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
 
 
 def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
-    """The plans of a batch's texts under one prompt, at most so many tokens in each (at least one text)."""
+    """Plans of a batch's texts behind one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
     lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
     ends = [0, *accumulate(lengths)]
     plans = []
@@ -178,7 +178,7 @@ def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[
 
 
 def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
-    """Logits of flat hidden states ``[T, D]``, put where ``places`` ``[B, C]`` names one; zeros where it says -1."""
+    """Logits ``[B, C, V]`` of hidden states ``[T, D]`` at flat ``places`` ``[B, C]``; zeros where these are -1."""
     real = places >= 0
     wanted, back = torch.unique(places[real], return_inverse=True)
     found = logits_of(base, hidden[wanted]).to(places.device)

@@ -1,8 +1,8 @@
 """Log-probabilities in place of logits, as the trainers of trl ask for them.
 
-``trl.trainer.utils.add_fused_lm_head`` exchanges the ``forward`` of a base model. Called with
+``trl.trainer.utils.add_fused_lm_head`` replaces the ``forward`` of a base model. Called with
 ``fused_lm_head=True``, the new one returns ``log_probs``, ``entropy`` and more of each supervised token, and no
-logits. What happens behind the hidden states stays trl's; the hidden states are the engine's.
+logits. Here the engine computes the hidden states, and trl's code everything after them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .types import IGNORE_INDEX
 
 
 def is_fused(base: PreTrainedModel) -> bool:
-    """Whether the base's ``forward`` is the one that trl puts there."""
+    """Whether trl has replaced the base's ``forward``."""
     function = getattr(base.forward, "__func__", None)
     return function is not None and "fused_lm_head" in inspect.signature(function, follow_wrapped=False).parameters
 
 
 def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> ModelOutput:
-    """What the exchanged ``forward`` of a base (``is_fused``) returns for a batch behind a prompt.
+    """The output of trl's ``forward`` (see ``is_fused``) for a batch behind a prompt.
 
     Args:
-        prompts: one, which all rows read.
+        prompts: a single one, for all rows.
         batch: with labels.
 
     Returns:
@@ -39,7 +39,7 @@ def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> M
         ``j + 1`` of prompt and row; zeros where a token has no label.
 
     Raises:
-        ConfigError: no labels.
+        ConfigError: there are no labels.
     """
     if batch.flat_labels is None:
         raise ConfigError("fused_lm_head returns log-probabilities of labels; give labels")
@@ -57,7 +57,7 @@ def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> M
 
 
 def _spread(found: ModelOutput, real: Tensor, supervised: Tensor, num_virtual_tokens: int) -> ModelOutput:
-    """Fields ``[1, S]`` of the supervised tokens, spread to ``[B, P + T - 1]``; other fields as they are."""
+    """Fields ``[1, S]`` of the supervised tokens, spread to ``[B, P + T - 1]``; other fields unchanged."""
     row, column = real.nonzero()[supervised].unbind(1)
     where = (row, column + num_virtual_tokens - 1)
     shape = (len(real), num_virtual_tokens + real.shape[1] - 1)

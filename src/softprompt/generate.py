@@ -4,8 +4,8 @@
 Rows of a batch are laid out as ``[ pads | prompt | tokens ]``: no padding ever stands between a row's
 prompt and its tokens, so every row continues as it would alone, sliding windows and ALiBi included.
 
-The first call reads the rows; each further call, one token a row. The engine makes the first one, and fills
-the cache that the others go on from.
+The first call is the prefill; each further call reads one token per row. The engine computes the prefill and fills
+the KV cache for the calls that follow.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def prompted_call(
         input_ids: ``[B, T]``, or ``inputs_embeds`` ``[B, T, D]``; only the new tokens when the cache is filled.
         attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
         position_ids: ignored; positions follow from the layout.
-        engine: whether the engine may make a first call that asks for no more than the last logits.
+        engine: whether the engine may compute the prefill if only the last logits are asked for.
         behind: the prompt stands behind the tokens of the first call; or behind the first so many of each row, ``[B]``.
 
     Returns:
@@ -128,14 +128,14 @@ def prompted_call(
 def first_inputs(
     base: PreTrainedModel, prompts: RowPrompts, new: Tensor, layout: Layout, cache: Cache | None
 ) -> dict[str, Any]:
-    """What the base is called with to read rows behind their prompts: embeddings ``[B, P + T, D]`` and their mask.
+    """The base's inputs for the prefill: embeddings ``[B, P + T, D]`` of prompts and rows, and their mask.
 
     Args:
         new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
     """
     check_depth(base.config, layout.order.shape[1])
     embeds = new if new.ndim == 3 else base.get_input_embeddings()(new)
-    virtual = prompts.matrix.to(embeds.dtype)[prompts.index]  # [B, P, D]; at padding any row, which nobody sees
+    virtual = prompts.matrix.to(embeds.dtype)[prompts.index]  # [B, P, D]; any row at padding, which is masked
     together = torch.cat([virtual, embeds], dim=1)
     placed = torch.zeros_like(together).scatter(1, layout.order[..., None].expand_as(together), together)
     return {
@@ -149,7 +149,7 @@ def first_inputs(
 def further_inputs(
     base: PreTrainedModel, prompts: RowPrompts, new: Tensor, attention_mask: Tensor | None, cache: Cache
 ) -> dict[str, Any]:
-    """What the base is called with for tokens behind what the cache holds.
+    """The base's inputs for tokens that continue a filled cache.
 
     Args:
         new: ids ``[B, L]``, or embeddings ``[B, L, D]``.
@@ -182,7 +182,7 @@ def prepare_inputs(
     """``base.prepare_inputs_for_generation`` with the prompts, for decoding loops that call the base themselves.
 
     Args:
-        input_ids: ``[B, T]``, all tokens so far; those that the cache holds are cut off.
+        input_ids: ``[B, T]``, all tokens so far; those already in the cache are dropped.
         **kwargs: transformers'. ``attention_mask`` may be 4-D, as those of static caches are.
 
     Returns:
@@ -215,7 +215,7 @@ def _flat_mask(mask: Tensor, width: int) -> Tensor:
     real = seen[:, -1]
     causal = real[:, None] & torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
     if seen.shape[1] != width or not torch.equal(seen & real[..., None], causal & real[..., None]):
-        raise ConfigError("a 4-D attention_mask must be [B, 1, T, T], causal but for padding; give a 2-D one")
+        raise ConfigError("a 4-D attention_mask must be [B, 1, T, T] and causal apart from padding; give a 2-D one")
     return real.long()
 
 
@@ -236,9 +236,9 @@ def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
 def _read_rows(
     base: PreTrainedModel, prompts: RowPrompts, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
 ) -> CausalLMOutputWithPast:
-    """A first call by the engine: the same cache, and logits ``[B, 1, V]`` of the last position.
+    """The prefill by the engine: the same cache, and logits ``[B, 1, V]`` of the last position.
 
-    No padding is computed, and each prompt once. What rows share at their start (beams: all) is read once.
+    Padding is skipped, and each prompt and what rows share at their start (beams: all) are computed once.
 
     Args:
         new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
@@ -247,7 +247,7 @@ def _read_rows(
     assert cache is not None
     given = new[real]  # [t] or [t, D]
     ids, embeds = (given, None) if new.ndim == 2 else (torch.arange(len(given), device=given.device), given)
-    plan = prompts.plan(real.sum(1).tolist(), ids, None)  # embeddings are all different: they are not compared
+    plan = prompts.plan(real.sum(1).tolist(), ids, None)  # embeddings are not compared, so all count as different
     found = compute(base.base_model, plan.tree, embed(base, plan, prompts.matrix, embeds))
     nodes = [found[node] for node in sorted(found)]  # in flat order
     places = columns(plan, prompts, real)  # [B, P + T]
@@ -336,7 +336,7 @@ def _prompted(base: PreTrainedModel, prompts: RowPrompts, behind: bool) -> PreTr
         forward=forward,
         prepare_inputs_for_generation=prepare,
         _prepare_static_cache=static_cache,
-        _get_logits_processor=base._get_logits_processor,  # guidance_scale: the side without a condition is the base
+        _get_logits_processor=base._get_logits_processor,  # guidance_scale: the unconditional side is the base
         _forward_hooks=OrderedDict(),  # the base's own call runs them
         _forward_pre_hooks=OrderedDict(),
     )

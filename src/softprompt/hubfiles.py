@@ -20,7 +20,7 @@ class FileAbsentError(AdapterError):
 def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
     """The local path of ``name`` in a folder, or its download from the Hub's cache.
 
-    Keyword arguments that ``snapshot_download`` does not take are left aside.
+    Keyword arguments that ``snapshot_download`` does not take are ignored.
 
     Raises:
         FileAbsentError: the folder or repository is there, the file is not.
@@ -38,7 +38,7 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
     inside = f"{subfolder}/{name}" if subfolder else name
     try:
         path = snapshot(repo_or_folder, [inside], **kwargs) / inside
-    except AdapterError as error:  # told as PEFT begins to tell it
+    except AdapterError as error:  # PEFT's message begins so
         raise AdapterError(f"Can't find '{name}' at '{repo_or_folder}': {error}") from error
     if not path.is_file():
         where = f"{repo_or_folder}/{subfolder}" if subfolder else repo_or_folder
@@ -47,19 +47,19 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
 
 
 def snapshot(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
-    """The cached folder of an adapter's repository, with its files of these patterns.
+    """Download an adapter's files that match the patterns into the cache, and return their folder.
 
-    The Hub is asked once, and not again when it does not answer: ``hf_hub_download`` would try for half a minute.
-    Without a network the cache serves.
+    The Hub is asked once, without retries: ``hf_hub_download`` retries for half a minute. Without a network the cache
+    is used.
 
     Args:
-        **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only``; others are left aside.
+        **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only``; others are ignored.
 
     Raises:
-        AdapterError: the Hub does not have it or does not give it, or cannot be reached and the cache lacks it.
+        AdapterError: there is no such repository or no access to it, or the Hub cannot be reached and it is not cached.
     """
     if "/" not in repo_id:
-        raise AdapterError(f"there is no folder {repo_id} here; an adapter on the Hub is named owner/name")
+        raise AdapterError(f"there is no folder {repo_id!r}; an adapter on the Hub is named owner/name")
     import huggingface_hub
 
     known = inspect.signature(huggingface_hub.snapshot_download).parameters
@@ -69,7 +69,7 @@ def snapshot(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
     try:
         with _quiet():
             return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
-    except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
+    except Exception as error:  # the Hub client's errors, and those of its HTTP library
         partial = getattr(error, "snapshot_path", None)  # no network, and some of the files are not cached
         if partial is not None:
             return Path(partial)
@@ -77,7 +77,7 @@ def snapshot(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether ``name`` cannot be a repository (``owner/name``), nor the name of a folder alone."""
+    """Whether ``name`` is a path rather than a repository (``owner/name``) or a bare name."""
     return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
@@ -94,12 +94,12 @@ def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo_id} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{repo_id} is no folder here, and cannot be had from the Hub: {reason}"
+    return f"{repo_id} is not a folder here, and the download from the Hub failed: {reason}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log lines and bars of the Hub's client; afterwards all is as it was."""
+    """Silence log lines and progress bars of the Hub's client inside this context."""
     from huggingface_hub import utils
 
     level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()

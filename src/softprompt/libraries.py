@@ -14,7 +14,7 @@ from .errors import BaseModelError, SoftPromptError
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal, on stderr; what that cannot show is escaped."""
+    """Print one line for the user on stderr; characters that it cannot encode are escaped."""
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
 

@@ -106,11 +106,11 @@ def check_same_base(adapter: str, trained_on: str, given: str) -> None:
 
 
 def fetch_adapter(adapter: str) -> None:
-    """Check that an adapter is there and of a kind that softprompt handles; one of the Hub goes into the cache.
+    """Check that an adapter exists and is of a supported type; one on the Hub is downloaded into the cache.
 
     Raises:
-        AdapterError: there is no such adapter, it is of another kind, or the Hub cannot be reached and the cache has
-            nothing of it.
+        AdapterError: there is no such adapter, it is of another type, or the Hub cannot be reached and it is not
+            cached.
     """
     if not Path(adapter).exists() and not looks_like_path(adapter):
         snapshot(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])

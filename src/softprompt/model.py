@@ -29,11 +29,11 @@ from .peft_model import PeftModel as PeftModel
 from .suffix import forward_behind, text_lengths
 
 _PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
-"""Keywords of a call that one padded batch answers, with the prompt in each row."""
+"""Keywords for which a call runs as one padded batch, with the prompt in each row."""
 _OF_THE_CONFIG = ("output_attentions", "output_hidden_states")
-"""Keywords whose default is the base's config's."""
+"""Keywords whose default is set in the base's config."""
 _OF_PACKED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-"""Keywords that say of packed rows, without a prompt, what ``position_ids`` say as well."""
+"""Keywords that describe packed rows without a prompt; ``position_ids`` describe them as well."""
 
 
 class UnknownKeywordError(ConfigError, TypeError):
@@ -72,16 +72,15 @@ class PeftModelForCausalLM(PeftModel):
             attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
             labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
                 the first token of a row that has a loss; at the end of a row that has none, or without labels.
-            position_ids: where they return to 0 inside a row (packed rows, as from trl's ``packing=True`` or
-                ``DataCollatorWithFlattening``), another text begins: each has the prompt in front of it and sees no
-                other. Otherwise ignored with a warning; a token's position is its place behind the prompt.
-            output_hidden_states, output_attentions: as in transformers (by default the config's), and so are
-                ``use_cache`` and ``past_key_values``; these take the plain way, one padded batch with the prompt in
-                each row.
+            position_ids: of packed rows (trl's ``packing=True``, ``DataCollatorWithFlattening``), where they return to
+                0 at each new text. Each text then follows the prompt and attends to no other text. Otherwise ignored
+                with a warning: a token's position is its place behind the prompt.
+            output_hidden_states, output_attentions: as in transformers (the config has the default). With these, or
+                with ``use_cache`` or ``past_key_values``, the call runs as one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
-            logits_to_keep: logits of the last so many of the ``P + T`` positions only; or their indices.
-            adapter_names: the adapter of each row; ``"__base__"`` for none. P is then that of the longest prompt;
-                shorter ones have padding on their left.
+            logits_to_keep: number of positions at the end of ``P + T`` that get logits (0: all), or their indices.
+            adapter_names: the adapter of each row; ``"__base__"`` for none. P is then the length of the longest
+                prompt; shorter ones are padded on the left.
             **kwargs: ``token_type_ids`` are ignored with a warning.
 
         Returns:
@@ -89,8 +88,8 @@ class PeftModelForCausalLM(PeftModel):
             when they are read. A tuple of these when ``return_dict`` is false.
 
         Raises:
-            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, a keyword of the base that has
-                no meaning with a prompt, or packed rows where a row must be one text.
+            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, a keyword of the base that is
+                not supported with a prompt, or packed rows in a call that needs one text per row.
             TypeError: a keyword that neither the base nor transformers has.
         """
         kwargs |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
@@ -113,13 +112,13 @@ class PeftModelForCausalLM(PeftModel):
         behind = ["prompt_placement suffix"] if placement == "suffix" else []
         several = ["adapter_names"] if adapter_names is not None else []
         if batch.packed:
-            what = "position_ids return to 0 inside a row, so it holds several texts; this"
+            what = "a packed row (position_ids return to 0 inside it)"
             _refuse(what, [*plain, *behind, *several], "give each text a row of its own")
         if fused:
             _refuse("fused_lm_head", [*plain, *behind, *several], "leave one of them out")
             return forward_fused(base, prompts, batch)
         if behind:
-            _refuse("prompt_placement suffix", list(asked), "leave that out")
+            _refuse("prompt_placement suffix", list(asked), "leave these keywords out")
         if plain:
             return forward_plain(base, prompts, batch, text_lengths(batch) if behind else False, **asked)
         if behind:
@@ -127,7 +126,7 @@ class PeftModelForCausalLM(PeftModel):
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
     def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
-        """What was asked for beyond a loss and logits, without what follows from prompt and mask."""
+        """Keywords beyond loss and logits, without those that follow from prompt and mask."""
         ignored = {"token_type_ids": asked.pop("token_type_ids", None)}
         if batch.position_ids is not None:
             asked = {name: value for name, value in asked.items() if name not in _OF_PACKED_ROWS}
@@ -146,20 +145,20 @@ class PeftModelForCausalLM(PeftModel):
             raise UnknownKeywordError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
     def _bind(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[RowPrompts, Placement]:
-        """The prompts of a batch, taken once a call: whatever is active later, in another thread, changes nothing."""
+        """The prompts of a batch, looked up once per call: another thread may call ``set_adapter`` meanwhile."""
         if adapter_names is None:
             name = self._active()
             return RowPrompts.of([self.prompt_of(name)]), placement_of(self.peft_config[name])
         if isinstance(adapter_names, str) or len(adapter_names) != rows:
             raise ConfigError(
-                f"adapter_names needs one name a row: the batch has {rows} rows, given is {adapter_names!r}"
+                f"adapter_names needs one name per row: the batch has {rows} rows, the names are {adapter_names!r}"
             )
         names = list(dict.fromkeys(adapter_names))
         for name in names:
             if name != BASE:
                 self._require(name)
                 if placement_of(self.peft_config[name]) == "suffix":
-                    raise ConfigError(f"adapter_names takes prompts in front of the text; {name!r} stands behind it")
+                    raise ConfigError(f"adapter_names takes prefix prompts only; {name!r} has prompt_placement suffix")
         nothing = torch.empty(0, base_facts(self.base_model)["token_dim"] or 0, device=self.base_model.device)
         prompts = [nothing if name == BASE else self.prompt_of(name) for name in names]
         return RowPrompts.of(prompts, [names.index(name) for name in adapter_names]), "prefix"
@@ -178,7 +177,7 @@ class PeftModelForCausalLM(PeftModel):
         return decoding.generate(self.base_model, prompts.detach(), *args, behind=placement == "suffix", **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What to call the base model with, for decoding loops of one's own; see ``generate.prepare_inputs``.
+        """Inputs for the base model, for custom decoding loops; see ``generate.prepare_inputs``.
 
         Raises:
             ConfigError: the prompt stands behind the text.
@@ -187,7 +186,7 @@ class PeftModelForCausalLM(PeftModel):
             return self.base_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[no-any-return]
         prompts, placement = self._bind(None, len(input_ids))
         if placement == "suffix":
-            raise ConfigError("prepare_inputs_for_generation needs a prompt in front of the text; use generate")
+            raise ConfigError("prepare_inputs_for_generation does not support prompt_placement suffix; use generate")
         return decoding.prepare_inputs(self.base_model, prompts, input_ids, *args, **kwargs)
 
     @property

@@ -21,7 +21,7 @@ EMBEDDED_MODEL = "smollm2-135m"
 
 
 NameOrPath = Annotated[str, AfterValidator(expand)]
-"""A folder or file, or a name of something else; a leading ``~`` or ``~user`` is replaced, as in every ``Path``."""
+"""A path or another name; a leading ``~`` or ``~user`` is expanded, as in every ``Path``."""
 
 
 class _Options(BaseModel):
@@ -101,7 +101,7 @@ class DataOptions(_Options):
     @field_validator("column_names", mode="before")
     @classmethod
     def _separated_by_commas(cls, value: Any) -> Any:
-        """``label,text`` is two names, as a text and as the only item that a command line gives."""
+        """Split ``label,text`` into two names, given as a string or as the only item of a command line."""
         given = [value] if isinstance(value, str) else value
         if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
             return [name.strip() for name in given[0].split(",")]
@@ -112,13 +112,13 @@ class DataOptions(_Options):
     def _named_once(cls, value: list[str] | None) -> list[str] | None:
         for name in value or ():
             if not name or (value or []).count(name) > 1:
-                raise ValueError(f"the name {name!r} is {'there twice' if name else 'empty'}; name each column once")
+                raise ValueError(f"the name {name!r} {'occurs twice' if name else 'is empty'}; name each column once")
         return value
 
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        """Numbers may be labels; rows have them as text."""
+        """Turn numbers into text, which labels are in the rows."""
         if not isinstance(value, (list, tuple)):
             return value
         return [str(each) if isinstance(each, (int, float)) else each for each in value]
@@ -188,8 +188,8 @@ class OptimizerOptions(_Options):
     max_steps: int = Field(
         -1,
         ge=-1,
-        description="Optimiser steps of a prompt, in place of num_train_epochs; prompts of num_folds take at most so "
-        "many. -1 is off.",
+        description="Optimiser steps, in place of num_train_epochs; also a limit for each prompt of num_folds. "
+        "-1 is off.",
     )
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
     per_device_eval_batch_size: int = Field(32, ge=1, description="Rows of one evaluation pass.")
@@ -211,7 +211,7 @@ class OptimizerOptions(_Options):
     )
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
     warmup_steps: float = Field(
-        0, ge=0, description="Steps that warm up, in place of warmup_ratio; below 1, a share. 0 is off."
+        0, ge=0, description="Warm-up steps, in place of warmup_ratio; below 1, a share of all steps. 0 is off."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
     full_determinism: bool = Field(False, description="Deterministic algorithms alone (slower on a GPU).")
@@ -262,7 +262,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     @field_validator("metric_for_best_model", mode="before")
     @classmethod
     def _with_and_without_eval(cls, value: Any) -> Any:
-        """``loss``, ``eval_accuracy`` and so on, which are the same to ``Trainer``."""
+        """Accept ``loss``, ``eval_accuracy`` and so on, as ``Trainer`` does."""
         bare = value.removeprefix("eval_") if isinstance(value, str) else value
         return "eval_loss" if bare == "loss" else bare
 
@@ -307,15 +307,15 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
             raise ConfigError(f"{prefix}{message}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{prefix}the option {name} is required") from None
-        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} will not do: {_plain(first)}") from None
+        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} is not valid: {_plain(first)}") from None
 
 
 def read_yaml(path: str | os.PathLike[str], *, as_written: bool = False) -> dict[str, Any]:
     """Read a YAML file of options.
 
     Args:
-        as_written: keep words and numbers as the texts that they are in the file, but for an option without a value,
-            which is ``None``. The options know their types; YAML would make ``[yes, 010]`` of labels ``[True, 8]``.
+        as_written: keep scalars as text, except that an option without a value is ``None``. The options define the
+            types; YAML itself would read the labels ``[yes, 010]`` as ``[True, 8]``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -343,7 +343,7 @@ def _load_as_written(text: str) -> Any:
     by_first_letter = yaml.SafeLoader.yaml_implicit_resolvers.items()
 
     class Loader(yaml.SafeLoader):
-        """Takes a word for what it says, but for null where it is not in a list."""
+        """Reads every scalar as text, except null outside a list."""
 
         def construct_sequence(self, node: Any, deep: bool = False) -> Any:
             for item in node.value:
@@ -363,7 +363,7 @@ def nearest(name: str, known: Any, least: float = 0.6) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it was given: numbers arrive as texts, from a command line and from YAML."""
+    """A value as the user wrote it: numbers from a command line or YAML arrive as text."""
     try:
         float(value)
         return str(value)

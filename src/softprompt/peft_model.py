@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 BASE = "__base__"
-"""Among ``adapter_names``: a row without a prompt (PEFT's name for it)."""
+"""In ``adapter_names``: a row without a prompt (PEFT's name for it)."""
 
 _NO_MERGE = (
-    ": a soft prompt is no part of the weights, so it cannot be merged into them or unloaded; the base is base_model"
+    ": a soft prompt is not part of the weights, so it cannot be merged or unloaded; the base model is base_model"
 )
 _ABSENT = {"merge_and_unload": _NO_MERGE, "merge_adapter": _NO_MERGE, "unload": _NO_MERGE}
-"""Why a model lacks what PEFT's have for other methods."""
+"""Methods of PEFT's models that are missing here, and why."""
 
 
 class AdapterNameError(ConfigError, KeyError):
@@ -89,10 +89,10 @@ class PeftModel(nn.Module):
     def __class__(self) -> type:
         """Makes ``isinstance(model, peft.PeftModel)`` true where PEFT is loaded, else that of the base's class.
 
-        ``transformers.Trainer`` asks just that to decide whether to save an adapter or a whole model, and
-        there is no other way to tell it. ``transformers.pipeline`` looks for the class's name among those that it
-        knows to generate text; PEFT's class for causal language models is there, and so is the base's.
-        ``type(model)`` and ``isinstance`` with our classes stay as they are.
+        ``transformers.Trainer`` uses only this to decide whether to save an adapter or a whole model.
+        ``transformers.pipeline`` looks up the class's name in its list of text generation models, which has PEFT's
+        class for causal language models and the base's. ``type(model)`` and ``isinstance`` with our classes stay as
+        they are.
         """
         peft = sys.modules.get("peft")
         if peft is not None:
@@ -260,7 +260,7 @@ class PeftModel(nn.Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove a prompt; if it was active, the first remaining one becomes active.
 
-        After the last one ``active_adapter`` is ``[]``, as in PEFT, and a call is an error until another is added.
+        After the last one, ``active_adapter`` is ``[]``, as in PEFT, and calls are errors until another is added.
 
         Raises:
             ConfigError: there is no such adapter.
@@ -280,12 +280,12 @@ class PeftModel(nn.Module):
     def _require(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
             known = ", ".join(self.peft_config) or "none"
-            raise ConfigError(f"Adapter {adapter_name} does not exist; there is {known}")
+            raise ConfigError(f"Adapter {adapter_name} does not exist; existing adapters: {known}")
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Train prompts that are not active as well (with ``adapter_names`` in ``forward``), or stop training some.
+        """Make prompts that are not active trainable (for ``adapter_names`` in ``forward``), or freeze prompts.
 
-        PEFT refuses this for prompts. It holds until ``set_adapter`` is called.
+        PEFT does not support this for prompts. The setting lasts until ``set_adapter`` is called.
 
         Raises:
             ConfigError: there is no such adapter.
@@ -330,11 +330,11 @@ class PeftModel(nn.Module):
         return {name: torch.arange(len(self.prompt_of(name))) for name in self.peft_config}
 
     def get_model_status(self) -> ModelStatus:
-        """The adapters and what is on, under PEFT's names (which refuses this for prompts)."""
+        """The status of the adapters, under PEFT's names. PEFT itself does not support this for prompts."""
         return model_status(self)
 
     def get_layer_status(self) -> Any:
-        """Not for prompts, which have no layers (as in PEFT).
+        """Not supported for prompts, which have no layers (as in PEFT).
 
         Raises:
             TypeError: always.
@@ -342,7 +342,7 @@ class PeftModel(nn.Module):
         raise TypeError("get_layer_status() is for adapters inside layers; a soft prompt has none")
 
     def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> None:
-        """Make embeddings require a gradient unless ``model`` is quantised, as PEFT does; not needed here."""
+        """Make embeddings require a gradient unless ``model`` is quantised, as PEFT does. Not needed here."""
         if not any(getattr(model, f"is_{kind}", False) for kind in ("loaded_in_8bit", "loaded_in_4bit", "quantized")):
             model.enable_input_require_grads()
 
@@ -412,7 +412,7 @@ class PeftModel(nn.Module):
         return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write the card of the active adapter into ``output_dir/README.md``, which ``Trainer`` may have written."""
+        """Write the model card of the active adapter into ``output_dir/README.md``, below a card of ``Trainer``."""
         from .saving import update_model_card
 
         update_model_card(self, Path(output_dir))
@@ -432,7 +432,7 @@ class PeftModel(nn.Module):
         return push_model(self, repo_id, **kwargs)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a full state dict, or that of an adapter file (one tensor), as Trainer without PEFT does."""
+        """Load a full state dict, or the tensors of an adapter file, as Trainer without PEFT does."""
         if self.peft_config and files.key_of(files.placement_of(self.active_peft_config)) in state_dict:
             from .state import set_peft_model_state_dict
 

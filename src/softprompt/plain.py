@@ -1,16 +1,15 @@
-"""Tokens of texts in which only the template may hold special tokens, whatever a row's own text says.
+"""Tokenisation in which special tokens come from the template only, never from the text of a row.
 
-A tokenizer reads ``<|im_end|>`` as the end of a turn wherever it stands, in a customer's message too. Here the contents
-of columns, and labels, are plain text to it; the template, its cue and the end token keep their special tokens.
+A tokenizer reads ``<|im_end|>`` as the end of a turn wherever it occurs, in a customer's message too. Here column
+contents and labels are plain text; the template, its cue and the end token keep their special tokens.
 
-Most rows hold nothing of the kind. They are read by the tokenizer itself, which is left as it is: other threads may
-use it. Rows out of which a special token comes are read again, by a private copy of the tokenizer that knows special
-tokens by secret names only. The template's are written with these names; a row's text cannot contain them, and what it
-does contain is no special token there, neither to the matching of added tokens nor to the model's own vocabulary.
+Most rows hold no special tokens and are tokenised as usual. The tokenizer is never changed, since other threads may use
+it. Rows that yield a special token are tokenised again, by a private copy in which special tokens have random names. A
+template is written with these names. A row's text cannot contain them, and the usual names are plain text to the copy,
+as added tokens and in the model's vocabulary.
 
-Special are the tokens marked so, and every other added token that is not just letters, digits and blanks: many chat
-models do not mark theirs. What is left are the runs of blanks and the words that vocabularies gain as added tokens;
-they are ordinary text.
+Special are the tokens marked so, and every other added token that is not just letters, digits and blanks, since many
+chat models do not mark theirs. The remaining added tokens, runs of blanks and words, are ordinary text.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _METASPACE = "\u2581"  # sentencepiece's sign for a blank
 
 
 class PlainTokenizer:
-    """Tokenises texts made of pieces, with special tokens only from those that are not a row's.
+    """Tokenises texts made of pieces; only pieces of the template yield special tokens.
 
     Args:
         tokenizer: fast or slow; it is never changed.
@@ -45,13 +44,13 @@ class PlainTokenizer:
         self._special_ids = frozenset(self._special)
 
     def ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
-        """The tokens of each text, without those that the tokenizer puts around a text.
+        """The tokens of each text, without those that the tokenizer adds around a text.
 
         Args:
-            texts: of pieces; those that are fields give no special tokens.
+            texts: the pieces of each text; fields yield no special tokens.
 
         Raises:
-            DataError: the tokenizer cannot be kept from making a special token of a row's text.
+            DataError: a field holds a special token that this tokenizer cannot read as plain text.
         """
         found = bare_ids(self.tokenizer, ["".join(piece.text for piece in text) for text in texts])
         again = [i for i, ids in enumerate(found) if not self._special_ids.isdisjoint(ids)]
@@ -62,22 +61,22 @@ class PlainTokenizer:
 
     @cached_property
     def _reader(self) -> _RenamedReader | _SplittingReader:
-        """Reads texts that the tokenizer itself would make special tokens of; made when there is the first."""
+        """Reads texts whose fields hold special tokens; created when first needed."""
         return (_RenamedReader if self.tokenizer.is_fast else _SplittingReader)(self.tokenizer, self._special)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that no text of a row may become: id -> content."""
+    """The tokens that the text of a row must not yield: id -> content."""
     try:
         added = tokenizer.added_tokens_decoder
-    except NotImplementedError:  # mistral-common's, which reads special tokens out of no text
+    except NotImplementedError:  # mistral-common's, which reads no special tokens from text
         added = {}
     found = {id_: token.content for id_, token in added.items() if _is_special(token)}
     return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def bare_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens of texts as the tokenizer reads them, without those that it puts around a text."""
+    """The tokens of texts as the tokenizer reads them, without those that it adds around a text."""
     encoded = tokenizer(
         list(texts),
         add_special_tokens=False,
@@ -94,7 +93,7 @@ def _is_special(token: Any) -> bool:
 
 
 class _RenamedReader:
-    """A copy of a fast tokenizer whose special tokens have secret names."""
+    """A copy of a fast tokenizer whose special tokens have random names."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: Mapping[int, str]) -> None:
         key = secrets.token_hex(16)
@@ -104,7 +103,7 @@ class _RenamedReader:
         names = {content: self._names[id_] for id_, content in special.items()}
         try:
             self._copy = _renamed(tokenizer, names)
-        except Exception as error:  # the bare Exception of tokenizers, for one that has parts in Python
+        except Exception as error:  # tokenizers raises a bare Exception if a part is written in Python
             raise DataError(
                 f"a text holds a special token, and the tokenizer ({type(tokenizer).__name__}) cannot be copied to "
                 f"read it as plain text ({' '.join(str(error).split())}); remove the token from the text"
@@ -118,7 +117,7 @@ class _RenamedReader:
         return [tuple(self._ids.get(id_, id_) for id_ in encoding.ids) for encoding in encodings]
 
     def _named(self, literal: str) -> str:
-        """The template's own words, with the names that the copy knows its special tokens by."""
+        """Text of the template, with its special tokens under their names in the copy."""
         if literal not in self._literals:
             encoded: Any = self._tokenizer(
                 literal, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -132,7 +131,7 @@ class _RenamedReader:
         return self._literals[literal]
 
     def _moved_ids(self, names: Mapping[str, str]) -> dict[int, int]:
-        """Added tokens that have another number in the copy, which numbers them without gaps: there -> here."""
+        """Added tokens with another id in the copy, which numbers them without gaps: id there -> id here."""
         moved: dict[int, int] = {}
         for id_, token in self._tokenizer.added_tokens_decoder.items():
             there = self._copy.token_to_id(names.get(token.content, token.content))
@@ -142,14 +141,14 @@ class _RenamedReader:
 
 
 def _renamed(tokenizer: PreTrainedTokenizerBase, names: Mapping[str, str]) -> Tokenizer:
-    """A copy of a fast tokenizer in which tokens have other names: as added tokens, and in the model's vocabulary."""
+    """A copy of a fast tokenizer with tokens renamed, as added tokens and in the model's vocabulary."""
     from tokenizers import Tokenizer
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts |= {"truncation": None, "padding": None, "post_processor": None}
     for token in parts["added_tokens"]:
         if token["content"] in names:
-            # The plain name, before the text is normalised and whatever stands around it.
+            # Matched literally: before normalisation, and whatever surrounds it.
             token |= {"content": names[token["content"]], "normalized": False, "single_word": False}
     model = parts["model"]
     if isinstance(model["vocab"], dict):
@@ -158,14 +157,14 @@ def _renamed(tokenizer: PreTrainedTokenizerBase, names: Mapping[str, str]) -> To
         model["vocab"] = [[names.get(entry, entry), score] for entry, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    if "merges" in model:  # none may lead to a name that is gone
+    if "merges" in model:  # without merges of renamed tokens
         pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
     return Tokenizer.from_str(json.dumps(parts))
 
 
 class _SplittingReader:
-    """A slow tokenizer, asked to split special tokens; it looks for those of the template here."""
+    """A slow tokenizer, asked to split special tokens; those of the template are found here."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: Mapping[int, str]) -> None:
         self._tokenizer = tokenizer
@@ -183,7 +182,7 @@ class _SplittingReader:
         for piece in text:
             parts = [piece.text] if piece.is_field else self._contents.split(piece.text)
             for number, part in enumerate(parts):
-                if number % 2:  # what stands between matches comes first, and every second time
+                if number % 2:  # odd parts are the matches
                     found += [*self._plain_ids(plain), self._by_content[part]]
                     plain = ""
                 else:
@@ -196,7 +195,7 @@ class _SplittingReader:
         if made := set(ids) & set(self._by_content.values()) - {self._tokenizer.unk_token_id}:
             content = self._tokenizer.convert_ids_to_tokens(min(made))
             raise DataError(
-                f"a text holds {content!r}, which the tokenizer ({type(self._tokenizer).__name__}) takes for a special "
-                "token even where it is told to split them; remove it from the text"
+                f"a text holds {content!r}, which the tokenizer ({type(self._tokenizer).__name__}) reads as a special "
+                "token even with split_special_tokens; remove it from the text"
             )
         return ids

@@ -14,10 +14,10 @@ from .initialize import initial_rows
 
 
 class PromptEmbedding(nn.Module):
-    """Virtual tokens, in float32 whatever the base model's number type.
+    """Virtual tokens, in float32 whatever the base model's dtype.
 
-    ``model.half()`` or ``model.to(torch.bfloat16)`` leaves them in float32: steps of an optimiser would be lost, or
-    overflow, in 16 bits. ``model.double()`` is followed, since nothing is lost, and ``model.float()`` takes it back.
+    ``model.half()`` or ``model.to(torch.bfloat16)`` leaves them in float32, since optimiser steps would underflow or
+    overflow in 16 bits. ``model.double()`` converts them, and ``model.float()`` converts them back.
 
     Args:
         config: a filled config (``num_virtual_tokens`` and ``token_dim`` known).
@@ -50,11 +50,11 @@ class PromptEmbedding(nn.Module):
         return self.embedding.weight  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What ``to``, ``half``, ``cuda`` and the like go through: devices are followed, number types up to a point."""
+        """Called by ``to``, ``half``, ``cuda`` and the like: any device, but no dtype below 32 bits."""
         return super()._apply(lambda tensor: _kept_exact(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
 
 
 def _kept_exact(before: Tensor, after: Tensor) -> Tensor:
-    """``after``, or ``before`` where ``after`` is, if that has fewer than 32 bits."""
+    """``after``; or, if that has fewer than 32 bits, ``before`` on the device of ``after``."""
     exact = torch.promote_types(after.dtype, torch.float32)
     return after if after.dtype == exact else before.to(device=after.device, dtype=exact)

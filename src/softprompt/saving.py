@@ -215,7 +215,7 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
         AdapterError: the Hub cannot be reached, or refuses.
     """
     if not folder.is_dir():
-        raise AdapterError(f"there is no folder {folder}; what is pushed is the folder of an adapter")
+        raise AdapterError(f"there is no folder {folder}; give the folder of an adapter")
     config = files.read_config(folder)
     files.read_prompt(files.find_weights(folder), config.prompt_placement)
     write_card(folder, repo_id)
@@ -277,8 +277,8 @@ class AutoPeftModelForCausalLM:
     ) -> PeftModelForCausalLM:
         """Load the base model, then the adapter onto it.
 
-        The base gets as many embeddings as the adapter's file brings or, as in PEFT, as the tokenizer beside the
-        adapter has tokens, where those are more.
+        The base's embeddings are resized to those in the adapter's file or, as in PEFT, to the tokenizer beside the
+        adapter if that has more tokens.
 
         Args:
             revision: of the adapter's repository; the base model's revision is in the adapter's config.

@@ -1,4 +1,4 @@
-"""What a model with adapters reports of itself, under PEFT's names."""
+"""The status of a model with adapters, under PEFT's names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ModelStatus:
         adapter_model_type: class of the model with prompts.
         peft_types: type of each adapter.
         trainable_params, total_params: numbers of parameters.
-        num_adapter_layers: 0, since a prompt is no part of a layer.
+        num_adapter_layers: 0, since a prompt is not part of a layer.
         enabled: false inside ``disable_adapter``.
         active_adapters, available_adapters: names.
         merged_adapters: none, since a prompt cannot be merged.
         requires_grad: whether each prompt is trained.
-        devices: where each prompt lies.
+        devices: device types of each prompt.
         quantization_backend: of adapter layers; ``None``.
     """
 

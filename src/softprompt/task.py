@@ -59,11 +59,11 @@ class Task:
         """
         value = fields.get(self.label_column)
         if is_missing(value):
-            raise DataError(f"{where}: the column {self.label_column!r} is empty; every row needs a label here")
+            raise DataError(f"{where}: the column {self.label_column!r} is empty; every row needs a label")
         return str(value).strip()
 
     def check_text(self, fields: Mapping[str, Any], where: str) -> None:
-        """Check that a row has a text: content in its text column, or in one of several at least.
+        """Check that a row has a text: content in its text column, or in at least one of several.
 
         Raises:
             DataError: all of the row's text columns are empty.

@@ -12,9 +12,9 @@ Two fields are short forms, so that one template fits every data set with one te
 ``{text_column}``   the name of the text column, unless the data have a column of that name
 ==================  ==================================================================================
 
-``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. A template as a
-user gives it may say ``\\n`` for a line break, ``\\t`` for a tab and ``\\\\`` for a backslash, as a shell passes
-them on; what is stored holds the characters themselves.
+``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. In a
+template from the user, ``\\n`` is a line break, ``\\t`` a tab and ``\\\\`` a backslash, since a shell passes them on
+literally; the stored template holds the characters themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_LISTED = 20
 
 
 class Piece(NamedTuple):
-    """A run of text: the template's own words, or of a field (``is_field``) the column's name or its content."""
+    """Literal text, or a field (``is_field``) with the name or, once filled in, the content of its column."""
 
     text: str
     is_field: bool
@@ -77,7 +77,7 @@ class Template:
         return "".join(piece.text for piece in self.pieces(values, where))
 
     def pieces(self, values: Mapping[str, Any], where: str) -> list[Piece]:
-        """What ``render`` joins: the template's own words, neighbours as one piece, and the contents of columns."""
+        """The pieces that ``render`` joins: literal text, merged where adjacent, and the contents of columns."""
         found: list[Piece] = []
         for piece in self._pieces:
             if piece.is_field and piece.text not in values:
@@ -137,9 +137,9 @@ def _unescaped(text: str) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: ``None``, NaN, NaT, pandas' ``NA``, or a text of blanks.
+    """Whether a cell is empty: ``None``, NaN, NaT, pandas' ``NA``, or blank text.
 
-    Texts that only name such a value, such as ``"NA"`` or ``"None"``, are texts.
+    Text such as ``"NA"`` or ``"None"`` is not missing.
     """
     if value is None or isinstance(value, str):
         return not (value and value.strip())

@@ -1,7 +1,7 @@
-"""Adapters trained on a base whose vocabulary was enlarged: its embeddings travel with the adapter, as in PEFT's files.
+"""Adapters of a base with an enlarged vocabulary: its embeddings are saved with the adapter, as in PEFT's files.
 
-A prompt was learned together with the rows of the new tokens, which are random and in no checkpoint of the base. PEFT
-therefore writes the input embeddings and the head beside the prompt when their number is not the checkpoint's.
+The embeddings of new tokens are random and in no checkpoint of the base, and the prompt was trained with them. PEFT
+therefore saves the input embeddings and the head beside the prompt if their number differs from the checkpoint's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def own_tokenizer(adapter: str, *, trust_remote_code: bool = False, **hub: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside an adapter; ``None`` where there is none.
+    """The tokenizer in the folder of an adapter; ``None`` if there is none.
 
     Raises:
         BaseModelError: it cannot be read.
@@ -43,10 +43,10 @@ def own_tokenizer(adapter: str, *, trust_remote_code: bool = False, **hub: Any) 
 
 
 def grow(base: PreTrainedModel, weights: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Give the base as many embeddings as an adapter's file brings or, if it brings none, as its tokenizer has tokens.
+    """Resize the base's embeddings to those in an adapter's file or, if it has none, to its tokenizer.
 
-    As in PEFT, new rows are drawn from the distribution of the old ones (here from a fixed seed, so that two loads are
-    alike), and a base with rows to spare stays as it is.
+    As in PEFT, new rows are drawn from the distribution of the old ones (here with a fixed seed, so that two loads
+    agree), and a base with enough rows for the tokenizer is unchanged.
 
     Args:
         weights: the adapter's weights file.
@@ -62,17 +62,17 @@ def grow(base: PreTrainedModel, weights: Path, tokenizer: PreTrainedTokenizerBas
         base.resize_token_embeddings(wanted)
     if not kept:
         warnings.warn(
-            f"the tokenizer beside the adapter has {wanted} tokens, the base model {here}; the embeddings of the new "
-            "ones are untrained",
+            f"the adapter's tokenizer has {wanted} tokens, the base model {here} embeddings; those of the new tokens "
+            "are untrained",
             stacklevel=4,
         )
 
 
 def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = False) -> None:
-    """Put the embeddings that an adapter's file brings, if any, into the base, as PEFT does.
+    """Copy the embeddings in an adapter's file, if any, into the base, as PEFT does.
 
     Args:
-        where: what to call the adapter.
+        where: name of the adapter, for messages.
         shared: other adapters use the base too, so it must not change.
 
     Raises:
@@ -83,9 +83,9 @@ def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = 
     for name in ours.keys() & theirs.keys():
         if list(ours[name].shape) != theirs[name]:
             raise AdapterMismatchError(
-                f"{where}: size mismatch: it brings embeddings {theirs[name]}, the base model's are "
-                f"{list(ours[name].shape)}; call base.resize_token_embeddings({theirs[name][0]}) first, or load it by "
-                "AutoPeftModelForCausalLM.from_pretrained"
+                f"{where}: size mismatch: its embeddings are {theirs[name]}, the base's "
+                f"{list(ours[name].shape)}; call base.resize_token_embeddings({theirs[name][0]}) first, or load it "
+                "with AutoPeftModelForCausalLM.from_pretrained"
             )
         with safe_open(weights, framework="pt") as tensors, torch.no_grad():
             value = tensors.get_tensor(name).to(ours[name])
@@ -93,17 +93,17 @@ def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = 
                 continue
             if shared:
                 raise AdapterMismatchError(
-                    f"{where} brings embeddings of its own, which the other adapters here were not trained with; load "
-                    "it by itself"
+                    f"{where} has embeddings of its own, with which the other adapters were not trained; load it into "
+                    "a base model of its own"
                 )
             ours[name].copy_(value)
 
 
 def enlarged(base: PreTrainedModel, name: str | None, revision: str | None) -> dict[str, Tensor]:
-    """What is to be saved beside a prompt: the embeddings of a base that has not as many as its checkpoint.
+    """Tensors to save beside a prompt: the embeddings of a base, if their number is not the checkpoint's.
 
     Args:
-        name, revision: of the base. It is looked for on this machine alone.
+        name, revision: of the base, which is looked up on this machine only.
     """
     checkpoint = _vocabulary_of(name, revision) if name else None
     if checkpoint in (None, base.config.get_text_config().vocab_size):
@@ -131,7 +131,7 @@ def _rows(base: PreTrainedModel) -> int:
 
 
 def _shapes(weights: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors of a file, none of which is read."""
+    """Shapes of the tensors in a file, without reading them."""
     try:
         with safe_open(weights, framework="pt") as tensors:
             names: Iterable[str] = tensors.keys()
@@ -141,12 +141,12 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
 
 
 def _vocabulary_of(name: str, revision: str | None) -> int | None:
-    """Size of the vocabulary of a base model as its checkpoint has it; ``None`` where that is not on this machine."""
+    """Vocabulary size in a base model's checkpoint; ``None`` if that is not on this machine."""
     try:
         if name == EMBEDDED_MODEL or name.endswith(".gguf"):
             config = load_config(build_options(ModelOptions, {"model_name_or_path": name}))
         else:
             config = AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
-    except (SoftPromptError, OSError, ValueError):  # ValueError: it needs code of its own
+    except (SoftPromptError, OSError, ValueError):  # ValueError: it needs trust_remote_code
         return None
     return getattr(config.get_text_config(), "vocab_size", None)

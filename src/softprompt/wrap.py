@@ -19,9 +19,9 @@ def get_peft_model(
     """Freeze a base model and put a new soft prompt in front of it.
 
     Args:
-        model: a transformers causal language model; it is used as it is, not copied. One of PEFT's with LoRA is a
-            base like any other: it computes what it computes at the time.
-        peft_config: a ``PromptTuningConfig``, whose open fields are filled in place; PEFT's own class will do.
+        model: a transformers causal language model; it is used as it is, not copied. It may be a LoRA model of
+            PEFT; each call uses the LoRA adapters that are active then.
+        peft_config: a ``PromptTuningConfig``, whose open fields are filled in place; PEFT's own class is accepted.
         **kwargs: ``tokenizer`` for a TEXT start, instead of loading the config's by name; ``revision`` of the
             base model, kept in the config; PEFT's other options (``autocast_adapter_dtype``,
             ``low_cpu_mem_usage``) have no effect on prompts, there or here.
@@ -53,19 +53,19 @@ def get_peft_model(
 
 
 def _unwrapped(model: Any) -> Any:
-    """The transformers model inside one of PEFT's, with that one's layers in it.
+    """The transformers model inside a PEFT model, with its adapter layers.
 
     Raises:
-        ConfigError: it has a prompt of PEFT's, which its base would lose.
+        ConfigError: it has a prompt of PEFT, which would be lost.
     """
     peft = sys.modules.get("peft")
     if peft is None or not issubclass(type(model), peft.PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:
         raise ConfigError(
-            "the model has a prompt of PEFT's already; give its base, model.get_base_model(), or load the adapter with "
+            "the model already has a prompt of PEFT; give its base, model.get_base_model(), or load the adapter with "
             "PeftModel.from_pretrained"
         )
     names = ", ".join(model.active_adapters)
-    warnings.warn(f"The prompt belongs to the base with PEFT's adapter {names}: load it onto both.", stacklevel=3)
+    warnings.warn(f"The prompt is trained with PEFT's adapter {names} on the base; load both to use it.", stacklevel=3)
     return model.get_base_model()

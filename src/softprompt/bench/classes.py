@@ -3,8 +3,8 @@
 ``guide``       ``softprompt train --recipe guide``: the loss of the right label's tokens.
 ``softprompt``  ``softprompt train --recipe default``: cross-entropy between all labels.
 
-The texts are those of the rows, the labels those of ``intents.py``. One row is compared with plain calls, one for each
-label. PEFT has no such loss, so it has no side here, whatever ``--against`` says.
+The texts are those of the rows, the labels those of ``intents.py``. The gradient of one row is checked against plain
+forward calls, one per label. PEFT has no such loss and is not measured, whatever ``--against`` says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .rows import need_classes
 from .train import compare_steps
 
 Pair = tuple[Example, Example]
-"""A row as ``guide`` and as ``default`` have it."""
+"""A row, encoded for ``guide`` and for ``default``."""
 
 
 class ManyClasses(Subject):
@@ -55,7 +55,7 @@ class ManyClasses(Subject):
         return [list(zip(batch, default[i * size :], strict=False)) for i, batch in enumerate(batches)]
 
     def _encoded(self, recipe: str) -> tuple[list[Example], Classes]:
-        """The rows with intents for labels, as a recipe encodes them."""
+        """The rows with intents as labels, encoded for a recipe."""
         options, count = self.options, len(self.work.examples)
         rows = load_splits(options.model_copy(update={"max_train_samples": count}))
         names = intents()
@@ -78,7 +78,7 @@ class ManyClasses(Subject):
         return GuideStep(self.base, self.prompt)
 
     def agreement(self, sides: dict[str, Side]) -> dict[str, Any]:
-        """Loss and gradient of one row, against those of its labels one by one."""
+        """Loss and gradient of one row, compared with those of its labels computed one by one."""
         pair = self.batches[0][0]
         gold = self.classes.names.index(str(pair[1].label))
         loss, gradient = reference.choice_loss_and_gradient(
@@ -87,7 +87,7 @@ class ManyClasses(Subject):
         return compare_steps([sides[OURS].run([pair])], loss, gradient, self.tolerance)
 
     def more(self, times: Sequence[float]) -> dict[str, Any]:
-        """What a step is made of."""
+        """Numbers of classes, and of tokens and positions with logits in a step."""
         size = ours.size_of_choices([right for _, right in self.batches[0]], self.classes)
         return {"num_classes": len(self.classes.ids), "tokens_per_step": size[0], "positions_per_step": size[1]}
 

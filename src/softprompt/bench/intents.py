@@ -1,4 +1,4 @@
-"""Many classes: 150 intents and one for all else. Words are apart, as our reader has the names that data sets give."""
+"""151 class names: 150 intents and ``out of scope``. Words are separated by spaces, as in class names from the Hub."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Subject(ABC):
 
 
 def side_names(options: BenchOptions, subject: str) -> list[str]:
-    """The sides that take turns; ``suffix`` and ``classes`` are compared with training of ours, PEFT or no PEFT."""
+    """The sides to measure in turn; ``suffix`` and ``classes`` have a baseline of our own, even without PEFT."""
     names = list(TITLES[subject])
     return [name for name in names if name in (PREFIX, GUIDE, OURS)] if options.against == "none" else names
 

@@ -9,7 +9,7 @@ PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "so
 PREFIX = "prefix"
 """Our own training with the prompt before the text, which ``suffix`` is compared with."""
 GUIDE = "guide"
-"""Our own training by the guide's recipe, which ``classes`` is compared with."""
+"""Our own training with the recipe ``guide``, which ``classes`` is compared with."""
 
 KEY_PREFIX = {
     OURS: "",

@@ -53,7 +53,7 @@ def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: C
 
 
 def size_of_choices(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
-    """Tokens of texts and labels of a batch, each once, and positions that need logits."""
+    """Numbers of distinct text and label tokens in a batch, and of positions that need logits."""
     plan = plan_choices(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
     return plan.tree.num_tokens - 1, len(plan.predictors.unique())  # type: ignore[no-untyped-call]
 

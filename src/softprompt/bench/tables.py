@@ -39,8 +39,8 @@ included. PEFT has no such thing. Aimed at: {SUFFIX_AIM:g}x. *Reading*: texts a 
 *Gradient*: as above, of rows in the order text, prompt, label.""",
     "Many classes": f"""\
 `softprompt train --recipe default`, cross-entropy between the labels, against `--recipe guide`, the loss of the right
-one: forward and backward of a batch of 8 rows. *A step*: how many of the guide's it takes. Aimed at: {CLASSES_AIM:g} at
-most. *Gradient*: as above, of a row whose labels are computed one by one.""",
+label: forward and backward of a batch of 8 rows. *A step*: its time relative to a step of `guide`. Aimed at: at most
+{CLASSES_AIM:g}. *Gradient*: as above, against a row whose labels are computed one by one.""",
     "Evaluation": f"""\
 A turn is four batches of the guide. PEFT: the guide's loop over them (logits of all positions, the most probable tokens
 decoded). softprompt: the probability of every label, as `softprompt evaluate` does by default: 32 rows at a time, the

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _print_safely() -> None:
-    """From now on what a terminal or a log cannot show is printed as its escape (``\\u6295``), never an error."""
+    """Make stdout and stderr print characters that they cannot encode as escapes (``\\u6295``) instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -93,7 +93,7 @@ def build_app(wanted: str | None) -> typer.Typer:
 
 
 def _expanding(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with ``~`` and ``~user`` replaced in all its paths; those of option classes see to it themselves."""
+    """The command with ``~`` and ``~user`` expanded in its path arguments; option classes expand their own."""
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -126,7 +126,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _known_elsewhere(error: Any) -> str | None:
-    """What to do instead of an option of ``TrainingArguments`` that ``train`` does not have."""
+    """Advice on an option of ``TrainingArguments`` that ``train`` does not have."""
     is_unknown, command = type(error).__name__ == "NoSuchOption", getattr(error.ctx, "info_name", None)
     return absent(error.option_name.lstrip("-")) if is_unknown and command == "train" else None
 

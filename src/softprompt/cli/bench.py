@@ -111,9 +111,9 @@ def _caption(result: dict[str, Any]) -> str:
         )
     if result["subject"] == "classes":
         return (
-            f"the gradient agrees with each of the {result['num_classes']} labels alone to "
-            f"{result['max_relative_gradient_difference']:.0e}; a step is {result['tokens_per_step']} tokens, of which "
-            f"{result['positions_per_step']} have logits"
+            f"the gradient agrees with that of the {result['num_classes']} labels computed one by one to "
+            f"{result['max_relative_gradient_difference']:.0e}; a step has {result['tokens_per_step']} tokens, "
+            f"{result['positions_per_step']} of them with logits"
         )
     rows = result["rows_compared"]
     if result["subject"] == "generate":

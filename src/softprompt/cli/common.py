@@ -44,7 +44,7 @@ def need_task(adapter: str) -> Task:
     if task is None:
         from ..adapter import read_config
 
-        read_config(adapter)  # says so if it is none that could have one
+        read_config(adapter)  # raises if this is not a prompt-tuning adapter
         raise ConfigError(
             f"{adapter} has no {TASK_NAME} (PEFT writes none), so it does not say how a row becomes text; put one "
             "beside it, such as that of a softprompt run on the same data"

@@ -32,13 +32,13 @@ RAFT_ID, RAFT_LABEL = "ID", "Label"
 
 @dataclass(frozen=True)
 class _Source:
-    """A file of rows to label; ``column_names`` where it has no header."""
+    """A file of rows to label; ``column_names`` if it has no header."""
 
     path: Path
     column_names: list[str] | None
 
     def rows(self) -> RowsWithContent:
-        """Its rows, from the start."""
+        """The rows of the file, from the start."""
         from ..data import RowsWithContent, read_rows
 
         return RowsWithContent(read_rows(self.path, self.column_names))
@@ -71,7 +71,7 @@ def command(
         raise ConfigError("--input_file and --output_file (or --raft_output) go together")
     names = build_options(DataOptions, {"column_names": given.get("column_names")}).column_names
     if names and not input_file:
-        raise ConfigError("--column_names names the columns of --input_file; leave it out")
+        raise ConfigError("--column_names is for --input_file; leave it out")
     task = need_task(adapter)
     how = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if raft_output and (generate or not task.is_classification):
@@ -111,7 +111,7 @@ def _label_file(
     _check_columns(source.path, columns, task, new if target else [])
     targets = [each for each in (target, raft) if each]
     if len({each.resolve() for each in (source.path, *targets)}) <= len(targets):
-        raise ConfigError("what is written must be another file than input_file, and than each other")
+        raise ConfigError("the output files must differ from input_file and from each other")
     if raft and RAFT_ID not in columns:
         raise DataError(f"{source.path}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
     total = _check_texts(source, task, need_all=raft is None)
@@ -138,10 +138,10 @@ def _label_file(
 
 
 def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
-    """Go through a file before anything is computed, and count its rows.
+    """Check that all rows have a text, before anything is computed, and count them.
 
     Args:
-        need_all: refuse a row without a text; else it is only told.
+        need_all: refuse rows without a text; otherwise only report their number.
 
     Raises:
         DataError: a row has no text.
@@ -159,7 +159,7 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
                 raise
             without += 1
     if without:
-        typer.echo(f"softprompt: rows without a text, which RAFT wants a label for all the same: {without}", err=True)
+        typer.echo(f"softprompt: rows without a text, labelled all the same for RAFT: {without}", err=True)
     if note := empty_note(rows.num_empty):
         typer.echo(f"softprompt: {note}", err=True)
     return total

@@ -17,7 +17,7 @@ console = Console(highlight=False)
 
 
 def working(text: str) -> Status:
-    """A turning sign beside a text, on a terminal, for as long as its block runs."""
+    """A spinner beside a text, on a terminal, while its block runs."""
     return console.status(text, spinner="line" if console.options.ascii_only else "dots")
 
 

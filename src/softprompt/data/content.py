@@ -1,4 +1,4 @@
-"""Rows that have content: what is missing is ``None``, and rows of nothing are left out."""
+"""Rows with content: missing values become ``None``, and empty rows are skipped."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..types import Row
 
 
 class RowsWithContent(Iterator[Row]):
-    """Goes through rows and leaves out those that are empty in all columns, as spreadsheets write them.
+    """Iterates over rows and skips those that are empty in all columns, which spreadsheets write.
 
-    NaN and its like become ``None``, as every format but .csv and .tsv has it; texts stay as they are.
+    NaN, NaT and ``NA`` become ``None``; strings are unchanged, blank ones too.
 
     Attributes:
-        num_empty: rows left out so far.
+        num_empty: rows skipped so far.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:

@@ -1,17 +1,19 @@
-"""Files of rows whose fields stand between commas (.csv) or tabs (.tsv). Everything in them is text.
+"""Delimited files, with commas (.csv) or tabs (.tsv) between fields. Every value is text.
 
 A .csv is quoted: a field that begins with ``"`` ends with one, and may hold commas and line breaks. A .tsv is read
-so, or as it is written, where every line is a row and every quotation mark a character. What counts is which reading
-works: all quotes close, and all rows have one width.
+either as quoted or as written (every line is a row, every quotation mark a character). A reading is valid if all quotes
+close and all rows have the same number of fields.
 
-===========================  ==================================================================================
-both work, rows are as many  as quoted
-both, but quotes join lines  as written; as quoted where all of the first row is in quotes, as softprompt writes it
-one works                    that one
-none works                   as written, with an error; as quoted where all of the first row is in quotes
-===========================  ==================================================================================
+=============================  ==============================================================================
+valid                          reading
+=============================  ==============================================================================
+both, same number of rows      as quoted
+both, but quotes join lines    as written; as quoted if the first row is quoted throughout, as softprompt does
+only one                       that one
+none                           as in the second line; the error is reported
+=============================  ==============================================================================
 
-Columns without a name behind the last name, and cells without content there, are left out (spreadsheets write them).
+Trailing columns with neither a name nor content are dropped (spreadsheets write them).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Ite
     """The rows of a file; with ``column_names``, its first line is a row too.
 
     Raises:
-        DataError: broken quotes, a row that has more or fewer fields than there are names, or names that cannot be.
+        DataError: broken quotes, a row with more or fewer fields than there are names, or invalid names.
     """
     with open_text(path) as handle:
         records = _records(handle, path, num_names=len(column_names or ()))
@@ -48,7 +50,7 @@ def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Ite
             if len(fields) != len(names):
                 raise DataError(f"{where}: {_misfit(fields, names, path, headed=not column_names)}")
             if number == 1 and column_names and fields == names:
-                raise DataError(f"{path.name}: its first line is a header, the same as column_names; leave these out")
+                raise DataError(f"{path.name}: the first line is a header with these names; leave column_names out")
             yield Row(dict(zip(names, fields, strict=True)), where)
 
 
@@ -74,7 +76,7 @@ def write_delimited(path: Path, columns: list[str], delimiter: str) -> Iterator[
             # The plain writer leaves a lone carriage return unquoted, where readers see the end of a row.
             (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
-        (quoted if delimiter == "\t" else plain).writerow(columns)  # quotes tell readers how a .tsv is meant
+        (quoted if delimiter == "\t" else plain).writerow(columns)  # a quoted header marks a quoted .tsv
         yield write
 
 
@@ -92,7 +94,7 @@ def _delimiter(path: Path) -> str:
 
 
 def _records(handle: TextIO, path: Path, *, num_names: int) -> Iterator[list[str]]:
-    """The records that are not blank, the header among them where no names are given; broken quotes are errors."""
+    """The non-blank records, with the header unless names are given; broken quotes are errors."""
     number = 1 if num_names else 0
     try:
         for cells in filter(None, _cells(handle, _delimiter(path), quoted=_is_quoted(path, num_names))):
@@ -113,10 +115,10 @@ def _cells(handle: TextIO, delimiter: str, *, quoted: bool) -> Iterator[list[str
 
 
 def _is_quoted(path: Path, num_names: int) -> bool:
-    """Whether quotation marks are there to be taken off, as in every .csv; see above.
+    """Whether to read a file as quoted: every .csv, and a .tsv by the table above.
 
     Args:
-        num_names: how many columns there are; 0 where the first row tells.
+        num_names: number of columns; 0 to take it from the first row.
     """
     if _delimiter(path) == ",":
         return True
@@ -127,7 +129,7 @@ def _is_quoted(path: Path, num_names: int) -> bool:
 
 
 def _number_of_rows(path: Path, width: int, *, quoted: bool) -> int | None:
-    """How many rows a .tsv has by one reading; ``None`` where that reading has an error, or rows of another width."""
+    """Number of rows of a .tsv in one reading; ``None`` if that reading is not valid."""
     number = 0
     try:
         with open_text(path) as handle:
@@ -157,7 +159,7 @@ def _header(records: Iterator[list[str]], path: Path) -> list[str]:
     delimiter = _delimiter(path)
     line = delimiter.join(names)
     for separator, word in _SEPARATORS.items():
-        # Commas are usual in the names of a .tsv, so they count only where there is but one.
+        # Names in a .tsv may well contain commas, so these count only if there is a single name.
         counts = separator != delimiter and (separator != "," or len(names) == 1)
         if counts and line.count(separator) >= len(names):
             columns = "is one column" if len(names) == 1 else f"has {len(names)} columns"
@@ -166,17 +168,17 @@ def _header(records: Iterator[list[str]], path: Path) -> list[str]:
 
 
 def _misfit(fields: Sequence[str], names: Sequence[str], path: Path, *, headed: bool) -> str:
-    """What is wrong with a row of another width than the names, and what to do."""
+    """The error for a row with more or fewer fields than there are names, and its remedy."""
     line, delimiter = _delimiter(path).join(fields), _delimiter(path)
     other = [word for mark, word in _SEPARATORS.items() if mark != delimiter and line.count(mark) == len(names) - 1]
     if len(fields) == 1 and len(names) > 1 and other:
         remedy = _separated_by(other[0])
     elif len(fields) < len(names):
-        remedy = "is one missing"
+        remedy = "is one missing?"
     elif delimiter == ",":
         remedy = "put double quotes around a field that holds the separator"
     else:
-        remedy = "is there a tab inside a field? A .jsonl file may have tabs there"
+        remedy = "is there a tab inside a field? Use .jsonl for texts with tabs"
     source = "the header" if headed else "column_names"
     return f"{len(fields)} fields, but {source} has {len(names)} ({listed(names)}); {remedy}"
 
@@ -186,7 +188,7 @@ def _separated_by(word: str) -> str:
 
 
 def _trimmed(cells: list[str]) -> list[str]:
-    """Cells without the empty ones at the end; one is left."""
+    """Cells without the empty ones at the end; at least one is kept."""
     end = len(cells)
     while end > 1 and not cells[end - 1].strip():
         end -= 1
@@ -194,5 +196,5 @@ def _trimmed(cells: list[str]) -> list[str]:
 
 
 def _fitted(cells: list[str], width: int) -> list[str]:
-    """Cells without those beyond a width, if they are empty."""
+    """The first ``width`` cells if the others are empty, else all."""
     return cells if any(cell.strip() for cell in cells[width:]) else cells[:width]

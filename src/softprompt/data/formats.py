@@ -30,11 +30,11 @@ def read_rows(path: str | Path, column_names: Sequence[str] | None = None) -> It
     Data rows count from 1; for .jsonl the line of the file is given instead.
 
     Args:
-        column_names: names of the columns of a .csv or .tsv whose first line does not name them.
+        column_names: names of the columns, for a .csv or .tsv without a header.
 
     Raises:
-        DataError: the file is missing, of another kind, not UTF-8, or broken (at that row); or it names its columns
-            itself, though ``column_names`` are given.
+        DataError: the file is missing, of another kind, not UTF-8, or broken (at that row); or ``column_names`` are
+            given for a format that names its columns.
     """
     source = _existing(path)
     ending = _ending(source)

@@ -47,7 +47,7 @@ class Splits:
         test: rows for the figures at the end.
         labels: the classes, where the source itself names them; else empty.
         unlabeled: rows of which only the text is read.
-        num_empty: rows that were left out, since they are empty in all columns.
+        num_empty: rows that were skipped because they are empty in all columns.
     """
 
     train: list[Row]
@@ -120,7 +120,7 @@ def labels_repeat(counts: Mapping[str, int]) -> bool:
 
 
 def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Labels that differ only by case or blanks, as slips do: each group of them."""
+    """Groups of labels that differ only in case or blanks, which are likely mistakes."""
     groups: dict[str, list[str]] = {}
     for label in labels:
         groups.setdefault("".join(label.split()).casefold(), []).append(label)
@@ -131,13 +131,13 @@ def check_labels(rows: Iterable[Row], task: Task, *, max_train_samples: int | No
     """Check that every row has a label of the task; any text will do for a generation task.
 
     Args:
-        max_train_samples: that option, where it may be why training has not seen a label.
+        max_train_samples: that option, named in the error since it may be why a label is unknown.
 
     Raises:
         DataError: a row has no label, or one that training has not seen.
     """
     for row, label in _unknown(rows, task):
-        remedy = nearest(label, task.labels) or "; name it beside them with labels"
+        remedy = nearest(label, task.labels) or "; if it is correct, list all labels in the option labels"
         raise DataError(
             f"{row.where}: the label {label!r} does not occur in training, whose labels are {listed(task.labels)}"
             f"{remedy}{_only_the_first(max_train_samples)}"
@@ -264,7 +264,7 @@ def _why_not_loaded(name: str, error: Exception) -> str:
 
 
 def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> tuple[list[Row], int]:
-    """The rows of one role, checked, and how many empty ones were left out; none where the source has none for it."""
+    """The checked rows of one role (none if the source has none), and the number of empty rows skipped."""
     limit = options.max_train_samples if role == "train" else options.max_eval_samples
     file: Path | None = getattr(options, f"{role}_file")
     asked: str | None = getattr(options, f"{role}_split")
@@ -304,7 +304,7 @@ def _unlabeled(options: DataOptions) -> tuple[tuple[Row, ...], int]:
 
 
 def _may_lack_names(file: Path | None, options: DataOptions) -> bool:
-    """Whether the first line of a file may be a row, though it was read as names."""
+    """Whether a file may lack a header, so that its first row was read as column names."""
     return file is not None and file.suffix.lower() in DELIMITERS and not options.column_names
 
 
@@ -312,12 +312,12 @@ def _check_columns(row: Row, option: str, columns: Iterable[str], *, nameless: b
     for column in columns:
         if column not in row.fields:
             may_be_row = nameless and not nearest(column, row.fields)
-            remedy = "; if the first line is a row, name the columns with column_names" if may_be_row else ""
+            remedy = "; if the file has no header, name its columns with column_names" if may_be_row else ""
             raise DataError(f"{row.where} ({option}): {unknown_column(column, row.fields)}{remedy}")
 
 
 def _check_rows(rows: Iterable[Row], options: DataOptions, *, nameless: bool) -> None:
-    """Every row has its text columns, a text and one label."""
+    """Check that every row has its text columns, a text and a label."""
     task = _probe(options)
     for row in rows:
         _check_columns(row, "text_column", task.text_columns, nameless=nameless)
@@ -328,7 +328,7 @@ def _check_rows(rows: Iterable[Row], options: DataOptions, *, nameless: bool) ->
 
 
 def _probe(options: DataOptions) -> Task:
-    """A task that knows its columns, and no more."""
+    """A task with columns only, for checks."""
     return Task(tuple(options.text_column), options.label_column, template="")
 
 
@@ -350,7 +350,7 @@ def _check_options(options: DataOptions, need_train: bool) -> None:
         raise ConfigError(f"dataset_name={name!r} is a file; give it as train_file")
     files = (options.train_file, options.validation_file, options.test_file, options.unlabeled_file)
     if options.column_names and not any(files):
-        raise ConfigError(f"column_names is for files without a header, but the rows are those of {name!r}; remove it")
+        raise ConfigError(f"column_names is for files without a header, but the data set is {name!r}; leave it out")
 
 
 def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
@@ -366,13 +366,13 @@ def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
     if len(classes) < 2:
         raise DataError(
             f"every training row has the label {classes[0]!r} ({options.label_column}); a classification needs at "
-            f"least two, and task=generation takes any{_only_the_first(options.max_train_samples)}"
+            f"least two; task=generation takes any text{_only_the_first(options.max_train_samples)}"
         )
     return classes
 
 
 def _only_the_first(max_train_samples: int | None) -> str:
-    """What a label that is absent may be due to."""
+    """A hint that ``max_train_samples`` may be why a label is absent."""
     if max_train_samples is None:
         return ""
-    return f". max_train_samples={max_train_samples} reads only the first rows: shuffle them, or allow more"
+    return f" (max_train_samples={max_train_samples} reads only the first rows; shuffle the file or raise it)"

@@ -1,4 +1,4 @@
-"""What the formats have in common: text files, names of columns, and values as JSON."""
+"""Shared by the formats: text files, column names, and values as JSON."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Write = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A file of UTF-8, with or without a byte order mark, to be read.
+    """Open a UTF-8 file, with or without a byte order mark, for reading.
 
     Raises:
-        DataError: it cannot be read, or is not UTF-8 (at that line).
+        DataError: it cannot be read, or is not UTF-8 (with the line).
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
@@ -42,16 +42,16 @@ def _undecodable(path: Path) -> str:
 
 
 def checked_names(names: Sequence[str], path: Path) -> list[str]:
-    """Names of columns.
+    """Column names, checked.
 
     Raises:
-        DataError: one is empty or comes twice.
+        DataError: one is empty or occurs twice.
     """
     for number, name in enumerate(names, start=1):
         if not name.strip():
             raise DataError(
                 f"{path.name}: column {number} of {len(names)} has no name; name it or remove it "
-                "(pandas writes such a column unless told index=False)"
+                "(pandas writes its index as such a column; to_csv(index=False) does not)"
             )
         if name in names[: number - 1]:
             first = names.index(name) + 1
@@ -60,5 +60,5 @@ def checked_names(names: Sequence[str], path: Path) -> list[str]:
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON on one line, in which characters stand as they are."""
-    return json.dumps(value, ensure_ascii=False, default=str)  # str: dates and decimals out of parquet
+    """A value as JSON on one line, with non-ASCII characters unescaped."""
+    return json.dumps(value, ensure_ascii=False, default=str)  # str: dates and decimals from parquet

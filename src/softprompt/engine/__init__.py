@@ -5,6 +5,7 @@ Read in this order: ``tree.py`` (who attends to whom: integers only), ``packed.p
 
 ========================  =========================================================================
 ``tree`` ``plans``        nodes and tokens; rows, choices and several prompts as trees
+``row_prompts``           the prompt of each row of a batch
 ``run``                   which way a tree runs
 ``packed`` ``attention``  the fast way: one sequence, attention by blocks; ``gathered`` on GPUs
 ``levels``                the way for all: a batch for each level, with a cache of what is above

@@ -22,7 +22,7 @@ from .loss import token_losses
 from .tree import Plan
 
 PackLoss = Callable[[Tensor | Known], Tensor]
-"""The summed loss of one pack under a prompt, which may be given compiled; a scalar."""
+"""Computes the summed loss of one pack, a scalar, from a prompt ``[P, D]`` or a compiled one."""
 
 
 def mean_loss(
@@ -48,10 +48,10 @@ def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | Known) -> Ten
 
 
 def summed_loss(base: PreTrainedModel, losses: Sequence[PackLoss], prompt: Tensor) -> Tensor:
-    """Sum of the losses of all packs under one prompt in front, which is computed once.
+    """Sum of the losses of all packs behind one prompt, which is computed once.
 
     Args:
-        losses: of each pack; with several, the gradient is taken at once, pack by pack.
+        losses: one per pack; if there are several, gradients are computed right away, pack by pack.
         prompt: ``[P, D]``; the gradient arrives here.
 
     Returns:

@@ -26,7 +26,7 @@ from .kernels import batched
 from .tree import ROOT, Tree
 
 BLOCK = 128
-"""Most queries of a block: a part of a long row, or short nodes below one parent."""
+"""Maximum queries of a block: part of a long row, or short nodes below one parent."""
 KEEP_KEYS = 256
 """Blocks with at most so many keys keep their probabilities for the backward pass; others compute them again."""
 OWN = -1
@@ -123,9 +123,9 @@ class Packing:
         return [block for group in self._groups() for block in self._cut(group)]
 
     def _groups(self) -> Iterator[list[int]]:
-        """Nodes to compute: those that follow each other below one parent go together, whole subtrees too, while short.
+        """Groups of nodes to compute: neighbours below one parent, with their subtrees, of up to ``BLOCK`` tokens.
 
-        Nodes on top, which have no parent, stay alone.
+        Roots form groups of their own.
         """
         group: list[int] = []
         size = end = 0  # tokens of the group, and where the subtree of its parent ends
@@ -136,7 +136,7 @@ class Packing:
                 yield group
                 group, size = [], 0
             if node in self.known:
-                continue  # what is below it reads it apart
+                continue  # nodes below it attend to it separately
             if not group:
                 parent = self.tree.parents[node]
                 end = 0 if parent == ROOT else self.tree.ends[parent]
@@ -149,7 +149,7 @@ class Packing:
         above = self._above(group[0])
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
-            shift = start - self.tree.starts[group[0]]  # from flat places to those of the run: no known node is between
+            shift = start - self.tree.starts[group[0]]  # from flat positions to the run's
             ends = [self.tree.ends[node] + shift for node in group for _ in self.tree.span(node)]
             yield Block(start, stop, _joined([*above, Keys(OWN, start, stop)]), torch.tensor(ends))
             return

@@ -14,19 +14,19 @@ from .kernels import faster
 from .view import variant, view
 
 _HARMLESS = ("accelerate", "torch", "transformers", "trl")
-"""Packages whose hooks and replaced ``forward`` change no number of an ordinary call: they move weights, ask for
-gradients, or wait to be asked for by a keyword."""
+"""Packages whose hooks and replaced ``forward`` do not change the result of an ordinary call: they move weights, enable
+gradients, or act only on a keyword."""
 
 
 def is_intercepted(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class's ``forward``: hooks on it, or another ``forward``."""
+    """Whether a module has hooks, or a ``forward`` other than its class's; harmless ones do not count."""
     own = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
     added = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *own)
     return any(_package(function) not in _HARMLESS for function in added)
 
 
 def is_hooked(base: PreTrainedModel) -> bool:
-    """Whether the base or a module inside it is intercepted, and so may care for the shape ``[B, P + T, D]``."""
+    """Whether any module of the base is intercepted, and may so depend on the shape ``[B, P + T, D]``."""
     return any(is_intercepted(module) for module in base.modules())
 
 
@@ -42,7 +42,7 @@ def is_head_frozen(base: PreTrainedModel) -> bool:
 
 
 def _package(function: Any) -> str:
-    """Where a function was written; ``functools.wraps`` hides that in its ``__module__``."""
+    """The top-level package that defines a function; with ``functools.wraps``, ``__module__`` names another."""
     function = getattr(function, "func", function)  # of a partial
     function = getattr(function, "__func__", function)  # of a method
     written = getattr(function, "__globals__", {}).get("__name__") or type(function).__module__
@@ -57,12 +57,12 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
     (Gemma 2, Cohere, Granite).
 
     Raises:
-        ConfigError: the base's call is intercepted, and would be passed by.
+        ConfigError: the base is intercepted; its hooks would not run.
     """
     if is_intercepted(base):
         raise ConfigError(
             f"{type(base).__name__} has forward hooks or a replaced forward on the model itself, which scoring and "
-            "training do not call; hook a module inside the model, or take them off"
+            "training do not call; put the hooks on a module inside the model, or remove them"
         )
     above = {name: view(child, faster) for name, child in base.named_children() if child is not base.base_model}
     copied = with_hidden_states(base, hidden, above)
@@ -73,10 +73,10 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
 def with_hidden_states(
     base: PreTrainedModel, hidden: Tensor, modules: dict[str, nn.Module] | None = None
 ) -> PreTrainedModel:
-    """A variant of ``base`` whose backbone answers ``[1, S, D]`` of the hidden states ``[S, D]``, whatever it is asked.
+    """A variant of ``base`` whose backbone returns the hidden states ``[S, D]``, as ``[1, S, D]``, for any input.
 
     Args:
-        modules: further children to exchange.
+        modules: further children to replace.
     """
     exchanged = {**(modules or {}), base.base_model_prefix: _Given(hidden[None])}
     head = base.get_output_embeddings  # transformers' own looks for input embeddings in the backbone first

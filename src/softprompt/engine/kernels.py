@@ -34,7 +34,7 @@ def faster(module: nn.Module) -> type[nn.Module]:
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return kind  # it chooses each operation's number type
     if not all(_is_plain(parameter) for parameter in module.parameters(recurse=False)):
-        return OpaqueLinear if kind is nn.Linear else kind  # its operations are its weight's
+        return OpaqueLinear if kind is nn.Linear else kind  # the weight's class defines the operation
     if isinstance(module, nn.Linear):
         suits = kind is nn.Linear and _suits(module.weight) and _is_dense(module.weight)
         return FrozenLinear if suits and not _trains(module) else kind
@@ -50,7 +50,7 @@ def faster(module: nn.Module) -> type[nn.Module]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory, and of no class with operations of its own (torchao, DTensor)."""
+    """Whether a tensor is an ordinary one, not of a subclass with operations of its own (torchao, DTensor)."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
@@ -128,10 +128,10 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class OpaqueLinear(nn.Linear):
-    """``nn.Linear`` whose weight multiplies in a way of its own, which must pass gradients on.
+    """``nn.Linear`` whose weight is a tensor subclass with a product of its own; checks that gradients flow through.
 
     Raises:
-        BaseModelError: it does not; what is trained would get the gradient of another model.
+        BaseModelError: they do not, so the gradient of the prompt would be wrong.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class OpaqueLinear(nn.Linear):
         output = super().forward(input)
         if torch.is_grad_enabled() and input.requires_grad and not output.requires_grad:
             raise BaseModelError(
-                f"the base model's weights ({type(self.weight).__name__}) pass no gradient on, so no prompt can be "
-                "trained on it; quantize the weights alone and not the activations, or load it unquantized"
+                f"no gradient flows through the base model's weights ({type(self.weight).__name__}), so no prompt can "
+                "be trained on it; use weight-only quantization, or load the model unquantized"
             )
         return output
 

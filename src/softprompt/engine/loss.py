@@ -22,8 +22,8 @@ from .tree import ROOT, Plan
 LOGITS_PER_CHUNK = 1 << 22
 """Most logits alive at once (16 MiB in float32, a few such tensors); supervised positions are taken in chunks."""
 WORTH_SHARING = 1.5
-"""Tokens that a position must predict on average for its logits to be made for all of them together: that takes three
-products with the output matrix, forward and backward, in place of two for each token."""
+"""Average number of targets per position from which logits are computed once per position. Forward and backward, that
+takes three products with the output matrix per position instead of two per target."""
 
 Prompts = Tensor | Known | Sequence[Known]
 """A prompt ``[P, D]`` (several: one after the other), or what is known of it (of each): keys and values."""
@@ -118,7 +118,7 @@ def embed(
 
     Args:
         given: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
-        flat: flat positions of the tokens that are wanted; all by default.
+        flat: flat positions of the tokens to embed; all by default.
     """
     tokens = plan.tokens if flat is None else plan.tokens[flat]
     if given is None:
@@ -160,10 +160,10 @@ def _with_history(hidden: Tensor, base: PreTrainedModel, places: Tensor, targets
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy behind the base's head, a few positions at a time.
 
-    Where each position predicts one token, each chunk's gradient is taken at once, with respect to its hidden states,
-    so its logits can go: memory holds one chunk of logits, however many positions and words there are, and no product
-    is made twice. Where a position predicts several, its gradient depends on how much each of them counts in the end,
-    so the backward pass makes the logits again.
+    If each position has one target, the forward pass also computes each chunk's gradient with respect to its hidden
+    states and frees its logits: memory holds one chunk of logits, whatever the numbers of positions and tokens, and no
+    product is computed twice. If positions have several targets, the gradient depends on the weight of each target's
+    loss, so the backward pass computes the logits again.
     """
 
     @staticmethod
@@ -199,7 +199,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tuple[slice, Tensor]]:
-    """Stretches of ``number`` positions whose logits may be alive together, and the indices of what each predicts."""
+    """Slices of ``number`` positions whose logits may be alive together, and the indices of each slice's targets."""
     chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
     ordered, order = places.sort(stable=True)
     starts = range(0, number, chunk)
@@ -213,6 +213,6 @@ def _cross_entropy(base: PreTrainedModel, hidden: Tensor, places: Tensor, target
     logits = logits_of(base, hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in 16 bits, sums would be too coarse
     at = places.to(logits.device), targets.to(logits.device)
-    if len(targets) == len(hidden):  # one operation, which keeps half as much
+    if len(targets) == len(hidden):  # one operation, which saves half as much for the backward pass
         return F.cross_entropy(logits, at[1], reduction="none").to(targets.device)
     return (logits.logsumexp(-1)[at[0]] - logits[at]).to(targets.device)

@@ -27,7 +27,7 @@ def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor
 
     A label stands at the position of its own token (``IGNORE_INDEX`` where there is no loss) and is
     predicted one token earlier; a row's first token is predicted by the last virtual token, and has no loss
-    where there is none.
+    without a prompt.
 
     Args:
         num_virtual_tokens: of the prompt; 0 for rows without one.
@@ -64,7 +64,7 @@ def plan_mixed(
     input_ids: Tensor,
     labels: Tensor | None,
 ) -> Plan:
-    """Rows under several prompts: a forest. Row ``i`` reads prompt ``prompt_of_row[i]``; else as ``plan_rows``.
+    """A forest of rows with several prompts: row ``i`` has prompt ``prompt_of_row[i]``; otherwise as ``plan_rows``.
 
     Args:
         num_virtual_tokens: of each prompt; 0 for none.

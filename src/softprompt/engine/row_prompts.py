@@ -1,4 +1,4 @@
-"""Which prompt each row of a batch reads, and where its virtual tokens stand in ``[B, P + T]``."""
+"""The prompt of each row of a batch, and the places of its virtual tokens in ``[B, P + T]``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RowPrompts:
 
     Attributes:
         matrix: ``[sum of P, D]``, the prompts one after the other.
-        lengths: virtual tokens of each prompt; 0 for rows that read none.
-        of_row: ``[B]`` prompt of each row; a single entry speaks for a batch of any size.
+        lengths: virtual tokens of each prompt; 0 for no prompt.
+        of_row: ``[B]`` prompt of each row; a single entry applies to all rows of a batch of any size.
     """
 
     matrix: Tensor
@@ -29,7 +29,7 @@ class RowPrompts:
 
     @classmethod
     def of(cls, prompts: Sequence[Tensor], of_row: Sequence[int] = (0,)) -> RowPrompts:
-        """Prompts ``[P, D]``, and the one that each row reads."""
+        """From prompts ``[P, D]`` and the index of each row's prompt."""
         matrix = prompts[0] if len(prompts) == 1 else torch.cat(list(prompts))
         return cls(matrix, tuple(map(len, prompts)), tuple(of_row))
 
@@ -38,10 +38,10 @@ class RowPrompts:
         return replace(self, matrix=self.matrix.detach())
 
     def for_rows(self, rows: int) -> RowPrompts:
-        """The same for a batch in which each row stands several times side by side (beams, several answers).
+        """The same for a batch that repeats each row several times in succession (beams, several sequences).
 
         Raises:
-            ConfigError: so many rows are no multiple of these.
+            ConfigError: ``rows`` is not a multiple of the number of entries.
         """
         if rows % len(self.of_row):
             raise ConfigError(f"adapter_names has {len(self.of_row)} names, but the batch has {rows} rows")
@@ -50,17 +50,17 @@ class RowPrompts:
 
     @property
     def is_one(self) -> bool:
-        """Whether all rows read the same prompt."""
+        """Whether all rows have the same prompt."""
         return len(self.lengths) == 1
 
     @property
     def width(self) -> int:
-        """P, the virtual tokens of the longest prompt: shorter ones have padding on their left."""
+        """P, the length of the longest prompt; shorter ones are padded on the left."""
         return max(self.lengths)
 
     @property
     def index(self) -> Tensor:
-        """``[B, P]`` row of ``matrix`` that stands at each place; -1 for padding."""
+        """``[B, P]`` row of ``matrix`` at each place; -1 for padding."""
         lengths = torch.tensor(self.lengths)
         ends = lengths.cumsum(0)[list(self.of_row), None]  # [B, 1]
         index = ends - self.width + torch.arange(self.width)

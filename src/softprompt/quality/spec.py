@@ -65,7 +65,7 @@ class QualityOptions(ModelOptions):
     def _known_reference(self) -> QualityOptions:
         for name in (*self.tasks, *self.methods):
             if not _NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} will not do: files are called after it; use letters, digits, ._+-")
+                raise ValueError(f"the name {name!r} is not valid: files are named after it; use letters, digits, ._+-")
         for what, names in (("reference", [self.reference] if self.reference else []), ("more_seeds", self.more_seeds)):
             for name in names:
                 if name not in self.methods:
@@ -146,7 +146,7 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
 
 
 def _typed(built: BaseModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, as text, in the types that the options have."""
+    """The given options, which are text, in the types that the options have."""
     return {option: getattr(built, option) for option in given}
 
 

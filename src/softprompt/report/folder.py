@@ -25,9 +25,9 @@ def write_card(folder: Path, repo_id: str | None = None, *, config: Mapping[str,
     """Write or renew ``README.md`` of an adapter folder; what a person wrote in it stays.
 
     Args:
-        repo_id: ``owner/name`` on the Hub, when the adapter is meant for it.
-        config: that of an adapter in memory, whose base and library win over those that ``Trainer`` puts into the
-            card [default: ``adapter_config.json``].
+        repo_id: ``owner/name`` on the Hub, if the card is for a repository.
+        config: config of an adapter in memory [default: ``adapter_config.json``]; its base and library replace those
+            that ``Trainer`` writes.
 
     The files beside the adapter may be anybody's: one that cannot be read is left out, and a card that cannot
     be made is not written. Either is a warning, never an error, since the adapter itself is sound.

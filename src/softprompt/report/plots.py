@@ -175,7 +175,7 @@ def figure_to(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iter
         FigureCanvasAgg(figure)
         yield figure
         with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says it all
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it is drawn as a box
             # Without the Software entry the bytes of the file do not depend on matplotlib's version string.
             figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08,
                            metadata={"Software": None})  # fmt: skip

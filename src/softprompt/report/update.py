@@ -29,7 +29,7 @@ def update_card(existing: str, fresh: str, settled: Sequence[str] = ()) -> str:
     Args:
         existing: the README as it is; may be empty.
         fresh: what ``model_card`` returned.
-        settled: keys of the front matter that are ours, whoever set them.
+        settled: keys of the front matter for which the fresh card always wins.
 
     Returns:
         The new text. Applying the same card again changes nothing.

@@ -74,7 +74,7 @@ def backward_classes(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
     total = 0.0
-    for part in parts:  # packs share nothing that is computed
+    for part in parts:  # packs share no computation
         loss = of(part, prompt)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()

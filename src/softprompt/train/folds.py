@@ -66,7 +66,7 @@ def cut_folds(gold: Sequence[int], number: int, seed: int) -> list[int]:
 def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, what: str) -> Tensor:
     """Train prompts ``[M, P, D]``, all from ``start`` ``[P, D]``, on the mean weighted cross-entropy of their rows.
 
-    It takes as many steps as ``fold_epochs`` over the run's own rows, however many rows the data has, and no more than
+    It takes as many steps as ``fold_epochs`` over the run's own rows, however many rows the data has, but at most
     ``max_steps``.
 
     Args:

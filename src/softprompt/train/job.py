@@ -237,7 +237,7 @@ def _validator(
 
 
 def _say_how_all_do(run: Run, prepared: Prepared) -> None:
-    """The validation rows by all that decides; the figures of epochs were without the prompts of folds."""
+    """Report the validation scores of the whole classifier; those of the epochs leave out the prompts of folds."""
     if run.validate is None or prepared.classes is None or prepared.classes.ensemble is None:
         return
     size = run.options.per_device_eval_batch_size
@@ -245,9 +245,7 @@ def _say_how_all_do(run: Run, prepared: Prepared) -> None:
         found = evaluate(
             run.model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
         )
-    run.listener.note(
-        f"validation, all that decides together: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}"
-    )
+    run.listener.note(f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}")
 
 
 def _test(

@@ -1,4 +1,4 @@
-"""What decides beside the prompt: prompts that have seen other rows, and a read-out of the hidden states."""
+"""The rest of the classifier beside the prompt: prompts of folds, and a read-out of the hidden states."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .listener import Listener
 from .run import Run
 
 SHARE_OF_EQUALS = 0.5
-"""How much a read-out decides beside prompts that are as sure as they may be. Shares chosen by the rows left out are no
-better, and less steady (docs/log.md)."""
+"""Weight of a read-out beside calibrated prompts of folds. Weights chosen on the held-out rows are no better, and vary
+more (docs/log.md)."""
 SHARE_BESIDE_ONE = 0.85
-"""How much it decides beside one prompt, which is surer than it should be, having seen all rows."""
+"""Its weight beside one prompt, which is overconfident since it was trained on all rows."""
 START_TEXT = " Label:"
 """Where prompts behind the text start."""
 UNLABELED_WEIGHT = 0.3
-"""How much such a row counts."""
+"""Weight of an unlabeled row."""
 
 
 def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
-    """Classes with all that the options ask to decide between them, fitted to the training rows.
+    """Classes with the read-out and the prompts of folds that the options ask for, fitted to the training rows.
 
-    Prompts of folds are made as sure as they prove right on rows that they have not seen. So is a read-out; under a
-    prompt in front, which has seen all rows, it is made as sure as one of the plain texts may be.
+    Prompts of folds are calibrated on their held-out rows. So is a read-out: out of fold, on the states of the plain
+    texts, since the prompt in front was trained on all rows.
 
     Args:
         run: after its prompt is trained.
@@ -80,11 +80,11 @@ def with_readout(
     share: float,
     temperature: float = 1.0,
 ) -> Classes:
-    """Classes that a read-out decides with, fitted to the states of examples under the prompt as it is now.
+    """Classes with a read-out, a linear probe fitted to hidden states of the examples under the current prompt.
 
     Args:
-        share: how much it decides.
-        temperature: what its logits are divided by.
+        share: weight of the read-out, in 0..1.
+        temperature: divisor of its logits.
     """
     with listener.rows("reading the states", len(examples)) as progress:
         size = options.per_device_eval_batch_size
@@ -100,10 +100,10 @@ def as_it_decides(
     options: TrainOptions,
     listener: Listener,
 ) -> Classes:
-    """Classes as the prompt, as it is now, decides between them in the end: what the best one is chosen by.
+    """The classifier that the current prompt would give if it were saved; its score picks the best epoch.
 
-    With a read-out that is both together, as they are saved. Beside prompts of folds the prompt has no voice of its
-    own, so the read-out under it counts alone.
+    With a read-out, it combines prompt and read-out. With prompts of folds, the prompt in front scores no labels, so
+    it is the read-out alone.
     """
     if not options.readout:
         return classes

@@ -1,4 +1,4 @@
-"""What a person should know of the rows before anything is learned from them."""
+"""Notes on the rows for the user, before training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOST_NAMED = 6
 def tell_rows(
     options: DataOptions, splits: Splits, task: Task, parts: Mapping[str, Sequence[Example]], listener: Listener
 ) -> None:
-    """Say what was read, what was left out, and what looks like a slip.
+    """Report what was read, what was skipped, and what looks like a mistake.
 
     Args:
-        parts: the encoded rows by name, for how many were cut.
+        parts: the encoded rows of each split, to count those that were cut.
     """
     listener.note(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
     cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
@@ -39,16 +39,16 @@ def tell_rows(
 
 
 def empty_note(num_empty: int) -> str | None:
-    """A line on rows that were left out."""
-    return f"rows left out, since they are empty in all columns: {num_empty}" if num_empty else None
+    """A note on rows that were skipped."""
+    return f"rows skipped because all columns are empty: {num_empty}" if num_empty else None
 
 
 def alike_note(task: Task) -> str | None:
-    """A line on labels that may be the same one, written in several ways."""
+    """A note on labels that are probably the same."""
     groups = [" and ".join(map(repr, group)) for group in labels_alike(task.labels)]
     if not groups:
         return None
-    return f"labels that differ only by case or blanks are classes of their own: {'; '.join(groups)}"
+    return f"labels that differ only in case or blanks are separate classes: {'; '.join(groups)}"
 
 
 def _kind(task: Task) -> str:
@@ -63,16 +63,16 @@ def _counts(numbers: Mapping[str, int], of: Mapping[str, int] | None = None) -> 
 
 
 def _gaps_note(splits: Splits, task: Task) -> str | None:
-    """Of several text columns, those without content in some rows; a row without any is an error before."""
+    """A note on text columns that are empty in some rows; a row without any text is an error earlier."""
     rows = [*splits.train, *splits.validation, *splits.test, *splits.unlabeled]
     gaps = {name: sum(is_missing(row.fields.get(name)) for row in rows) for name in task.text_columns}
     found = [f"{name!r} in {number}" for name, number in gaps.items() if number]
-    return f"text columns that are empty: {', '.join(found)} of {len(rows)} rows" if found else None
+    return f"empty cells in text columns: {', '.join(found)} of {len(rows)} rows" if found else None
 
 
 def _free_text_note(options: DataOptions, task: Task, labels: Sequence[str]) -> str | None:
-    """Why labels were not taken for classes, which few rows of each make hard to see."""
+    """A note on why labels were not taken for classes: too many of them, or too few rows of each."""
     if options.task != "auto" or task.labels:
         return None
     why = "labels repeat, but there are too many" if labels_repeat(Counter(labels)) else "most labels occur only once"
-    return f"{why}, so they are taken for free text; if they are classes, give --task classification"
+    return f"{why}, so they are treated as free text; if they are classes, use --task classification"

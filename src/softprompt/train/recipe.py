@@ -61,7 +61,7 @@ def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptio
     if "learning_rate" in given:
         values.pop("scale_learning_rate", None)  # a rate is meant as it was given
     if "warmup_steps" in given:
-        values.pop("warmup_ratio", None)  # 0 is no warm-up
+        values.pop("warmup_ratio", None)  # 0 means no warm-up
     chosen = options.model_copy(update=values)
     _check(chosen, given, task, num_rows)
     if options.recipe != GUIDE and options.template is None:

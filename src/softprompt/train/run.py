@@ -70,12 +70,12 @@ class Run:
 
     @property
     def num_train_epochs(self) -> int:
-        """Passes over the rows, a last one that is not whole included."""
+        """Passes over the rows, counting a partial last one."""
         return math.ceil(self.max_steps / self.steps_per_epoch)
 
     @property
     def fold_steps(self) -> int:
-        """Optimiser steps of the prompts of folds; ``max_steps`` bounds them too."""
+        """Optimiser steps of the prompts of folds, at most ``max_steps``."""
         steps = self.options.fold_epochs * self.steps_per_epoch
         return min(steps, self.options.max_steps) if self.options.max_steps > 0 else steps
 

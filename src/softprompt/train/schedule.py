@@ -31,7 +31,7 @@ def share_of_peak(step: int, max_steps: int, options: OptimizerOptions) -> float
 
 
 def warmup_steps(max_steps: int, options: OptimizerOptions) -> int:
-    """Steps of the warm-up: by ``warmup_steps`` as ``TrainingArguments`` has it, else by ``warmup_ratio``."""
+    """Warm-up steps, from ``warmup_steps`` as in ``TrainingArguments``, else from ``warmup_ratio``."""
     if options.warmup_steps >= 1:
         return min(int(options.warmup_steps), max_steps)
     return math.ceil((options.warmup_steps or options.warmup_ratio) * max_steps)

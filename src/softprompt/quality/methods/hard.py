@@ -63,7 +63,7 @@ class ZeroShot(Method):
 
     @cached_property
     def _instruction_ids(self) -> list[int]:
-        is_given = self.work.data.options.instruction is not None  # else it is made of labels, which rows bring
+        is_given = self.work.data.options.instruction is not None  # else it is made of labels, which come from rows
         return self._ids(Piece(f"{self.work.instruction}\n", is_field=not is_given))
 
     @cached_property

@@ -113,7 +113,7 @@ def sentence_embeddings(texts: Sequence[str]) -> Tensor:
     parts = []
     for start in range(0, len(texts), TEXTS_PER_BATCH):
         part = list(texts[start : start + TEXTS_PER_BATCH])
-        how = {"truncation": True, "max_length": MOST_TOKENS, "split_special_tokens": True}  # a text has none
+        how = {"truncation": True, "max_length": MOST_TOKENS, "split_special_tokens": True}  # texts hold none
         batch = tokenizer(part, padding=True, return_tensors="pt", **how)
         mask = batch["attention_mask"][:, :, None].float()
         states = model(**batch).last_hidden_state
