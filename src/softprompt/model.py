@@ -75,8 +75,8 @@ class PeftModelForCausalLM(PeftModel):
             position_ids: of packed rows (trl's ``packing=True``, ``DataCollatorWithFlattening``), where they return to
                 0 at each new text. Each text then follows the prompt and attends to no other text. Otherwise ignored
                 with a warning: a token's position is its place behind the prompt.
-            output_hidden_states, output_attentions: as in transformers (the config has the default). With these, or
-                with ``use_cache`` or ``past_key_values``, the call runs as one padded batch with the prompt in each row.
+            output_hidden_states, output_attentions: as in transformers (the config has the default). With these,
+                ``use_cache`` or ``past_key_values`` the call runs as one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
             logits_to_keep: number of positions at the end of ``P + T`` that get logits (0: all), or their indices.
             adapter_names: the adapter of each row; ``"__base__"`` for none. P is then the length of the longest
