@@ -15,7 +15,7 @@ BENCH ?=
 .PHONY: demo test test-all bench lint format types clean help
 
 help:
-	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 5 minutes)"
+	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 4 minutes)"
 	@echo "make test    lint, type-check, run the tests"
 	@echo "make test-all  make test, then tests with trl, torchao, optuna and lm-eval, and slow tests"
 	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
