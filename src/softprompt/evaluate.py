@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import metrics as measures
+from .adapter import placement_of
 from .encode import Encoder, shortest_starts
 from .engine.compiled import compile_prompt
 from .engine.known import Known
@@ -127,7 +128,9 @@ def mean_states(
 @torch.no_grad()
 def _prefilled(model: PeftModelForCausalLM) -> Tensor | Known:
     """The active prompt for all batches of one call: computed once if it is a prefix, ``[P, D]`` if it is a suffix."""
-    return model.prompt if model.prompt_placement == "suffix" else compile_prompt(model.base_model, model.prompt)
+    name = model.active_adapter  # once: another thread may call set_adapter meanwhile
+    prompt, placement = model.prompt_of(name), placement_of(model.peft_config[name])
+    return prompt if placement == "suffix" else compile_prompt(model.base_model, prompt)
 
 
 def _scores(

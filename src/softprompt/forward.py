@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -66,7 +67,7 @@ class Batch:
         given |= {} if isinstance(keep, int) and not keep else {"logits_to_keep": keep}
         return {name: value for name, value in given.items() if value is not None}
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """``[B, T]``, true where there is a token and not padding.
 
@@ -75,7 +76,7 @@ class Batch:
         """
         return real_tokens(self.tokens, self.attention_mask)
 
-    @property
+    @cached_property
     def starts(self) -> Tensor | None:
         """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
         if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
@@ -83,12 +84,12 @@ class Batch:
         real = self.real
         return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether a row holds several texts, one after the other."""
         return self.starts is not None and bool(self.starts.any())
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Real tokens of each text: of each row, or of each part of a packed row."""
         lengths: list[int] = self.real.sum(1).tolist()
@@ -98,18 +99,18 @@ class Batch:
         cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
         return [end - start for cut in cuts for start, end in pairwise(cut)]
 
-    @property
+    @cached_property
     def ids(self) -> Tensor:
         """``[t]`` of the real tokens of all rows; of embeddings, which have none, their numbers: all different."""
         flat = self.tokens[self.real]
         return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
 
-    @property
+    @cached_property
     def embeds(self) -> Tensor | None:
         """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
         return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
 
-    @property
+    @cached_property
     def flat_labels(self) -> Tensor | None:
         """``[t]`` labels of the real tokens of all rows."""
         return None if self.labels is None else self.labels[self.real]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class RowPrompts:
         """P, the length of the longest prompt; shorter ones are padded on the left."""
         return max(self.lengths)
 
-    @property
+    @cached_property
     def index(self) -> Tensor:
         """``[B, P]`` row of ``matrix`` at each place; -1 for padding."""
         lengths = torch.tensor(self.lengths)
