@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator, get_linear_schedule_with_warmup
 
 from softprompt import PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
-from softprompt.base import load_base
+from softprompt.config.options import EMBEDDED_MODEL, ModelOptions
 from softprompt.errors import BaseModelError
-from softprompt.options import EMBEDDED_MODEL, ModelOptions
+from softprompt.models.loading import load_base
 
 START = "Classify if the tweet is a complaint or not:"
 TRY = "@nationalgridus My lights have been off since Monday and nobody picks up the phone. When will this end?"

@@ -155,7 +155,9 @@ def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.Co
     Args:
         file_size: most bytes that a file may have.
     """
-    _FORKS.set_forkserver_preload(["softprompt.train.job", "softprompt.predict", "softprompt.saving"])
+    _FORKS.set_forkserver_preload(
+        ["softprompt.training.pipeline", "softprompt.inference.predict", "softprompt.peft.saving"]
+    )
     with tempfile.TemporaryDirectory() as name:
         out, err = Path(name, "out"), Path(name, "err")
         process = _FORKS.Process(target=_main, args=(list(map(str, args)), cwd, file_size, out, err))

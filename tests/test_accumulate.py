@@ -5,12 +5,12 @@ import torch
 
 import tiny
 from softprompt.engine import accumulate
+from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
-from softprompt.engine import run as running
 from softprompt.engine.accumulate import mean_loss
-from softprompt.engine.compiled import compile_prompt
+from softprompt.engine.execute import ways
 from softprompt.engine.plans import packs, plan_rows
-from softprompt.engine.run import ways
+from softprompt.engine.prefill import compile_prompt
 from test_engine import assert_near, batch, plan_of
 
 SOME = ["llama", "mistral", "gemma2", "gemma3", "bloom", "gpt2", "opt350", "mpt", "falcon_alibi", "gpt_neo"]

@@ -23,9 +23,9 @@ from softprompt import (
     SoftPromptError,
     get_peft_model,
 )
-from softprompt.loading import fetch_adapter
-from softprompt.record import Metrics
-from softprompt.task import Task
+from softprompt.data.task import Task
+from softprompt.inference.pipeline import fetch_adapter
+from softprompt.storage.record import Metrics
 
 P = 5
 WEIGHTS = "adapter_model.safetensors"
@@ -145,7 +145,7 @@ def test_loading_never_loads_a_tokenizer(tmp_path, tokenizer_dir):
 def test_loading_draws_no_start(folder):
     """A file that asks for SAMPLE_VOCAB is not started anew, whatever it says of inference."""
     edit(folder, prompt_tuning_init="SAMPLE_VOCAB", inference_mode=False)
-    with mock.patch("softprompt.initialize.sample_vocab") as draw:
+    with mock.patch("softprompt.models.embeddings.sample_vocab") as draw:
         model = load(folder, is_trainable=True)
     draw.assert_not_called()
     assert torch.equal(model.prompt, load_file(folder / WEIGHTS)["prompt_embeddings"])
@@ -306,7 +306,7 @@ def test_truncated_weights(folder):
 
 
 def test_oversized_weights(folder, monkeypatch):
-    monkeypatch.setattr("softprompt.adapter.MAX_PROMPT_BYTES", 100)
+    monkeypatch.setattr("softprompt.storage.adapter.MAX_PROMPT_BYTES", 100)
     with pytest.raises(AdapterError, match="at most 100"):
         load(folder)
 

@@ -16,13 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import tiny
 from softprompt import BaseModelError, ConfigError
-from softprompt.engine import run as running
+from softprompt.engine import execute as running
 from softprompt.engine import selfcheck
+from softprompt.engine.execute import ways
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_rows
-from softprompt.engine.run import ways
-from softprompt.families import VERIFIED, is_verified, refuse
-from softprompt.score import score_labels
+from softprompt.inference.score import score_labels
+from softprompt.models.families import VERIFIED, is_verified, refuse
 
 DOC = Path(__file__).parent.parent / "docs" / "architectures.md"
 TOLERANCE = 1e-9

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from softprompt.engine import attention
-from softprompt.engine.attention import Packing, Rule, attend
+from softprompt.engine.backends import attention_cpu as attention
+from softprompt.engine.backends.attention_cpu import Packing, Rule, attend
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_rows
 from softprompt.engine.tree import ROOT, Tree

@@ -369,9 +369,9 @@ def test_the_last_good_prompt_of_a_run_that_blew_up(
     """It loads, it is finite, and so is the loss with it."""
     import torch
 
-    from softprompt.evaluate import mean_loss
-    from softprompt.loading import load_prompted
-    from softprompt.options import ModelOptions
+    from softprompt.config.options import ModelOptions
+    from softprompt.inference.evaluate import mean_loss
+    from softprompt.inference.pipeline import load_prompted
     from softprompt.types import Row
 
     kept = place / done[name].stderr.rstrip().rpartition(" is in ")[2]

@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from cli_tools import PATIENCE
 from hub_server import HubServer, run_with_hub
-from softprompt import base
-from softprompt.base import cache_dir, context_length, load_base, load_config, load_tokenizer
+from softprompt.config.options import ModelOptions
 from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
-from softprompt.options import ModelOptions
+from softprompt.models import loading as base
+from softprompt.models.loading import cache_dir, context_length, load_base, load_config, load_tokenizer
 
 TEXTS = ["Hello world", " complaint", "naïve 😀\t\n x", "at 10:45, 3  dogs", "<|end|>a"]
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -302,8 +302,8 @@ def test_hub_models(tiny, tmp_path):
     files = {path.name: path.read_bytes() for path in tiny.iterdir()}
     code = """
         import sys
-        from softprompt.base import load_base
-        from softprompt.options import ModelOptions
+        from softprompt.models.loading import load_base
+        from softprompt.config.options import ModelOptions
 
         for name, revision in [case.split("@") for case in sys.argv[1:] or CASES]:
             try:
@@ -439,7 +439,7 @@ LOADER = """
 import sys
 
 from softprompt import base
-from softprompt.options import ModelOptions
+from softprompt.config.options import ModelOptions
 
 class Lock(base.FileLock):
     def acquire(self, *args, **kwargs):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import tiny
 from softprompt import ConfigError, PromptTuningConfig, get_peft_model
-from softprompt.engine.head import is_intercepted
-from softprompt.evaluate import Classes, label_log_probs
+from softprompt.engine.surgery.lm_head import is_intercepted
+from softprompt.inference.evaluate import Classes, label_log_probs
 from softprompt.types import Example
 
 P = 5
@@ -483,7 +483,7 @@ def test_a_copy_after_many_calls_is_as_small_as_before():
 
 def test_logits_read_after_an_optimizer_step_are_those_of_the_call(monkeypatch):
     """Of a batch in several packs too, whose logits are computed when they are read."""
-    from softprompt import forward
+    from softprompt.inference import forward
 
     model = copy.deepcopy(original())
     values = torch.stack(tiny.ids(8, 8, 8))

@@ -11,22 +11,22 @@ import torch
 import cli_tools
 import tiny
 from softprompt import ConfigError, DataError, TrainingError
-from softprompt.bench import ours, reference, report, theirs
-from softprompt.bench.bound import Bound, linears
-from softprompt.bench.evaluate import compare_scores
-from softprompt.bench.intents import intents
-from softprompt.bench.measure import speeds, spread
-from softprompt.bench.models import twin
-from softprompt.bench.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
-from softprompt.bench.options import BenchOptions
-from softprompt.bench.rows import left_padded, left_padded_texts
-from softprompt.bench.shapes import random_base
-from softprompt.bench.subjects import make_subject
-from softprompt.bench.tables import GEMMA, SMOLLM2, as_markdown
-from softprompt.bench.train import compare_steps
+from softprompt.benchmarks.speed import ours, reference, report, theirs
+from softprompt.benchmarks.speed.evaluation import compare_scores
+from softprompt.benchmarks.speed.inputs import left_padded, left_padded_texts
+from softprompt.benchmarks.speed.intents import intents
+from softprompt.benchmarks.speed.measure import speeds, spread
+from softprompt.benchmarks.speed.models import twin
+from softprompt.benchmarks.speed.names import DROP_IN, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
+from softprompt.benchmarks.speed.roofline import Bound, linears
+from softprompt.benchmarks.speed.settings import BenchOptions
+from softprompt.benchmarks.speed.shapes import random_base
+from softprompt.benchmarks.speed.tables import GEMMA, SMOLLM2, as_markdown
+from softprompt.benchmarks.speed.training_step import compare_steps
+from softprompt.benchmarks.speed.workloads import make_subject
 from softprompt.cli import evaluate
+from softprompt.config.options import build_options
 from softprompt.engine import plans
-from softprompt.options import build_options
 from softprompt.types import Example
 
 pytest.importorskip("peft")
@@ -213,7 +213,7 @@ def test_free_targets_have_no_labels_to_score(place, subject):
 
 
 def test_peft_is_loaded_only_for_its_sides():
-    code = "import sys, softprompt.bench.subjects; sys.exit('peft' in sys.modules)"
+    code = "import sys, softprompt.benchmarks.speed.workloads; sys.exit('peft' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

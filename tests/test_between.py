@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from softprompt.engine.between import Means, but_first
-from softprompt.engine.run import compute, run, ways
+from softprompt.engine.execute import compute, run, ways
+from softprompt.engine.surgery.capture import Means, but_first
 from softprompt.engine.tree import ROOT, Tree
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

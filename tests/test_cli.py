@@ -22,7 +22,7 @@ import yaml
 from cli_tools import SOFTPROMPT, forked, make_base, read_csv, rows, softprompt, struck, write_rows
 from hub_server import HubServer, run_with_hub
 from softprompt.cli import COMMANDS, build_app, main
-from softprompt.data import Splits
+from softprompt.data.sources import Splits
 from softprompt.types import Row
 
 OPTIONS = Path(__file__).with_name("cli_options.txt")
@@ -283,7 +283,7 @@ def test_rows_that_only_validate_are_called_so(
 ) -> None:
     """And a folder that was asked for is made."""
     labelled = [Row(dict(row), "row") for row in rows(8, 24)]
-    monkeypatch.setattr("softprompt.data.load_splits", lambda *_, **__: Splits([], labelled, []))
+    monkeypatch.setattr("softprompt.data.sources.load_splits", lambda *_, **__: Splits([], labelled, []))
     monkeypatch.chdir(place)
     folder = place / "not" / "there"
     command = ["evaluate", "--adapter", "run", "--dataset_name", "some", "--output_dir", str(folder)]
@@ -294,7 +294,7 @@ def test_rows_that_only_validate_are_called_so(
 def test_an_adapter_of_the_hub_leaves_no_folder(
     place: Path, done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softprompt import loading
+    from softprompt.inference import pipeline as loading
 
     real = {"load_prompted": loading.load_prompted, "read_task": loading.read_task}
     for name, function in real.items():
@@ -313,7 +313,7 @@ def test_an_interrupt_before_a_checkpoint_promises_none(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("softprompt.train.loop._backward", stop)
+    monkeypatch.setattr("softprompt.training.loop._backward", stop)
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
         main(["train", "config.yaml", "--output_dir", str(place / "stopped"), "--num_train_epochs", "1"])

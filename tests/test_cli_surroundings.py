@@ -20,13 +20,13 @@ from pydantic import BaseModel
 
 import softprompt as package
 from cli_tools import make_base, rows, softprompt, write_rows
-from softprompt.absent import ABSENT
-from softprompt.bench.options import BenchOptions
+from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions
+from softprompt.benchmarks.speed.settings import BenchOptions
 from softprompt.cli import COMMANDS, build_app, main
+from softprompt.config.options import TrainOptions, build_options
+from softprompt.config.training_arguments import ABSENT
 from softprompt.errors import ConfigError
-from softprompt.files import expand
-from softprompt.options import TrainOptions, build_options
-from softprompt.quality.spec import QualityOptions, TaskOptions
+from softprompt.storage.atomic import expand
 
 YES, NO = "投诉 bad", "没有 good"
 STRICT = {"PYTHONIOENCODING": "cp1252:strict", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -18,7 +18,7 @@ from softprompt import (
     TaskType,
     get_peft_config,
 )
-from softprompt.config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfigMixin
+from softprompt.config.adapter_config import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfigMixin
 
 TEXT = {
     "prompt_tuning_init": "TEXT",

@@ -18,23 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from softprompt.data import (
-    ENDINGS,
-    Splits,
-    check_labels,
-    columns_of,
-    labels_alike,
-    load_splits,
-    make_task,
-    new_labels,
-    open_writer,
-    read_rows,
-)
+from softprompt.config.options import DataOptions
+from softprompt.data.formats import ENDINGS, columns_of, open_writer, read_rows
+from softprompt.data.sources import Splits, check_labels, labels_alike, load_splits, make_task, new_labels
+from softprompt.data.task import Task
+from softprompt.data.template import Template
 from softprompt.errors import ConfigError, DataError
-from softprompt.options import DataOptions
-from softprompt.task import Task
-from softprompt.template import Template
-from softprompt.train.rows import read_task_rows
+from softprompt.training.task_rows import read_task_rows
 from softprompt.types import Row
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

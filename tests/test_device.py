@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from softprompt.device import choose_device, choose_dtype, seed_everything
 from softprompt.errors import ConfigError
+from softprompt.models.device import choose_device, choose_dtype, seed_everything
 
 
 def pretend(monkeypatch, *, cuda=0, mps=False):

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
-from softprompt.config import PromptTuningConfig
-from softprompt.encode import Encoder, default_end_token_id, show_example
+from softprompt.config.adapter_config import PromptTuningConfig
+from softprompt.data.task import Task
+from softprompt.data.tokenize import Encoder, default_end_token_id, show_example
 from softprompt.errors import ConfigError, DataError
-from softprompt.loading import Prompted
-from softprompt.model import PeftModelForCausalLM
-from softprompt.predict import predict
-from softprompt.task import Task
+from softprompt.inference.pipeline import Prompted
+from softprompt.inference.predict import predict
+from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.types import Example, Row
 
 CORPUS = ["text : the parcel is late Label : complaint", "text : many thanks Label : no complaint"] * 3

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import tiny
-from softprompt import ConfigError, score
+from softprompt import ConfigError
+from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
-from softprompt.engine import run as running
-from softprompt.engine.head import logits_of
+from softprompt.engine.execute import run, ways
 from softprompt.engine.loss import hidden_states, token_losses
 from softprompt.engine.plans import plan_choices, plan_rows
-from softprompt.engine.run import run, ways
-from softprompt.engine.view import variant
-from softprompt.score import score_labels
+from softprompt.engine.surgery.lm_head import logits_of
+from softprompt.engine.surgery.view import variant
+from softprompt.inference import score
+from softprompt.inference.score import score_labels
 from test_tree import preorder, trees
 
 CPU = torch.device("cpu")

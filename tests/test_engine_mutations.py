@@ -10,9 +10,11 @@ import test_engine
 import test_plans
 import test_ways
 import tiny
-from softprompt.engine import accumulate, attention, levels, loss, plans
-from softprompt.engine import run as running
-from softprompt.engine.known import Known
+from softprompt.engine import accumulate, loss, plans
+from softprompt.engine import execute as running
+from softprompt.engine.backends import attention_cpu as attention
+from softprompt.engine.backends import levelwise as levels
+from softprompt.engine.kv_cache import Known
 from test_attention import blocks
 from test_mutations import must_notice
 

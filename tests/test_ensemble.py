@@ -20,28 +20,28 @@ from safetensors.torch import load_file, save_file
 import tiny
 from cli_tools import make_base, rows, softprompt, write_rows
 from softprompt import PromptTuningConfig
-from softprompt.encode import shortest_starts
-from softprompt.engine import run as running
+from softprompt.config.options import ModelOptions, TrainOptions
+from softprompt.data.task import Task
+from softprompt.data.tokenize import shortest_starts
+from softprompt.engine import execute as running
+from softprompt.engine.execute import ways
 from softprompt.engine.loss import group_log_probs
-from softprompt.engine.run import ways
 from softprompt.engine.suffix import plan_choices_behind
-from softprompt.engine.texts import Texts
-from softprompt.ensemble import Ensemble, fit_temperature
+from softprompt.engine.text_cache import Texts
 from softprompt.errors import AdapterError, ConfigError, TrainingError
-from softprompt.evaluate import Classes, label_log_probs, mean_states
-from softprompt.loading import load_prompted
-from softprompt.model import PeftModelForCausalLM
-from softprompt.options import ModelOptions, TrainOptions
-from softprompt.record import ENSEMBLE_NAME, READOUT_NAME
-from softprompt.suffix import score_labels_behind
-from softprompt.task import Task
-from softprompt.train.choices import gold_of
-from softprompt.train.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
-from softprompt.train.job import train
-from softprompt.train.listener import Listener
-from softprompt.train.members import UNLABELED_WEIGHT, _temperature, soft_weights
-from softprompt.train.run import Run, rows_of_step
-from softprompt.train.schedule import share_of_peak
+from softprompt.inference.ensemble import Ensemble, fit_temperature
+from softprompt.inference.evaluate import Classes, label_log_probs, mean_states
+from softprompt.inference.pipeline import load_prompted
+from softprompt.inference.suffix import score_labels_behind
+from softprompt.peft.model import PeftModelForCausalLM
+from softprompt.storage.record import ENSEMBLE_NAME, READOUT_NAME
+from softprompt.training.callbacks import Listener
+from softprompt.training.classifier import UNLABELED_WEIGHT, _temperature, soft_weights
+from softprompt.training.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
+from softprompt.training.objectives import gold_of
+from softprompt.training.pipeline import train
+from softprompt.training.run import Run, rows_of_step
+from softprompt.training.schedule import share_of_peak
 from softprompt.types import Example
 
 P = 4
@@ -98,7 +98,7 @@ def test_scores_of_several_prompts(family: str, monkeypatch: pytest.MonkeyPatch)
     prompts = prompts_for(model, 3)
     expected = torch.stack([score_labels_behind(model, each, texts(), LABELS) for each in prompts], 1)
     torch.testing.assert_close(score_labels_behind(model, prompts, texts(), LABELS), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr("softprompt.score.TOKENS_PER_CALL", 40)
+    monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 40)
     means: list[torch.Tensor] = []
     again = score_labels_behind(model, prompts, texts(), LABELS, means=means)
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
@@ -109,7 +109,7 @@ def test_scores_of_several_prompts(family: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_short_prompts_behind_one_text_share_a_block() -> None:
     """Or a step of many prompts would be many small products."""
-    from softprompt.engine.attention import Packing
+    from softprompt.engine.backends.attention_cpu import Packing
 
     plan = plan_choices_behind(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
     blocks = Packing(plan.tree, frozenset({0}), CPU).blocks
@@ -413,7 +413,7 @@ def test_how_sure_the_members_are_is_learned(place: Path, monkeypatch: pytest.Mo
 
     given = {"prompt_placement": placement, "seed": 1}
     train(options_for(place, output_dir=place / f"plain_{placement}", readout=True, num_folds=0, **given))
-    monkeypatch.setattr("softprompt.train.members.fit_temperature", watched)
+    monkeypatch.setattr("softprompt.training.classifier.fit_temperature", watched)
     train(options_for(place, output_dir=place / f"sure_{placement}", **given))
     assert [said.shape for said in asked] == [(20, 2)] * 2
     assert float(load_file(place / f"sure_{placement}" / ENSEMBLE_NAME)["temperature"]) == 2.5

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 import test_engine
 import tiny
-from softprompt.engine import attention, gathered, packed
-from softprompt.engine import run as running
-from softprompt.engine.gathered import attend_gathered
+from softprompt.engine import execute as running
+from softprompt.engine.backends import attention_cpu as attention
+from softprompt.engine.backends import attention_cuda as gathered
+from softprompt.engine.backends import packed
+from softprompt.engine.backends.attention_cuda import attend_gathered
 from softprompt.engine.loss import token_losses
 from softprompt.engine.tree import Tree
 

@@ -11,8 +11,8 @@ from transformers.generation.streamers import BaseStreamer
 
 import tiny
 from softprompt import ConfigError, PromptTuningConfig, get_peft_model
-from softprompt import generate as generation
 from softprompt.engine.row_prompts import RowPrompts
+from softprompt.inference import generate as generation
 
 STEPS = 6
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

@@ -85,7 +85,7 @@ def test_torchao_training(quantized: Any) -> None:
 
 def test_torchao_evaluation(quantized: Any) -> None:
     """Rows of different lengths under ``no_grad``, and the scores of labels as ``softprompt evaluate`` has them."""
-    from softprompt.score import score_labels
+    from softprompt.inference.score import score_labels
 
     model = make(quantized)
     texts = tiny.ids(4, 9, 6)

@@ -174,8 +174,8 @@ def in_load() -> None:
     import torch
 
     from softprompt import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PromptTuningConfig
-    from softprompt.loading import load_prompted
-    from softprompt.options import ModelOptions
+    from softprompt.config.options import ModelOptions
+    from softprompt.inference.pipeline import load_prompted
 
     config = PeftConfig.from_pretrained("me/tiny")
     assert isinstance(config, PromptTuningConfig)
@@ -218,8 +218,8 @@ def in_load_without_network() -> None:
     import torch
 
     from softprompt import PeftConfig, PeftModel
-    from softprompt.loading import load_prompted
-    from softprompt.options import ModelOptions
+    from softprompt.config.options import ModelOptions
+    from softprompt.inference.pipeline import load_prompted
 
     assert PeftConfig.from_pretrained("me/tiny").num_virtual_tokens == 4
     model = PeftModel.from_pretrained(base(), "me/tiny")

@@ -17,14 +17,14 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
-from softprompt.engine import kernels
-from softprompt.engine.head import logits_of
-from softprompt.engine.kernels import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, faster
+from softprompt.engine.execute import run, ways
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_rows
-from softprompt.engine.run import run, ways
+from softprompt.engine.surgery import fused as kernels
+from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, faster
+from softprompt.engine.surgery.lm_head import logits_of
+from softprompt.engine.surgery.view import view
 from softprompt.engine.tree import ROOT, Tree
-from softprompt.engine.view import view
 
 onednn = pytest.mark.skipif(kernels.product_library() != "onednn", reason="this torch has no oneDNN")
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

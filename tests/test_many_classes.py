@@ -4,16 +4,16 @@ import pytest
 import torch
 
 import tiny
-from softprompt.bench.intents import intents
-from softprompt.encode import shortest_starts
-from softprompt.engine import head
+from softprompt.benchmarks.speed.intents import intents
+from softprompt.data.tokenize import shortest_starts
+from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
-from softprompt.engine import run as running
-from softprompt.engine.attention import Packing
+from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
 from softprompt.engine.plans import plan_choices, plan_rows
-from softprompt.evaluate import Classes
-from softprompt.train.choices import backward_classes, packs_of_choices
+from softprompt.engine.surgery import lm_head as head
+from softprompt.inference.evaluate import Classes
+from softprompt.training.objectives import backward_classes, packs_of_choices
 from softprompt.types import Example
 
 CPU = torch.device("cpu")

@@ -10,12 +10,15 @@ import test_generate
 import test_model_api
 import test_padding
 import tiny
-from softprompt import forward, generate, initialize
-from softprompt.engine import attention, levels, loss, plans
-from softprompt.engine import run as running
+from softprompt.engine import execute as running
+from softprompt.engine import loss, plans
 from softprompt.engine import tree as trees
+from softprompt.engine.backends import attention_cpu as attention
+from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.plans import plan_rows
 from softprompt.engine.row_prompts import RowPrompts
+from softprompt.inference import forward, generate
+from softprompt.models import embeddings as initialize
 
 
 def must_notice(check, *args):

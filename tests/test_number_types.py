@@ -7,11 +7,11 @@ from torch.overrides import TorchFunctionMode
 import tiny
 from cli_tools import make_base, rows, write_rows
 from softprompt import PromptTuningConfig, get_peft_model
+from softprompt.config.options import TrainOptions
 from softprompt.engine import selfcheck
 from softprompt.engine.accumulate import mean_loss
 from softprompt.engine.plans import plan_rows
-from softprompt.options import TrainOptions
-from softprompt.train.job import train
+from softprompt.training.pipeline import train
 
 # -- the prompt ------------------------------------------------------------------------------------------------
 

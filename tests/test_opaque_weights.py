@@ -9,8 +9,8 @@ from torch import nn
 
 import tiny
 from softprompt import BaseModelError, PromptTuningConfig, get_peft_model
-from softprompt.engine.kernels import FrozenLinear, OpaqueLinear, faster
-from softprompt.evaluate import Classes, evaluate, mean_loss, mean_states
+from softprompt.engine.surgery.fused import FrozenLinear, OpaqueLinear, faster
+from softprompt.inference.evaluate import Classes, evaluate, mean_loss, mean_states
 from softprompt.types import Example
 
 aten = torch.ops.aten

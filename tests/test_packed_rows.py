@@ -65,7 +65,7 @@ def test_more_packed_rows_than_one_pack(monkeypatch):
     model = make()
     batch, _ = packed()
     expected = torch.autograd.grad(model(**batch).loss, model.prompt)[0]
-    monkeypatch.setattr("softprompt.forward.default_tokens_per_pack", lambda device: 6)
+    monkeypatch.setattr("softprompt.inference.forward.default_tokens_per_pack", lambda device: 6)
     output = model(**batch)
     torch.testing.assert_close(torch.autograd.grad(output.loss, model.prompt)[0], expected, rtol=1e-4, atol=1e-6)
     assert output.logits.shape == (3, len(model.prompt) + batch["input_ids"].shape[1], tiny.VOCAB)

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 import tiny
 from softprompt import PromptTuningConfig, get_peft_model
-from softprompt.device import seed_everything
+from softprompt.engine import execute as running
 from softprompt.engine import plans
-from softprompt.engine import run as running
 from softprompt.engine.plans import branch_tokens
-from softprompt.evaluate import Classes
-from softprompt.train.choices import backward_classes, gold_of
+from softprompt.inference.evaluate import Classes
+from softprompt.models.device import seed_everything
+from softprompt.training.objectives import backward_classes, gold_of
 from softprompt.types import Example
 
 FAMILIES = ["llama", "gemma3", "bloom", "mpt"]

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from softprompt.encode import Encoder, running_ids
+from softprompt.data.plain_text import PlainTokenizer, special_tokens
+from softprompt.data.task import Task
+from softprompt.data.template import Piece
+from softprompt.data.tokenize import Encoder, running_ids
 from softprompt.errors import DataError
-from softprompt.plain import PlainTokenizer, special_tokens
-from softprompt.task import Task
-from softprompt.template import Piece
 from softprompt.types import Row
 
 MARKED, UNMARKED, TURN = "<|im_end|>", "<tool_call>", "<|im_start|>"

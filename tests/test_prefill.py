@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import tiny
-from softprompt import PromptTuningConfig, get_peft_model, score
-from softprompt import generate as generation
-from softprompt.engine.compiled import compile_prompt
-from softprompt.engine.run import ways
-from softprompt.evaluate import Classes, label_log_probs, mean_loss
-from softprompt.score import score_labels
+from softprompt import PromptTuningConfig, get_peft_model
+from softprompt.engine.execute import ways
+from softprompt.engine.prefill import compile_prompt
+from softprompt.inference import generate as generation
+from softprompt.inference import score
+from softprompt.inference.evaluate import Classes, label_log_probs, mean_loss
+from softprompt.inference.score import score_labels
 from softprompt.types import Example
 
 P = 5

@@ -13,19 +13,19 @@ import tiny
 from cli_tools import rows, write_rows
 from quality_tools import make_data, make_place, make_spec, make_work
 from softprompt import ConfigError, DataError
-from softprompt.bench.rows import left_padded
+from softprompt.benchmarks.quality.methods import KINDS, method_class
+from softprompt.benchmarks.quality.methods.cross_validation import best, cross_validated, folds
+from softprompt.benchmarks.quality.methods.features import last_states
+from softprompt.benchmarks.quality.methods.in_context import InContext, ZeroShot, _front
+from softprompt.benchmarks.quality.methods.method import Fitted, Frozen, Method, Work
+from softprompt.benchmarks.quality.methods.padded import padded
+from softprompt.benchmarks.quality.methods.probes import vote
+from softprompt.benchmarks.quality.scores import figures, predictions_of
+from softprompt.benchmarks.speed.inputs import left_padded
+from softprompt.config.options import TrainOptions
+from softprompt.data.task import Task
 from softprompt.metrics import majority
-from softprompt.options import TrainOptions
-from softprompt.quality.methods import KINDS, method_class
-from softprompt.quality.methods.common import Fitted, Frozen, Method, Work
-from softprompt.quality.methods.features import last_states
-from softprompt.quality.methods.folds import best, cross_validated, folds
-from softprompt.quality.methods.hard import InContext, ZeroShot, _front
-from softprompt.quality.methods.padded import padded
-from softprompt.quality.methods.probes import vote
-from softprompt.quality.scores import figures, predictions_of
-from softprompt.task import Task
-from softprompt.train.job import train
+from softprompt.training.pipeline import train
 from softprompt.types import Example
 
 SHORT: dict[str, dict[str, Any]] = {
@@ -188,7 +188,7 @@ def test_in_context_scores_behind_its_examples(work: Work) -> None:
 
 
 def test_the_start_token_stands_in_front_of_everything(place: Path, tmp_path: Path) -> None:
-    from softprompt.encode import Encoder
+    from softprompt.data.tokenize import Encoder
 
     tokenizer = tiny.tokenizer(bos=True)
     encoder = Encoder(tokenizer, Task(("text",), "label", "{text} w9"), num_virtual_tokens=0, context_length=None)
@@ -306,8 +306,8 @@ def test_padded_batches_are_the_guides() -> None:
 
 
 def test_lora_is_scored_without_a_prompt(work: Work) -> None:
-    from softprompt.quality.methods.lora import _no_prompt
-    from softprompt.score import score_labels
+    from softprompt.benchmarks.quality.methods.lora import _no_prompt
+    from softprompt.inference.score import score_labels
 
     model = work.frozen.base.model
     texts, labels = [[5, 6, 7], [8, 9]], [[7, 2], [8, 9, 2]]

@@ -14,12 +14,12 @@ import torch
 from cli_tools import softprompt, struck
 from quality_tools import make_place, make_spec, write_config
 from softprompt import ConfigError, DataError, TrainingError
+from softprompt.benchmarks.quality import runner as loop
+from softprompt.benchmarks.quality.methods.method import Fitted, Method
+from softprompt.benchmarks.quality.results import COLUMNS, PREDICTIONS, SCORES, read_cells, read_predictions
+from softprompt.benchmarks.quality.runner import plan, run
+from softprompt.benchmarks.quality.specification import QualityOptions
 from softprompt.cli import main
-from softprompt.quality import run as loop
-from softprompt.quality.cells import COLUMNS, PREDICTIONS, SCORES, read_cells, read_predictions
-from softprompt.quality.methods.common import Fitted, Method
-from softprompt.quality.run import plan, run
-from softprompt.quality.spec import QualityOptions
 from softprompt.types import Row
 
 NAMES = ["majority", "tfidf", "zero_shot"]

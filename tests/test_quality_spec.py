@@ -13,12 +13,12 @@ from filelock import FileLock
 from cli_tools import rows, write_rows
 from quality_tools import make_data, make_place, make_spec, values, write_config
 from softprompt import ConfigError, DataError
+from softprompt.benchmarks.quality import methods
+from softprompt.benchmarks.quality.methods import KINDS, check_needs, method_class, resolved_options
+from softprompt.benchmarks.quality.methods.method import Method
+from softprompt.benchmarks.quality.runner import LOCK, plan
+from softprompt.benchmarks.quality.specification import read_spec
 from softprompt.cli import main
-from softprompt.quality import methods
-from softprompt.quality.methods import KINDS, check_needs, method_class, resolved_options
-from softprompt.quality.methods.common import Method
-from softprompt.quality.run import LOCK, plan
-from softprompt.quality.spec import read_spec
 
 SHIPPED = Path(__file__).parents[1] / "benchmarks" / "quality.yaml"
 
@@ -70,7 +70,7 @@ def test_each_ablation_changes_one_choice(recipe: str) -> None:
 
 
 def test_the_shipped_benchmark_fits_its_rows() -> None:
-    from softprompt.quality.rows import read_task
+    from softprompt.benchmarks.quality.task_data import read_task
 
     spec = read_spec(SHIPPED)
     absent = [str(task.train_file) for task in spec.tasks.values() if not Path(str(task.train_file)).exists()]

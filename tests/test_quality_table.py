@@ -10,13 +10,20 @@ import torch
 
 from quality_tools import answers, make_place, make_spec
 from softprompt import DataError, MissingExtraError, TrainingError
+from softprompt.benchmarks.quality import charts as plots
+from softprompt.benchmarks.quality.bootstrap import differences, interval, weighted_macro_f1
+from softprompt.benchmarks.quality.results import Cell, Predictions, append_cell, read_predictions
+from softprompt.benchmarks.quality.scores import LEAST_PROBABILITY, figures, predictions_of
+from softprompt.benchmarks.quality.specification import QualityOptions
+from softprompt.benchmarks.quality.table import (
+    Scores,
+    as_markdown,
+    difference_table,
+    other_table,
+    score_table,
+    spread_of,
+)
 from softprompt.metrics import confusion_matrix, macro_f1
-from softprompt.quality import plots
-from softprompt.quality.bootstrap import differences, interval, weighted_macro_f1
-from softprompt.quality.cells import Cell, Predictions, append_cell, read_predictions
-from softprompt.quality.scores import LEAST_PROBABILITY, figures, predictions_of
-from softprompt.quality.spec import QualityOptions
-from softprompt.quality.table import Scores, as_markdown, difference_table, other_table, score_table, spread_of
 
 PNG = b"\x89PNG"
 

@@ -13,15 +13,16 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from cli_tools import make_base, rows, softprompt, write_rows
-from softprompt import PromptTuningConfig, get_peft_model, score
+from softprompt import PromptTuningConfig, get_peft_model
+from softprompt.config.options import TrainOptions
 from softprompt.errors import AdapterError, ConfigError
-from softprompt.evaluate import Classes, mean_states
-from softprompt.options import TrainOptions
-from softprompt.readout import Readout, fit_readout, middle_layers
-from softprompt.record import READOUT_NAME
-from softprompt.train.job import train
-from softprompt.train.listener import Listener
-from softprompt.train.members import as_it_decides
+from softprompt.inference import score
+from softprompt.inference.evaluate import Classes, mean_states
+from softprompt.inference.probe import Readout, fit_readout, middle_layers
+from softprompt.storage.record import READOUT_NAME
+from softprompt.training.callbacks import Listener
+from softprompt.training.classifier import as_it_decides
+from softprompt.training.pipeline import train
 from softprompt.types import Example
 
 CLASSES = Classes(("yes", "no"), ((40, 2), (41, 42, 2)))

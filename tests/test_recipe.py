@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from cli_tools import make_base, rows, softprompt, write_rows
+from softprompt.config.options import TrainOptions
+from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.initialize import embedding_rms
-from softprompt.options import TrainOptions
-from softprompt.task import Task
-from softprompt.train.job import train
-from softprompt.train.recipe import RECIPES, follow
+from softprompt.models.embeddings import embedding_rms
+from softprompt.training.pipeline import train
+from softprompt.training.recipes import RECIPES, follow
 
 CLASSES = Task(("text",), "label", "text : {text} Label : ", labels=("yes", "no"))
 FREE = Task(("question", "hint"), "answer", "question : {question} hint : {hint} Label : ")

@@ -5,7 +5,7 @@ import torch
 
 import test_engine
 import tiny
-from softprompt.engine import run as running
+from softprompt.engine import execute as running
 from softprompt.engine.loss import token_losses
 
 FAMILIES = ["llama", "gemma3", "gpt2", "bloom", "mpt", "falcon_alibi", "gptj", "opt"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import AdapterError, SoftPromptError
-from softprompt.record import EpochRecord, LogWriter, Metrics, PartialEpoch, TrainerState
+from softprompt.storage.record import EpochRecord, LogWriter, Metrics, PartialEpoch, TrainerState
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | numbers
@@ -145,7 +145,7 @@ def test_missing_and_broken_files(tmp_path):
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     STATE.save(tmp_path)
-    monkeypatch.setattr("softprompt.files.os.replace", _fail)
+    monkeypatch.setattr("softprompt.storage.atomic.os.replace", _fail)
     with pytest.raises(OSError, match="full"):
         dataclasses.replace(STATE, global_step=99).save(tmp_path)
     monkeypatch.undo()

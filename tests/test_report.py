@@ -12,13 +12,13 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softprompt.data.task import Task
 from softprompt.errors import DataError, MissingExtraError
 from softprompt.metrics import accuracy, confusion_matrix, macro_f1, per_class
-from softprompt.record import EpochRecord, Metrics, TrainerState
-from softprompt.report.card import model_card
-from softprompt.report.plots import plot_confusion_matrix, plot_loss, plot_prompt
-from softprompt.report.update import BEGIN, END, update_card
-from softprompt.task import Task
+from softprompt.reporting.card import model_card
+from softprompt.reporting.merge import BEGIN, END, update_card
+from softprompt.reporting.plots import plot_confusion_matrix, plot_loss, plot_prompt
+from softprompt.storage.record import EpochRecord, Metrics, TrainerState
 
 BASE = "HuggingFaceTB/SmolLM2-135M"
 CONFIG = {
@@ -360,7 +360,7 @@ def test_pictures_leave_the_users_matplotlib_alone(tmp_path):
         "import sys, matplotlib\n"
         "matplotlib.rcParams['font.size'] = 31\n"
         "before = matplotlib.rcParams.copy()\n"
-        "from softprompt.report.plots import plot_confusion_matrix\n"
+        "from softprompt.reporting.plots import plot_confusion_matrix\n"
         f"plot_confusion_matrix([[1, 0], [0, 1]], ['a', 'b'], {str(tmp_path / 'm.png')!r})\n"
         "now = matplotlib.rcParams.copy()\n"
         "same = all(dict.__getitem__(now, key) == dict.__getitem__(before, key) for key in before)\n"

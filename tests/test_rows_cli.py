@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cli_tools import forked, make_base, read_csv, rows
+from softprompt.config.options import DataOptions, TrainOptions, build_options, read_yaml
 from softprompt.errors import ConfigError
-from softprompt.options import DataOptions, TrainOptions, build_options, read_yaml
 
 TRAIN = "train --recipe guide --model_name_or_path base --num_virtual_tokens 2 --num_train_epochs 1 --no_baselines"
 PREDICT = "predict --adapter adapter --input_file"

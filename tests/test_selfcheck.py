@@ -12,7 +12,7 @@ from transformers.models.mistral.modeling_mistral import MistralModel
 import tiny
 from softprompt import BaseModelError, PromptTuningConfig, get_peft_model
 from softprompt.engine import selfcheck
-from softprompt.families import is_verified
+from softprompt.models.families import is_verified
 
 
 def check(model, name="toy"):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import ModuleList
 
-import softprompt.engine.texts as keeping
+import softprompt.engine.text_cache as keeping
 import tiny
 from cli_tools import forked, make_base, read_csv, rows, softprompt, write_rows
 from softprompt import (
@@ -27,23 +27,23 @@ from softprompt import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from softprompt.adapter import SUFFIX_KEY, read_config, read_prompt
-from softprompt.checkpoint import checkpoints
-from softprompt.engine import run as running
+from softprompt.config.options import TrainOptions
+from softprompt.data.task import Task
+from softprompt.engine import execute as running
+from softprompt.engine.execute import ways
 from softprompt.engine.loss import token_losses
-from softprompt.engine.run import ways
 from softprompt.engine.suffix import plan_answers, plan_choices_behind
-from softprompt.engine.texts import Texts, known_texts
+from softprompt.engine.text_cache import Texts, known_texts
 from softprompt.errors import AdapterError, ConfigError
-from softprompt.evaluate import Classes, evaluate, label_log_probs, mean_loss
-from softprompt.options import TrainOptions
-from softprompt.saving import push_adapter
-from softprompt.suffix import answer_losses, score_labels_behind
-from softprompt.task import Task
-from softprompt.train.listener import Listener
-from softprompt.train.loop import fit
-from softprompt.train.packs import packs_behind, packs_in_front
-from softprompt.train.run import Run, batches_of_step
+from softprompt.inference.evaluate import Classes, evaluate, label_log_probs, mean_loss
+from softprompt.inference.suffix import answer_losses, score_labels_behind
+from softprompt.peft.saving import push_adapter
+from softprompt.storage.adapter import SUFFIX_KEY, read_config, read_prompt
+from softprompt.training.callbacks import Listener
+from softprompt.training.checkpoint import checkpoints
+from softprompt.training.loop import fit
+from softprompt.training.packs import packs_behind, packs_in_front
+from softprompt.training.run import Run, batches_of_step
 from softprompt.types import Example
 
 P = 5
@@ -178,7 +178,7 @@ def test_scores_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = tiny.base("llama"), [example.input_ids for example in examples()]
     prompt = tiny.prompt_for(model, P).detach()
     whole = score_labels_behind(model, prompt, texts, LABELS)
-    monkeypatch.setattr("softprompt.score.TOKENS_PER_CALL", 60)
+    monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 60)
     torch.testing.assert_close(score_labels_behind(model, prompt, texts, LABELS), whole, rtol=0, atol=1e-5)
     assert score_labels_behind(model, prompt, [], LABELS).shape == (0, len(LABELS))
 
@@ -509,7 +509,7 @@ def test_pushing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Pushed:
         repo_url = "pushed"
 
-    monkeypatch.setattr("softprompt.saving.push_folder", lambda *_, **__: Pushed())
+    monkeypatch.setattr("softprompt.peft.saving.push_folder", lambda *_, **__: Pushed())
     assert push_adapter(folder, "me/it", private=False, revision=None, commit_message="") == "pushed"
 
 

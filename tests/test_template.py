@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softprompt.data.template import DEFAULT_TEMPLATE, Template, listed, resolve_template, to_text
 from softprompt.errors import DataError
-from softprompt.template import DEFAULT_TEMPLATE, Template, listed, resolve_template, to_text
 
 TEXT = ["Tweet text"]
 
@@ -210,7 +210,7 @@ def test_long_lists_are_counted():
 def test_encoding_and_data_need_no_torch():
     """Importing the layers under the engine loads neither torch nor the libraries that load it."""
     code = (
-        "import sys, softprompt.template, softprompt.encode, softprompt.data\n"
+        "import sys, softprompt.data.template, softprompt.data.tokenize, softprompt.data\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

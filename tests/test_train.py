@@ -13,28 +13,28 @@ import pytest
 import torch
 import transformers
 
-import softprompt.evaluate
-import softprompt.train.loop as loop
-import softprompt.train.schedule as schedule
+import softprompt.inference.evaluate
+import softprompt.training.loop as loop
+import softprompt.training.schedule as schedule
 import tiny
 from cli_tools import make_base, rows, write_rows
-from softprompt.adapter import START_NAME, read_prompt, write_prompt
-from softprompt.checkpoint import checkpoints, write_checkpoint
-from softprompt.config import PromptTuningConfig
-from softprompt.engine.texts import Texts
+from softprompt.config.adapter_config import PromptTuningConfig
+from softprompt.config.options import OptimizerOptions, TrainOptions
+from softprompt.data.task import Task
+from softprompt.engine.text_cache import Texts
 from softprompt.errors import AdapterError, ConfigError, SoftPromptError, TrainingError
-from softprompt.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
-from softprompt.files import write_folder, write_text
-from softprompt.model import PeftModelForCausalLM
-from softprompt.options import OptimizerOptions, TrainOptions
-from softprompt.record import Metrics, TrainerState
-from softprompt.score import score_labels
-from softprompt.task import Task
-from softprompt.train.job import train
-from softprompt.train.listener import Listener
-from softprompt.train.loop import fit
-from softprompt.train.run import Run, batches_of_step
-from softprompt.train.schedule import learning_rate
+from softprompt.inference.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
+from softprompt.inference.score import score_labels
+from softprompt.peft.model import PeftModelForCausalLM
+from softprompt.storage.adapter import START_NAME, read_prompt, write_prompt
+from softprompt.storage.atomic import write_folder, write_text
+from softprompt.storage.record import Metrics, TrainerState
+from softprompt.training.callbacks import Listener
+from softprompt.training.checkpoint import checkpoints, write_checkpoint
+from softprompt.training.loop import fit
+from softprompt.training.pipeline import train
+from softprompt.training.run import Run, batches_of_step
+from softprompt.training.schedule import learning_rate
 from softprompt.types import Example
 
 P = 3
@@ -514,7 +514,7 @@ def test_the_loss_is_summed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monke
         def __len__(self) -> int:
             return 3
 
-    monkeypatch.setattr("softprompt.evaluate.token_losses", lambda *_: OnMps())
+    monkeypatch.setattr("softprompt.inference.evaluate.token_losses", lambda *_: OnMps())
     assert mean_loss(make_run(tmp_path).model, examples(2), batch_size=2) == 1
 
 
@@ -654,12 +654,12 @@ class Notes(Listener):
 
 def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As float16 does it: NaN for some rows. It is said once, and every epoch has its checkpoint."""
-    real = softprompt.evaluate.score_labels
+    real = softprompt.inference.evaluate.score_labels
 
     def overflowing(*args: Any) -> torch.Tensor:
         return real(*args).index_fill(0, torch.tensor([0]), math.nan)
 
-    monkeypatch.setattr("softprompt.evaluate.score_labels", overflowing)
+    monkeypatch.setattr("softprompt.inference.evaluate.score_labels", overflowing)
     listener, folder = Notes(), place / "overflow"
     more = {"validation_file": place / "test.csv", "num_train_epochs": 2}
     result = train(options_for(place, output_dir=folder, **more), listener)
@@ -747,7 +747,7 @@ def test_the_weights_come_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
         there.append({path.name for path in target.iterdir()})
         write_prompt(target, prompt, **name)
 
-    monkeypatch.setattr("softprompt.train.job.write_prompt", writing)
+    monkeypatch.setattr("softprompt.training.pipeline.write_prompt", writing)
     train(options_for(place, output_dir=folder, test_file=place / "test.csv", save_strategy="no"))
     assert there[-1] == {path.name for path in folder.iterdir()} - {"adapter_model.safetensors"}
     assert {"adapter_config.json", "README.md", "metrics.json", "trainer_state.json", "task.json"} <= there[-1]

@@ -487,7 +487,7 @@ def two_processes(folder: Path) -> None:
     from datasets import Dataset  # noqa: F401
     from transformers import LlamaForCausalLM, Trainer  # noqa: F401
 
-    import softprompt.model  # noqa: F401
+    import softprompt.peft.model  # noqa: F401
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

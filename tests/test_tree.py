@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softprompt.engine.levels import CALL_OVERHEAD, buckets
+from softprompt.engine.backends.levelwise import CALL_OVERHEAD, buckets
 from softprompt.engine.tree import ROOT, Tree
 
 

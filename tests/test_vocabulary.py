@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import softprompt
 from cli_tools import make_base
+from softprompt.config.options import ModelOptions
 from softprompt.errors import AdapterMismatchError
-from softprompt.loading import load_prompted
-from softprompt.options import ModelOptions
+from softprompt.inference.pipeline import load_prompted
 
 WEIGHTS = "adapter_model.safetensors"
 ROWS, MORE = 26, 2

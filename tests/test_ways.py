@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from softprompt.engine import run as running
-from softprompt.engine.known import Known
+from softprompt.engine import execute as running
+from softprompt.engine.execute import compute, run, ways
+from softprompt.engine.kv_cache import Known
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import join, plan_choices, plan_rows
-from softprompt.engine.run import compute, run, ways
 from softprompt.engine.tree import ROOT, Tree
-from softprompt.score import score_labels
+from softprompt.inference.score import score_labels
 from test_attention import blocks
 from test_engine import assert_near
 from test_tree import ancestors, trees

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .config import (
+    from .config.adapter_config import (
         PeftConfig,
         PeftType,
         PromptLearningConfig,
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
         SoftPromptError,
         TrainingError,
     )
-    from .model import PeftModel, PeftModelForCausalLM
-    from .prompt import PromptEmbedding
-    from .saving import AutoPeftModelForCausalLM
-    from .score import score_labels
-    from .state import (
+    from .inference.score import score_labels
+    from .peft.model import PeftModel, PeftModelForCausalLM
+    from .peft.prompt import PromptEmbedding
+    from .peft.saving import AutoPeftModelForCausalLM
+    from .peft.state import (
         get_base_model_state_dict,
         get_peft_model_state_dict,
         prepare_model_for_kbit_training,
         set_base_model_state_dict,
         set_peft_model_state_dict,
     )
-    from .wrap import get_peft_model
+    from .peft.wrap import get_peft_model
 
 _HOME = {
-    "config": (
+    "config.adapter_config": (
         "PeftConfig",
         "PeftType",
         "PromptLearningConfig",
@@ -64,18 +64,18 @@ _HOME = {
         "SoftPromptError",
         "TrainingError",
     ),
-    "model": ("PeftModel", "PeftModelForCausalLM"),
-    "prompt": ("PromptEmbedding",),
-    "saving": ("AutoPeftModelForCausalLM",),
-    "score": ("score_labels",),
-    "state": (
+    "peft.model": ("PeftModel", "PeftModelForCausalLM"),
+    "peft.prompt": ("PromptEmbedding",),
+    "peft.saving": ("AutoPeftModelForCausalLM",),
+    "inference.score": ("score_labels",),
+    "peft.state": (
         "get_base_model_state_dict",
         "get_peft_model_state_dict",
         "prepare_model_for_kbit_training",
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ),
-    "wrap": ("get_peft_model",),
+    "peft.wrap": ("get_peft_model",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..absent import absent
+from ..config.training_arguments import absent
 from ..errors import ConfigError, SoftPromptError
-from ..files import expand
+from ..storage.atomic import expand
 from ..version import __version__
 
 COMMANDS = {
@@ -105,7 +105,7 @@ def _expanding(command: Callable[..., None]) -> Callable[..., None]:
 def _check_command(wanted: str | None) -> None:
     if wanted is None or wanted in COMMANDS:
         return
-    from ..options import nearest
+    from ..config.options import nearest
 
     raise ConfigError(f"there is no command {wanted!r}{nearest(wanted, COMMANDS)} (softprompt --help lists them)")
 

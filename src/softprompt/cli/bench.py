@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..bench.names import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
+from ..benchmarks.speed.names import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, SUBJECTS, TITLES
+from ..config.options import build_options, nearest
 from ..errors import ConfigError
-from ..options import build_options, nearest
 from .show import console, working
 
 
@@ -38,7 +38,7 @@ def command(
     """Measure speed and memory against PEFT, in turn, on the same rows."""
     if what not in SUBJECTS:
         raise ConfigError(f"cannot measure {what!r}{nearest(what, SUBJECTS)} (there is {', '.join(SUBJECTS)})")
-    from ..bench.options import BenchOptions
+    from ..benchmarks.speed.settings import BenchOptions
 
     source = {"train_file": train_file} if train_file else {"dataset_name": "complaints"}
     values: dict[str, Any] = {
@@ -60,7 +60,7 @@ def command(
     }
     options = build_options(BenchOptions, values)
     with working("loading ...") as status:
-        from ..bench.subjects import bench
+        from ..benchmarks.speed.workloads import bench
 
         result = bench(what, options, lambda text: status.update(text))
     if as_json:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..quality.run import Plan, plan, run
-from ..quality.spec import QualityOptions, read_spec
+from ..benchmarks.quality.runner import Plan, plan, run
+from ..benchmarks.quality.specification import QualityOptions, read_spec
 from .show import console, working
 
 
@@ -43,7 +43,7 @@ def _list(planned: Plan) -> None:
 
 
 def _page(spec: QualityOptions) -> Path:
-    from ..quality.table import write_page
+    from ..benchmarks.quality.table import write_page
 
     return write_page(spec)
 
@@ -52,8 +52,8 @@ def _report(spec: QualityOptions) -> None:
     """Write table and pictures, and show the scores."""
     path = _page(spec)
 
-    from ..quality.plots import draw
-    from ..quality.table import Scores, score_table
+    from ..benchmarks.quality.charts import draw
+    from ..benchmarks.quality.table import Scores, score_table
 
     scores = Scores(spec)
     for shots in spec.shots:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.options import ModelOptions, build_options
+from ..data.task import TASK_NAME, Task
 from ..errors import ConfigError
-from ..files import expand
-from ..options import ModelOptions, build_options
-from ..task import TASK_NAME, Task
+from ..storage.atomic import expand
 from .show import working
 
 if TYPE_CHECKING:
-    from ..loading import Prompted
+    from ..inference.pipeline import Prompted
 
 _HELP = "Adapter: a folder, or a repository of the Hub (owner/name)."
 Adapter = Annotated[str, typer.Option("--adapter", help=_HELP, callback=expand)]
@@ -25,7 +25,7 @@ def load(adapter: str, given: dict[str, Any]) -> Prompted:
     values = {name: value for name, value in given.items() if name in ModelOptions.model_fields}
     options = build_options(ModelOptions, values)
     with working("loading the base model ..."):
-        from ..loading import fetch_adapter, load_prompted
+        from ..inference.pipeline import fetch_adapter, load_prompted
 
         fetch_adapter(adapter)
         return load_prompted(adapter, options, model_given="model_name_or_path" in values)
@@ -37,12 +37,12 @@ def need_task(adapter: str) -> Task:
     Raises:
         ConfigError: the adapter does not say how to render text.
     """
-    from ..loading import fetch_adapter, read_task
+    from ..inference.pipeline import fetch_adapter, read_task
 
     fetch_adapter(adapter)
     task = read_task(adapter)
     if task is None:
-        from ..adapter import read_config
+        from ..storage.adapter import read_config
 
         read_config(adapter)  # raises if this is not a prompt-tuning adapter
         raise ConfigError(

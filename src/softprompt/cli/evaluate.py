@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.options import DataOptions, ModelOptions, build_options
+from ..data.template import listed
 from ..errors import ConfigError, DataError, MissingExtraError, SoftPromptError
-from ..options import DataOptions, ModelOptions, build_options
-from ..template import listed
+from .arguments import takes
 from .common import Adapter, load
-from .options import takes
 from .show import console, metrics_table
 from .watch import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..loading import Prompted
-    from ..record import Metrics
-    from ..task import Task
+    from ..data.task import Task
+    from ..inference.pipeline import Prompted
+    from ..storage.record import Metrics
     from ..types import Row
 
 SOURCE = ("dataset_name", "dataset_config_name", "test_split", "test_file")
@@ -51,7 +51,7 @@ def command(
     **given: Any,
 ) -> None:
     """Score an adapter on labelled rows."""
-    from ..loading import fetch_adapter, read_task
+    from ..inference.pipeline import fetch_adapter, read_task
 
     if not generate and (after or max_new_tokens):
         raise ConfigError("--exact_match_after and --max_new_tokens are for --generate; add it, or leave them out")
@@ -64,8 +64,8 @@ def command(
         values = {"text_column": list(known.text_columns), "label_column": known.label_column, **values}
     options = build_options(DataOptions, values)
 
-    from ..data import load_splits, new_labels
-    from ..train.notes import alike_note, empty_note
+    from ..data.sources import load_splits, new_labels
+    from ..training.notes import alike_note, empty_note
 
     splits = load_splits(options, need_train=False)
     split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)
@@ -81,8 +81,8 @@ def command(
         raise DataError(f"{missing[0]}: the right answer lacks the mark {after!r} of --exact_match_after")
     prompted = load(adapter, given)
 
-    from ..encode import default_end_token_id
-    from ..evaluate import evaluate
+    from ..data.tokenize import default_end_token_id
+    from ..inference.evaluate import evaluate
 
     if known is None:  # an adapter of PEFT's: labels end as softprompt would end them
         task = replace(task, end_token_id=default_end_token_id(prompted.tokenizer))
@@ -118,7 +118,7 @@ def _written(
 ) -> dict[str, Any]:
     """How near the model comes to the labels, writing freely."""
     from .. import metrics as measures
-    from ..predict import predict
+    from ..inference.predict import predict
 
     with progress_bar() as progress:
         bar, written = progress.add_task("writing", total=len(rows)), []
@@ -138,8 +138,8 @@ def _written(
 
 def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
     """The adapter's task with what the options change; made from the rows when the adapter has none."""
-    from ..data import Splits, make_task
-    from ..template import renamed, resolve_template
+    from ..data.sources import Splits, make_task
+    from ..data.template import renamed, resolve_template
 
     if known is None:
         return make_task(Splits(rows, [], []), options, end_token_id=None)
@@ -165,7 +165,7 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
 
 def _save(metrics: Metrics, folder: Path) -> None:
     """Write ``metrics.json``; training's own figures, which may stand there, are kept under another name."""
-    from ..record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME, TrainerState
+    from ..storage.record import METRICS_NAME, STATE_NAME, TRAIN_METRICS_NAME, TrainerState
 
     own, kept = folder / METRICS_NAME, folder / TRAIN_METRICS_NAME
     if own.is_file() and (folder / STATE_NAME).is_file() and not kept.exists():

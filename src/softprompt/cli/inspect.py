@@ -9,15 +9,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..config.options import ModelOptions
 from ..errors import ConfigError, MissingExtraError
-from ..options import ModelOptions
+from .arguments import takes
 from .common import AdapterArgument, load
-from .options import takes
 from .show import console, number
 
 if TYPE_CHECKING:
-    from ..inspection import PromptReport
-    from ..loading import Prompted
+    from ..inference.inspect import PromptReport
+    from ..inference.pipeline import Prompted
 
 PICTURE = "prompt.png"
 
@@ -34,9 +34,9 @@ def command(
     """Show what the virtual tokens have become."""
     prompted = load(adapter, given)
 
-    from ..initialize import vocabulary_size
-    from ..inspection import inspect_prompt
-    from ..loading import read_start
+    from ..inference.inspect import inspect_prompt
+    from ..inference.pipeline import read_start
+    from ..models.embeddings import vocabulary_size
 
     size = vocabulary_size(prompted.model.word_embeddings)
     if nearest > size:
@@ -79,7 +79,7 @@ def _table(report: PromptReport, tokenizer: Any) -> Table:
 
 
 def _draw(report: PromptReport, path: Path) -> None:
-    from ..report.plots import plot_prompt
+    from ..reporting.plots import plot_prompt
 
     moved = [token.start_distance for token in report.tokens]
     distances = [distance for distance in moved if distance is not None]

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.options import DataOptions, ModelOptions, build_options
 from ..errors import ConfigError, DataError
-from ..options import DataOptions, ModelOptions, build_options
 from ..types import Row
+from .arguments import takes
 from .common import Adapter, load, need_task
-from .options import takes
 from .show import console
 from .watch import progress_bar
 
 if TYPE_CHECKING:
-    from ..data import RowsWithContent
-    from ..loading import Prompted
-    from ..predict import Answer
-    from ..task import Task
+    from ..data.empty_rows import RowsWithContent
+    from ..data.task import Task
+    from ..inference.pipeline import Prompted
+    from ..inference.predict import Answer
 
     Load = Callable[[], Prompted]
 
@@ -39,7 +39,8 @@ class _Source:
 
     def rows(self) -> RowsWithContent:
         """The rows of the file, from the start."""
-        from ..data import RowsWithContent, read_rows
+        from ..data.empty_rows import RowsWithContent
+        from ..data.formats import read_rows
 
         return RowsWithContent(read_rows(self.path, self.column_names))
 
@@ -91,7 +92,7 @@ def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) 
         task.check_text(row.fields, row.where)
     prompted = load()
 
-    from ..predict import predict
+    from ..inference.predict import predict
 
     for row, answer in predict(prompted, task, rows, **how):
         probability = "" if answer.probability is None else f"  {answer.probability:.4f}"
@@ -103,7 +104,7 @@ def _label_texts(load: Load, task: Task, texts: list[str], how: dict[str, Any]) 
 def _label_file(
     load: Load, task: Task, source: _Source, target: Path | None, raft: Path | None, how: dict[str, Any]
 ) -> None:
-    from ..data import columns_of, open_writer
+    from ..data.formats import columns_of, open_writer
 
     chooses = task.is_classification and not how["generate"]
     new = [LABEL, PROBABILITY] if chooses else [WRITTEN]
@@ -121,7 +122,7 @@ def _label_file(
         submission = stack.enter_context(open_writer(raft, [RAFT_ID, RAFT_LABEL])) if raft else None
         prompted = load()
 
-        from ..predict import predict
+        from ..inference.predict import predict
 
         with progress_bar() as progress:
             bar = progress.add_task("labelling", total=total)
@@ -146,7 +147,7 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
     Raises:
         DataError: a row has no text.
     """
-    from ..train.notes import empty_note
+    from ..training.notes import empty_note
 
     rows = source.rows()
     total = without = 0
@@ -167,7 +168,7 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
 
 def _check_columns(source: Path, columns: list[str], task: Task, new: list[str]) -> None:
     """The text is there, and the answers overwrite nothing."""
-    from ..template import Template, unknown_column
+    from ..data.template import Template, unknown_column
 
     for name in Template(task.template, task.text_columns).fields:
         if name not in columns:

@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from ..record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, Metrics
+from ..storage.record import CONFUSION_PICTURE, LOSS_PICTURE, METRICS_NAME, Metrics
 
 console = Console(highlight=False)
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import TrainOptions, build_options, read_yaml
+from ..config.options import TrainOptions, build_options, read_yaml
 from . import ResumableInterrupt
-from .options import takes
+from .arguments import takes
 
 
 @takes(TrainOptions)
@@ -23,21 +23,21 @@ def command(
         build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
     options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
 
-    from ..train.rows import read_task_rows
+    from ..training.task_rows import read_task_rows
     from .show import console, metrics_table, what_next, working
     from .watch import Watcher
 
     with working("starting ...") as status, Watcher(options, status) as watcher:
         rows = read_task_rows(options)  # mistakes in the data show at once; torch takes seconds to import
 
-        from ..train.job import train
+        from ..training.pipeline import train
 
         try:
             result = train(options, watcher, rows)
         except KeyboardInterrupt:
             if not watcher.begun:  # what lies in output_dir is not of this run
                 raise
-            from ..checkpoint import checkpoints
+            from ..training.checkpoint import checkpoints
 
             if not checkpoints(options.output_dir):
                 raise

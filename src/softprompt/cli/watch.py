@@ -9,9 +9,9 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
-from ..options import TrainOptions
-from ..record import EpochRecord, TrainerState
-from ..train.listener import Listener
+from ..config.options import TrainOptions
+from ..storage.record import EpochRecord, TrainerState
+from ..training.callbacks import Listener
 from .show import console, number
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import DataError
-from ..template import listed
 from ..types import Row
-from .text import Write, checked_names, json_text, open_text
+from .template import listed
+from .text_files import Write, checked_names, json_text, open_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..config.options import nearest
 from ..errors import DataError
-from ..files import atomic_path
-from ..options import nearest
-from ..template import unknown_column
+from ..storage.atomic import atomic_path
 from ..types import Row
 from .delimited import DELIMITERS, delimited_columns, read_delimited, write_delimited
-from .text import Write, checked_names, json_text, open_text
+from .template import unknown_column
+from .text_files import Write, checked_names, json_text, open_text
 
 _ROWS_AT_ONCE = 1024
 

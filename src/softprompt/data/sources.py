@@ -18,14 +18,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.options import DataOptions, nearest
 from ..errors import ConfigError, DataError
-from ..options import DataOptions, nearest
-from ..task import Task
-from ..template import Template, is_missing, listed, resolve_template, to_text, unknown_column
 from ..types import Row
-from .content import RowsWithContent
 from .delimited import DELIMITERS
+from .empty_rows import RowsWithContent
 from .formats import ENDINGS, read_rows
+from .task import Task
+from .template import Template, is_missing, listed, resolve_template, to_text, unknown_column
 
 COMPLAINTS = "complaints"
 """Name of the data set that comes with softprompt."""

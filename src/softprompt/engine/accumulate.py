@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from .compiled import compile_prompt
-from .known import Known
+from .kv_cache import Known
 from .loss import token_losses
+from .prefill import compile_prompt
 from .tree import Plan
 
 PackLoss = Callable[[Tensor | Known], Tensor]

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from ..families import check_depth
-from .between import Means
-from .head import is_head_frozen, logits_of
-from .known import Known
-from .run import run
+from ..models.families import check_depth
+from .execute import run
+from .kv_cache import Known
+from .surgery.capture import Means
+from .surgery.lm_head import is_head_frozen, logits_of
 from .tree import ROOT, Plan
 
 LOGITS_PER_CHUNK = 1 << 22

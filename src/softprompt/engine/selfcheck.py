@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import BaseModelError, SoftPromptError
-from ..families import is_verified
-from ..libraries import essence
-from .head import logits_of
+from ..models.families import is_verified
+from ..models.libraries import essence
 from .loss import hidden_states
 from .plans import plan_rows
+from .surgery.lm_head import logits_of
 from .tree import ROOT, Plan, Tree
 
 # prompt ─┬─ 5 ─┬─ 2

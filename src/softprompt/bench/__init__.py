@@ -1,1 +1,0 @@
-"""Speed, memory and agreement against PEFT, both sides measured in turn in the same run."""

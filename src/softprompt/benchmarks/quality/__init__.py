@@ -1,0 +1,1 @@
+"""Methods compared over tasks, seeds and numbers of training rows."""

@@ -1,0 +1,1 @@
+"""Speed and memory against PEFT, as ratios within one run."""

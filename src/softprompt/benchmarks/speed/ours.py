@@ -1,0 +1,135 @@
+"""softprompt, as its own commands use it: the one place of the bench that calls the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config.adapter_config import PromptTuningConfig
+from ...config.options import TrainOptions
+from ...engine.accumulate import mean_loss
+from ...engine.kv_cache import Known
+from ...engine.loss import group_log_probs
+from ...engine.plans import default_tokens_per_pack, join, plan_choices
+from ...engine.prefill import compile_prompt
+from ...engine.text_cache import Texts
+from ...inference.evaluate import Classes, label_log_probs, plan_examples
+from ...peft.wrap import get_peft_model
+from ...training.objectives import backward_classes, packs_of_choices
+from ...training.packs import backward_behind, packs_behind, packs_in_front
+from ...types import Example
+
+EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
+"""Rows that ``softprompt evaluate`` scores at a time by default."""
+
+TEXT_CACHE_BYTES = int(TrainOptions.model_fields["text_cache_memory"].default * 2**30)
+"""Memory for what is known of texts before a prompt, by default; what comes later goes to disk."""
+
+
+def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, float]:
+    """Add the gradient of the batch's mean loss to ``prompt.grad``.
+
+    Returns:
+        The loss, and the seconds that went into building plans.
+    """
+    started = time.perf_counter()
+    parts = packs_in_front(batch, default_tokens_per_pack(prompt.device))
+    plans = [plan_examples(part, len(prompt), prompt.device) for part in parts]
+    planning = time.perf_counter() - started
+    loss = mean_loss(base, plans, prompt)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), planning
+
+
+def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
+    """As ``train_step``, with the cross-entropy between all labels; returns the loss."""
+    parts = packs_of_choices(batch, classes, len(prompt), 0, default_tokens_per_pack(prompt.device))
+    return backward_classes(base, prompt, parts, classes, None, behind=False)
+
+
+def size_of_choices(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
+    """Numbers of distinct text and label tokens in a batch, and of positions that need logits."""
+    plan = plan_choices(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
+    return plan.tree.num_tokens - 1, len(plan.predictors.unique())  # type: ignore[no-untyped-call]
+
+
+def texts_of(base: Any) -> Texts:
+    """Where ``softprompt train --prompt_placement suffix`` keeps what it knows of its texts; nothing yet."""
+    return Texts(base, TEXT_CACHE_BYTES)
+
+
+def train_step_behind(base: Any, prompt: Tensor, batch: Sequence[Example], texts: Texts) -> float:
+    """As ``train_step``, where the prompt stands behind texts that are known; returns the loss."""
+    return backward_behind(
+        base, prompt, packs_behind(batch, len(prompt), default_tokens_per_pack(prompt.device)), texts
+    )
+
+
+def drop_in(base: Any, prompt: Tensor) -> Any:
+    """Our model with PEFT's interface."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt))
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        model.prompt.copy_(prompt)
+    return model
+
+
+@torch.no_grad()
+def compiled(base: Any, prompt: Tensor) -> Known:
+    """The prompt as evaluation and serving keep it: computed once."""
+    return compile_prompt(base, prompt)
+
+
+@torch.no_grad()
+def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
+    """Log-probability ``[B, C]`` of each label behind each text, on the CPU; batches are those of our evaluation."""
+    return label_log_probs(model, examples, classes, batch_size=EVAL_BATCH_SIZE)
+
+
+@torch.no_grad()
+def score_stream(
+    base: Any,
+    prompts: Sequence[Known],
+    tasks: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+) -> Tensor:
+    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``: one run of the model."""
+    rows_of: dict[int, list[int]] = {}
+    for row, task in enumerate(tasks):
+        rows_of.setdefault(task, []).append(row)
+    device = base.device
+    plan = join(
+        [plan_choices(len(prompts[task]), [texts[i] for i in rows], labels, device) for task, rows in rows_of.items()]
+    )
+    found = group_log_probs(base, plan, [prompts[task] for task in rows_of]).view(len(texts), len(labels)).cpu()
+    order = torch.tensor([row for rows in rows_of.values() for row in rows])
+    return torch.empty_like(found).index_copy_(0, order, found)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a batch costs whoever repeats nothing.
+
+    Attributes:
+        tokens: T, unique tokens.
+        supervised: S, positions that need logits.
+        pairs: (token, token it attends to).
+    """
+
+    tokens: int
+    supervised: int
+    pairs: int
+
+
+def size_of(batch: Sequence[Example], num_virtual_tokens: int) -> Size:
+    """The size of a batch as one plan."""
+    plan = plan_examples(batch, num_virtual_tokens, torch.device("cpu"))
+    tree = plan.tree
+    pairs = sum(own * above + own * (own + 1) // 2 for own, above in zip(tree.lengths, tree.depths, strict=True))
+    return Size(tree.num_tokens, len(plan.targets), pairs)

@@ -1,0 +1,346 @@
+"""Adapter configuration with PEFT's names, fields, defaults and file format. Inert: no torch, no Hub at import.
+
+``adapter_config.json`` is the file that PEFT reads and writes (format facts: PEFT 0.21, Apache-2.0).
+Where PEFT accepts a value that cannot work (an unknown init, zero virtual tokens), we refuse it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import AdapterError, ConfigError
+from ..version import __version__
+
+CONFIG_NAME = "adapter_config.json"
+PEFT_FORMAT_VERSION = "0.21.2"
+"""The PEFT release whose file format we write."""
+
+Placement = Literal["prefix", "suffix"]
+"""Where a prompt stands: before the text (PEFT's prompt tuning), or behind it, before the label."""
+
+
+class PeftType(str, Enum):
+    """The adapter types we know; PEFT has more, which we refuse by name."""
+
+    PROMPT_TUNING = "PROMPT_TUNING"
+    SUFFIX_PROMPT_TUNING = "SUFFIX_PROMPT_TUNING"
+    """Ours: a prompt behind the text. PEFT knows no such type, so it refuses the file instead of misreading it."""
+
+
+class TaskType(str, Enum):
+    """PEFT's task types. softprompt serves ``CAUSAL_LM``; the others are known so that files load."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+class PromptTuningInit(str, Enum):
+    """Where the virtual tokens start."""
+
+    TEXT = "TEXT"
+    """The embeddings of a text, repeated or cut to ``num_virtual_tokens``."""
+    SAMPLE_VOCAB = "SAMPLE_VOCAB"
+    """The embeddings of uniformly drawn vocabulary entries."""
+    RANDOM = "RANDOM"
+    """Standard normal numbers (PEFT's default)."""
+
+
+@dataclass
+class PeftConfigMixin:
+    """Reading and writing ``adapter_config.json``."""
+
+    task_type: str | TaskType | None = None
+    peft_type: str | PeftType | None = None
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = None
+
+    def __post_init__(self) -> None:
+        known = [task.value for task in TaskType]
+        if self.task_type is not None and self.task_type not in known:
+            raise ConfigError(
+                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {', '.join(known)}."
+            )
+        if self.peft_version is None:
+            self.peft_version = f"{PEFT_FORMAT_VERSION}+softprompt.{__version__}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as a new dictionary (a deep copy; enum members are kept)."""
+        return dataclasses.asdict(self)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write ``adapter_config.json`` into ``save_directory``, which is created.
+
+        Raises:
+            AssertionError: ``save_directory`` is an existing file (as in PEFT).
+        """
+        from ..storage.atomic import write_text
+
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise AssertionError(f"{folder} is a file; a folder is needed")
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {k: sorted(v) if isinstance(v, set) else v for k, v in self.to_dict().items()}
+        if "auto_mapping_dict" in kwargs:
+            values["auto_mapping"] = kwargs["auto_mapping_dict"]
+        write_text(folder / CONFIG_NAME, json.dumps(values, indent=2, sort_keys=True))
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+        """The content of a config file as a dictionary.
+
+        Raises:
+            SoftPromptError: the file is missing, not JSON, or implausibly large.
+        """
+        from ..storage.atomic import read_json
+
+        values = read_json(path_json_file)
+        if values.pop("runtime_config", None) is not None:
+            warnings.warn("The key `runtime_config` is not part of an adapter and is ignored.", stacklevel=2)
+        return values
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> PeftConfig:
+        """Read the config of an adapter: a folder, or a repository of the Hub.
+
+        Keyword arguments that are fields serve where the file is silent (the file wins); those that
+        ``hf_hub_download`` knows (``revision``, ``token``, ``cache_dir``, ``local_files_only``) go there.
+
+        Raises:
+            AdapterError: no config is found there.
+            ConfigError: its ``peft_type`` or values are not usable.
+        """
+        from ..storage.hub import find_file
+
+        path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
+        values = cls.from_json_file(path)
+        _check_kinds(values, path)
+        if values.get("peft_type") not in (None, *PEFT_TYPE_TO_CONFIG_MAPPING):
+            raise UnknownPeftTypeError(f"{pretrained_model_name_or_path} is {_of_type(values['peft_type'])}")
+        own = {f.name for f in dataclasses.fields(cls)}
+        return cls._from_values({**{k: v for k, v in kwargs.items() if k in own}, **values})
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
+        """Build the config class that ``peft_type`` names from keyword arguments."""
+        return cls._from_values(kwargs)
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> PeftConfig:
+        """Build the class that ``values["peft_type"]`` names; keys from newer releases are dropped, with a word."""
+        chosen = cls if values.get("peft_type") is None else _class_of(values["peft_type"])
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(chosen)})
+        if unknown:
+            if values.get("peft_type") is None:
+                raise TypeError(
+                    f"The {cls.__name__} config that is trying to be loaded is missing required keys: {{'peft_type'}}."
+                )
+            warnings.warn(
+                f"Unexpected keyword arguments {unknown} for class {chosen.__name__}, these are ignored. "
+                "They may come from a newer release.",
+                stacklevel=3,
+            )
+        config = chosen(**{k: v for k, v in values.items() if k not in unknown})
+        assert isinstance(config, PeftConfig)
+        return config
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the adapter is a prompt."""
+        return False
+
+    @property
+    def is_adaption_prompt(self) -> bool:
+        """Whether the adapter is of PEFT's type ADAPTION_PROMPT (never here)."""
+        return False
+
+
+@dataclass
+class PeftConfig(PeftConfigMixin):
+    """What every adapter says of itself."""
+
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    """Revision of the *base* model."""
+    inference_mode: bool = False
+
+
+@dataclass
+class PromptLearningConfig(PeftConfig):
+    """What every prompt says of itself; ``None`` fields are filled from the base model when it is wrapped."""
+
+    num_virtual_tokens: int | None = None
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n = self.num_virtual_tokens
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
+            raise ConfigError(f"num_virtual_tokens must be a whole number of at least 1, not {n!r}")
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the adapter is a prompt."""
+        return True
+
+
+@dataclass
+class PromptTuningConfig(PromptLearningConfig):
+    """Configuration of prompt tuning (Lester et al., 2021, arXiv:2104.08691).
+
+    Args (beyond PEFT's common fields):
+        num_virtual_tokens: rows of the learned matrix ``[P, D]``.
+        prompt_tuning_init: ``TEXT``, ``SAMPLE_VOCAB`` or ``RANDOM``.
+        prompt_tuning_init_text: the text whose embeddings start the prompt, for ``TEXT``.
+        tokenizer_name_or_path: the tokenizer for that text.
+        tokenizer_kwargs: passed to ``AutoTokenizer.from_pretrained`` (``trust_remote_code`` never is).
+        prompt_placement: ``prefix`` (PEFT's, the default) or ``suffix``: text, prompt, label. It settles
+            ``peft_type``, and is left out of the file of a prefix, which is PEFT's to the byte.
+
+    Raises:
+        ConfigError: a value that cannot work; a ``ValueError`` too.
+    """
+
+    prompt_tuning_init: str | PromptTuningInit = PromptTuningInit.RANDOM
+    prompt_tuning_init_text: str | None = None
+    tokenizer_name_or_path: str | None = None
+    tokenizer_kwargs: dict[str, Any] | None = field(default=None)
+    prompt_placement: Placement | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._settle_placement()
+        known = [init.value for init in PromptTuningInit]
+        if self.prompt_tuning_init not in known:
+            given = getattr(self.prompt_tuning_init, "value", self.prompt_tuning_init)
+            raise ConfigError(f"prompt_tuning_init must be one of {', '.join(known)}, not {given!r}")
+        is_text = self.prompt_tuning_init == PromptTuningInit.TEXT
+        if is_text and not self.tokenizer_name_or_path:
+            raise ConfigError(
+                f"When prompt_tuning_init='TEXT', tokenizer_name_or_path can't be {self.tokenizer_name_or_path}"
+            )
+        if is_text and self.prompt_tuning_init_text is None:
+            raise ConfigError(
+                f"When prompt_tuning_init='TEXT', prompt_tuning_init_text can't be {self.prompt_tuning_init_text}"
+            )
+        if self.tokenizer_kwargs and not is_text:
+            raise ConfigError("tokenizer_kwargs only valid when using prompt_tuning_init='TEXT'.")
+
+    def _settle_placement(self) -> None:
+        """``peft_type`` and ``prompt_placement`` say the same; what is open follows from the other."""
+        implied = _PLACEMENTS.get(str(getattr(self.peft_type, "value", self.peft_type)))
+        if self.prompt_placement is None:
+            self.prompt_placement = implied or "prefix"
+        if self.prompt_placement not in _PLACEMENTS.values():
+            raise ConfigError(f"prompt_placement must be prefix or suffix, not {self.prompt_placement!r}")
+        if implied not in (None, self.prompt_placement):
+            raise ConfigError(
+                f"prompt_placement {self.prompt_placement} contradicts peft_type "
+                f"{getattr(self.peft_type, 'value', self.peft_type)}; leave peft_type out"
+            )
+        self.peft_type = next(PeftType(name) for name, where in _PLACEMENTS.items() if where == self.prompt_placement)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as a new dictionary; for a prefix, PEFT's fields."""
+        values = super().to_dict()
+        if self.prompt_placement == "prefix":
+            del values["prompt_placement"]
+        return values
+
+
+_PLACEMENTS: dict[str, Placement] = {
+    PeftType.PROMPT_TUNING.value: "prefix",
+    PeftType.SUFFIX_PROMPT_TUNING.value: "suffix",
+}
+
+_TEXTS = (
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+    "prompt_placement",
+)
+_NUMBERS = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
+
+PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {each.value: PromptTuningConfig for each in PeftType}
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """Build a config from a dictionary whose ``peft_type`` names the class.
+
+    Raises:
+        KeyError: ``peft_type`` is missing or unknown.
+        TypeError: a key is not a field of that class.
+    """
+    return PEFT_TYPE_TO_CONFIG_MAPPING[str(getattr(config_dict["peft_type"], "value", config_dict["peft_type"]))](
+        **config_dict
+    )
+
+
+def adopted(config: Any) -> Any:
+    """Convert a config object of PEFT to ours; return anything else unchanged.
+
+    Raises:
+        ConfigError: its ``peft_type`` or values are not usable.
+    """
+    if isinstance(config, PeftConfigMixin) or not hasattr(config, "peft_type") or not hasattr(config, "to_dict"):
+        return config
+    given = {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
+    chosen = _class_of(given.get("peft_type"))
+    own = {field.name for field in dataclasses.fields(chosen)}
+    return chosen(**{name: value for name, value in given.items() if name in own and value is not None})
+
+
+def _check_kinds(values: dict[str, Any], path: Path) -> None:
+    """Refuse a file whose names and numbers are something else, before anything stumbles over them.
+
+    Raises:
+        ConfigError: a field is of the wrong kind.
+    """
+    for names, kind, what in ((_TEXTS, str, "a text"), (_NUMBERS, int, "a whole number")):
+        for name in names:
+            value = values.get(name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
+
+
+def _class_of(peft_type: Any) -> type[PeftConfig]:
+    name = str(getattr(peft_type, "value", peft_type))
+    if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UnknownPeftTypeError(f"this is {_of_type(name)}")
+    return PEFT_TYPE_TO_CONFIG_MAPPING[name]
+
+
+def _of_type(peft_type: str) -> str:
+    known = " and ".join(PEFT_TYPE_TO_CONFIG_MAPPING)
+    return f"a {peft_type} adapter; softprompt supports {known}; use PEFT for this one"
+
+
+class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):
+    """An adapter type that is not ours (a ``KeyError`` too, as in PEFT)."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])

@@ -1,0 +1,31 @@
+"""Rows with content: missing values become ``None``, and empty rows are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..types import Row
+from .template import is_missing
+
+
+class RowsWithContent(Iterator[Row]):
+    """Iterates over rows and skips those that are empty in all columns, which spreadsheets write.
+
+    NaN, NaT and ``NA`` become ``None``; strings are unchanged, blank ones too.
+
+    Attributes:
+        num_empty: rows skipped so far.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = iter(rows)
+        self.num_empty = 0
+
+    def __next__(self) -> Row:
+        for row in self._rows:
+            missing = {name for name, value in row.fields.items() if is_missing(value)}
+            if len(missing) < len(row.fields):
+                fields = {n: None if n in missing and not isinstance(v, str) else v for n, v in row.fields.items()}
+                return Row(fields, row.where)
+            self.num_empty += 1
+        raise StopIteration

@@ -1,0 +1,334 @@
+"""Text to tokens: one row becomes one ``Example``. Labels are aligned here, once.
+
+Which tokens go where:
+
+============  ===========================  ================================================================
+part          tokenised                    special tokens
+============  ===========================  ================================================================
+input text    as one text                  leading ones of the tokenizer (BOS, if it adds one), not the
+                                           trailing ones (EOS, SEP); those in the template. The content
+                                           of a column is plain text (``plain.py``)
+cue           ``task.cue``, apart          those in the cue; counts as input
+label         behind ``task.label_prefix`` plain text; ``task.end_token_id`` at the end
+              only, apart from the text
+============  ===========================  ================================================================
+
+What happens to a row that is too long (``max_length``, or what the model's context leaves beside the
+virtual tokens, whichever is less, bounds input and label together):
+
+====================  =====================================================================================
+content of the text   cut at its end, between characters as people see them; of several text columns the
+columns               longest is cut first
+rest of the template  never cut
+label                 never cut; a row without one leaves room for the longest class
+still too long        ``DataError``
+====================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, DataError
+from ..types import Example, Row
+from .plain_text import PlainTokenizer, bare_ids
+from .task import Task
+from .template import Piece, Template, to_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 1024  # a fast tokenizer is an order of magnitude faster on lists
+
+
+class Encoder:
+    """Turns the rows of one task into examples, with one tokenizer.
+
+    Args:
+        tokenizer: of the base model, fast or slow.
+        task: template, labels, ``max_length`` and end token.
+        num_virtual_tokens: P, the positions of the context that the prompt takes.
+        context_length: most positions of the model; ``None`` where it has no bound.
+        room_for_answer: tokens that the context must leave behind a row without a label, for what the model
+            writes there. ``max_length`` says nothing about those: it bounds what training saw.
+
+    Raises:
+        ConfigError: the prompt, or the room for the answer, fills the model's whole context.
+        DataError: the template is malformed, a class becomes no tokens, or those that another one starts with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        *,
+        num_virtual_tokens: int,
+        context_length: int | None,
+        room_for_answer: int = 0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self._plain = PlainTokenizer(tokenizer)
+        self._template = Template(task.template, task.text_columns)
+        self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
+        self._front = _front_ids(tokenizer, self._skeleton())
+        self.cue_ids = _behind(self._plain, [Piece(task.cue, False)]) if task.cue else ()
+        self._class_ids: dict[str, tuple[int, ...]] = {}
+        for label in task.labels:
+            self._class_ids[label] = self._new_label_ids(label, "the task")
+        _check_distinct(self._class_ids)
+        self._room_for_label = max(map(len, self._class_ids.values()), default=0)
+        self._answered_limit: int | None = None
+        if room_for_answer and context_length is not None:
+            self._answered_limit = self._room_before(room_for_answer, context_length - num_virtual_tokens)
+
+    def render(self, fields: Mapping[str, Any], where: str) -> str:
+        """The whole input text of a row without the cue, before any cut.
+
+        Raises:
+            DataError: a column that the template reads is missing or holds no text.
+        """
+        return self._template.render(fields, where)
+
+    def label_ids(self, label: str) -> tuple[int, ...]:
+        """The tokens of a label with the end token: what is supervised.
+
+        Raises:
+            DataError: the label becomes no tokens.
+        """
+        known = self._class_ids.get(label)
+        return self._new_label_ids(label, "a label") if known is None else known
+
+    def encode(self, row: Row, *, with_label: bool = True) -> Example:
+        """One row as the model will see it; see ``encode_all``."""
+        return self.encode_all([row], with_label=with_label)[0]
+
+    def encode_all(self, rows: Iterable[Row], *, with_label: bool = True) -> list[Example]:
+        """Rows as the model will see them, in order; ``num_cut`` of each says how much was cut.
+
+        Args:
+            rows: any number of rows.
+            with_label: whether to read the label column; without, ``label_ids`` are empty.
+
+        Raises:
+            DataError: a row lacks a column or its label, or does not fit even with empty text.
+        """
+        examples = []
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _ROWS_AT_ONCE)):
+            texts = [self._template.pieces(row.fields, row.where) for row in batch]
+            for row, input_ids in zip(batch, self._input_ids(texts), strict=True):
+                examples.append(self._example(row, input_ids, with_label))
+        return examples
+
+    def _example(self, row: Row, input_ids: tuple[int, ...], with_label: bool) -> Example:
+        label = None
+        label_ids: tuple[int, ...] = ()
+        room_for_label = self._room_for_label
+        if with_label:
+            label = self.task.label_of(row.fields, row.where)
+            label_ids = self._class_ids.get(label) or self._new_label_ids(label, row.where)
+            room_for_label = len(label_ids)
+        limit = self._limit
+        if not with_label and limit is not None and self._answered_limit is not None:
+            limit = min(limit, self._answered_limit + room_for_label)
+        if limit is None or len(input_ids) + room_for_label <= limit:
+            return Example(input_ids, label_ids, label)
+        fitting = self._cut(row, limit, room_for_label)
+        return Example(fitting, label_ids, label, num_cut=len(input_ids) - len(fitting))
+
+    def _room_before(self, room_for_answer: int, left: int) -> int:
+        """Most tokens of a text behind which an answer fits; ``left`` is the context without virtual tokens."""
+        template = len(self._input_ids([[Piece(self._skeleton(), False)]])[0])
+        if template + room_for_answer > left:
+            raise ConfigError(
+                f"max_new_tokens={room_for_answer} does not fit: the model's context has {left} positions beside the "
+                f"virtual tokens, of which the template takes {template}; ask for at most {max(0, left - template)}"
+            )
+        return left - room_for_answer
+
+    def _cut(self, row: Row, limit: int, room_for_label: int) -> tuple[int, ...]:
+        """The tokens of the row with as much of its text as fits.
+
+        One length caps all text columns, so the longest gives way first. Tokens do not grow strictly with
+        characters, so the search may stop a character or two short of the best, never beyond the limit.
+        """
+        texts = {name: to_text(row.fields[name], name, row.where) for name in self.task.text_columns}
+        best = self._capped(row, texts, 0)
+        if len(best) + room_for_label > limit:
+            raise DataError(
+                f"{row.where}: the template takes {len(best)} tokens with empty text and the label "
+                f"{room_for_label}, together {len(best) + room_for_label}, but {self._limit_reason}; "
+                "shorten them, or allow more"
+            )
+        low, high = 0, max(map(len, texts.values()))  # low fits, high does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            input_ids = self._capped(row, texts, middle)
+            if len(input_ids) + room_for_label <= limit:
+                low, best = middle, input_ids
+            else:
+                high = middle
+        return best
+
+    def _capped(self, row: Row, texts: Mapping[str, str], length: int) -> tuple[int, ...]:
+        values = {**row.fields, **{name: _head(text, length) for name, text in texts.items()}}
+        return self._input_ids([self._template.pieces(values, row.where)])[0]
+
+    def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
+        return [self._front + ids + self.cue_ids for ids in self._plain.ids(texts)]
+
+    def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
+        text = Piece(to_text(label, self.task.label_column, where), True)
+        prefix = self.task.label_prefix
+        ids = _behind(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
+        if not ids:
+            raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
+        end = self.task.end_token_id
+        return ids if end is None else (*ids, end)
+
+    def _skeleton(self) -> str:
+        return self.render(dict.fromkeys(self._template.fields), "the template")
+
+
+def shortest_starts(labels: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """The shortest start of each label that no other label has, none of which is the start of another label."""
+    return tuple(
+        next(
+            label[:n]
+            for n in range(1, len(label) + 1)
+            if n == len(label) or all(other[:n] != label[:n] for j, other in enumerate(labels) if j != i)
+        )
+        for i, label in enumerate(labels)
+    )
+
+
+def default_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that ends a label: EOS, else padding (the guide's choice), else ``None``."""
+    for candidate in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return None
+
+
+def show_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The tokens of an example, one a line: position, id, token, and ``*`` where it is supervised.
+
+    The tokens are the vocabulary's own spelling (``Ġ`` or ``▁`` for a space), so nothing is hidden.
+    """
+    num_input, num_label = len(example.input_ids), len(example.label_ids)
+    lines = [f"{num_input} tokens of input and {num_label} of label (*); {example.num_cut} were cut"]
+    ids = [*example.input_ids, *example.label_ids]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    for position, (token_id, token) in enumerate(zip(ids, tokens, strict=True)):
+        mark = "*" if position >= num_input else " "
+        lines.append(f"{position:>6} {mark} {token_id:>8}  {token!r}")
+    return "\n".join(lines)
+
+
+def _limit(max_length: int | None, num_virtual_tokens: int, context_length: int | None) -> tuple[int | None, str]:
+    """Most tokens of input and label together, and what sets that bound."""
+    if context_length is None:
+        return max_length, f"max_length is {max_length}"
+    left = context_length - num_virtual_tokens
+    if left < 1:
+        raise ConfigError(
+            f"num_virtual_tokens={num_virtual_tokens} leaves no room for text: "
+            f"the model's context is {context_length} positions; use fewer"
+        )
+    if max_length is not None and max_length <= left:
+        return max_length, f"max_length is {max_length}"
+    asked = "" if max_length is None else f" (max_length is {max_length})"
+    virtual = f"{num_virtual_tokens} virtual tokens"
+    return left, f"the model's context of {context_length} leaves {left} beside {virtual}{asked}"
+
+
+def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before a text.
+
+    Found by tokenising with and without them. Their ids alone would not tell front from end: BOS and EOS
+    are one token in many vocabularies, and a slow tokenizer need not know which ones it added.
+    """
+    for probe in (skeleton, "a"):
+        bare = bare_ids(tokenizer, [probe])[0]
+        if not bare:
+            continue
+        full = tuple(tokenizer(probe, verbose=False)["input_ids"])
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+    raise DataError(
+        f"the tokenizer ({type(tokenizer).__name__}) reads the template differently with and without its "
+        "special tokens, or as no tokens at all, so rows cannot be built with it"
+    )
+
+
+def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of a label with its prefix, as they follow a text; none of them is special."""
+    return _behind(PlainTokenizer(tokenizer), [Piece(text, True)])
+
+
+def _behind(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
+    """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
+
+    Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
+    """
+    a = Piece("a", False)
+    alone, before, both = plain.ids([text, [a], [a, *text]])
+    behind = both[len(before) :]
+    return behind if both[: len(before)] == before and 0 < len(behind) < len(alone) else alone
+
+
+def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse labels that are the same in tokens, or of which one is the start of another.
+
+    A start is never less probable than the whole, so the shorter label would win by its length alone.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for label, ids in class_ids.items():
+        if ids in seen:
+            raise DataError(
+                f"the labels {seen[ids]!r} and {label!r} become the same tokens, so the model cannot tell "
+                "them apart; rename one"
+            )
+        seen[ids] = label
+    for shorter, longer in pairwise(sorted(seen)):  # sorted, whatever starts with a label stands right behind it
+        if longer[: len(shorter)] == shorter:
+            raise DataError(
+                f"in tokens the label {seen[longer]!r} starts with all of {seen[shorter]!r}, which would always win; "
+                "rename one, or take a tokenizer with an end token"
+            )
+
+
+def _head(text: str, length: int) -> str:
+    """The first ``length`` characters, fewer where that would split what is seen as one character."""
+    if length >= len(text):
+        return text
+    while length > 0 and _joined(text, length):
+        length -= 1
+    return text[:length]
+
+
+def _joined(text: str, i: int) -> bool:
+    """Whether the characters before and after position ``i`` belong together (accents, emoji, flags)."""
+    before, after = text[i - 1], text[i]
+    if before == _JOINER or after == _JOINER or unicodedata.category(after).startswith("M"):
+        return True
+    if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":  # skin tones, tags
+        return True
+    if _is_flag_letter(before) and _is_flag_letter(after):
+        run = 1
+        while run < i and _is_flag_letter(text[i - 1 - run]):
+            run += 1
+        return run % 2 == 1  # flags are pairs of letters
+    return False
+
+
+_JOINER = "\u200d"
+
+
+def _is_flag_letter(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"

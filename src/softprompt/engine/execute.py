@@ -1,0 +1,108 @@
+"""Running a token tree on a frozen base: which way, and the hidden states of all its tokens.
+
+Two ways with one meaning. *Packed* puts every token once into one sequence, with our attention: the fast
+way, for families whose attention can be exchanged. *Level by level* gives each level to stock code as a
+batch with a cache: the way that works for all. The prompt runs once in either; autograd adds up what each
+row sends back through the prompt's keys and values, and that sum is the gradient of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..models.families import is_verified
+from .backends.levelwise import run_levels
+from .backends.packed import PACKED, run_packed
+from .kv_cache import Known, Layers
+from .surgery.lm_head import is_intercepted
+from .tree import Tree
+
+Way = Literal["packed", "levels"]
+
+
+def run(
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known] | None = None,
+    way: Way | None = None,
+    states: list[Tensor] | None = None,
+) -> Tensor:
+    """Hidden states of all tokens of a tree.
+
+    Args:
+        backbone: a decoder without its head, frozen and in ``eval()``.
+        tree: who attends to whom.
+        embeds: ``[T', D]`` input embeddings in flat order, of the tokens whose node is not known.
+        known: what has been computed already, by node.
+        way: the way to run; the fastest that fits, by default.
+        states: filled with what each layer answers for the tokens that are not known, ``[T', D]``.
+
+    Returns:
+        ``[T, D']`` last hidden states in flat order, known ones included (D' may differ from D, as in OPT-350m).
+    """
+    known = known or {}
+    hidden, _ = _run(backbone, tree, embeds, known, way, states=states)
+    return _with_known(hidden, tree, known)
+
+
+def compute(
+    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known] | None = None, way: Way | None = None
+) -> dict[int, Known]:
+    """Keys, values and hidden states of each node that is not known; arguments as for ``run``."""
+    known = known or {}
+    hidden, layers = _run(backbone, tree, embeds, known, way, keep=True)
+    found = {}
+    for node, (start, stop) in enumerate(pairwise(tree.starts_without(known))):
+        if node not in known:
+            own = tuple((keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in layers)
+            found[node] = Known(own, hidden[start:stop])
+    return found
+
+
+def _run(
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, Known],
+    way: Way | None,
+    keep: bool = False,
+    states: list[Tensor] | None = None,
+) -> tuple[Tensor, Layers]:
+    """Hidden states ``[T', D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too."""
+    if known and not len(embeds):  # nothing is new: empty rows, labels of one token
+        nothing = next(iter(known.values())).map(lambda states: states[..., :0, :])
+        return nothing.hidden, list(nothing.layers)
+    runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
+    return runs(backbone, tree, embeds, known, keep=keep, states=states)
+
+
+def ways(backbone: nn.Module) -> tuple[Way, ...]:
+    """The ways in which a base can run, the fastest first."""
+    config: Any = backbone.config
+    device = next(backbone.parameters()).device
+    packs = (
+        config.model_type in PACKED
+        and is_verified(backbone)
+        and device.type in ("cpu", "cuda")
+        and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
+        and not any("forward" in module.__dict__ or _watches_weights(module) for module in backbone.modules())
+    )
+    return ("packed", "levels") if packs else ("levels",)
+
+
+def _watches_weights(module: nn.Module) -> bool:
+    """Whether a hook waits for attention weights at their dropout, which packed attention does not call."""
+    return isinstance(module, nn.Dropout) and is_intercepted(module)
+
+
+def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
+    if not known:
+        return hidden
+    runs = pairwise(tree.starts_without(known))
+    return torch.cat([known[node].hidden if node in known else hidden[slice(*run)] for node, run in enumerate(runs)])

@@ -1,0 +1,18 @@
+"""A prompt computed once: its keys, values and hidden states, read by everything behind it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..models.families import check_depth
+from .execute import compute
+from .kv_cache import Known
+from .tree import ROOT, Tree
+
+
+def compile_prompt(base: PreTrainedModel, prompt: Tensor) -> Known:
+    """What a prompt ``[P, D]`` leaves behind in each layer; differentiable."""
+    check_depth(base.config, len(prompt))
+    dtype = next(base.get_input_embeddings().parameters()).dtype
+    return compute(base.base_model, Tree((ROOT,), (len(prompt),)), prompt.to(dtype))[0]

@@ -1,0 +1,1 @@
+"""Parts of a base that a view exchanges: fused layers, activation capture, checkpointing, the LM head."""

@@ -1,0 +1,105 @@
+"""Hidden states between the layers: what a frozen model represents on its way to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ...errors import ConfigError
+from .view import Exchange
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a model whose layers cannot be told from its other modules.
+
+    Raises:
+        ConfigError: it has no layers of the kind that transformers' decoders have.
+    """
+    if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
+        raise ConfigError(
+            f"the states between the layers of {type(model).__name__} cannot be read, so it can have no read-out; "
+            "add --no_readout"
+        )
+
+
+def recording(exchange: Exchange, into: list[Tensor]) -> Exchange:
+    """For ``view``: the classes that ``exchange`` names, and decoder layers that append what they answer to ``into``.
+
+    transformers' own ``output_hidden_states`` puts hooks on modules, which a view shares with its base.
+    """
+    classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+    def choose(module: nn.Module) -> type[nn.Module]:
+        kind = exchange(module)
+        if not isinstance(module, GradientCheckpointingLayer):
+            return kind
+        if kind not in classes:
+            classes[kind] = _recorded(kind, into)
+        return classes[kind]
+
+    return choose
+
+
+def _recorded(kind: type[nn.Module], into: list[Tensor]) -> type[nn.Module]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = kind.forward(self, *args, **kwargs)
+        into.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+    return type(f"Recorded{kind.__name__}", (kind,), {"forward": forward})
+
+
+class Means:
+    """Mean hidden state of rows in each layer, as a by-product of a run.
+
+    Args:
+        places: ``[t]`` flat position, in the plan, of each token that counts.
+        rows: ``[t]`` row that it counts for; a token may count for several rows.
+        num_rows: B.
+    """
+
+    def __init__(self, places: Tensor, rows: Tensor, num_rows: int) -> None:
+        self._places, self._rows, self._num_rows = places, rows, num_rows
+        self.found: Tensor
+        """``[B, layers, D]`` float32 after the run; zeros for a row without tokens."""
+
+    def take(self, states: Sequence[Tensor], computed: Tensor) -> None:
+        """Average.
+
+        Args:
+            states: what each layer answers, ``[T', D]``.
+            computed: ``[T']`` ascending flat positions of these tokens; all that count must be among them.
+        """
+        at = torch.searchsorted(computed, self._places)
+        counts = torch.bincount(self._rows, minlength=self._num_rows).clamp_min(1)
+        totals = [
+            states[0]
+            .new_zeros(self._num_rows, each.shape[-1], dtype=torch.float32)
+            .index_add_(0, self._rows, each[at].float())
+            for each in states
+        ]
+        self.found = torch.stack([total / counts[:, None] for total in totals], dim=1)
+
+
+def but_first(places: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which tokens of rows count for their means: all but the first, unless it is the only one.
+
+    Models park attention on the first token of a text, whose hidden states are many times larger than others'
+    ("massive activations", Sun et al. 2024, arXiv:2402.17762).
+
+    Args:
+        places: ``[t]`` flat positions of the tokens of all rows, one row after the other.
+        lengths: tokens of each row.
+
+    Returns:
+        Places and rows for ``Means``.
+    """
+    counts = torch.tensor(lengths, dtype=torch.long, device=places.device)
+    rows = torch.repeat_interleave(counts)
+    first = torch.zeros_like(rows, dtype=torch.bool)
+    first[(counts.cumsum(0) - counts)[counts > 1]] = True
+    return places[~first], rows[~first]

@@ -1,0 +1,1 @@
+"""Scores, generation and predictions with trained prompts."""

@@ -1,0 +1,251 @@
+"""A padded ``[B, T]`` batch, as collators make it, through the engine and back into PEFT's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..engine.accumulate import mean_loss
+from ..engine.loss import hidden_states, losses_of
+from ..engine.plans import default_tokens_per_pack, packs
+from ..engine.row_prompts import RowPrompts, columns
+from ..engine.surgery.lm_head import is_frozen, logits_of
+from ..engine.tree import Plan
+from ..errors import ConfigError
+from ..types import IGNORE_INDEX
+from .generate import prompted_call, real_tokens
+from .output import LazyLogits, PromptedCausalLMOutput
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a caller hands to ``forward``.
+
+    Attributes:
+        input_ids: ``[B, T]``; or inputs_embeds ``[B, T, D]``, which wins.
+        attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
+        labels: ``[B, T]`` beside the ids; ``None`` for no loss.
+        num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
+        logits_to_keep: number of positions at the end of ``[P + T]`` that get logits (0: all), or their indices.
+        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they return to 0.
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    attention_mask: Tensor | None
+    labels: Tensor | None
+    num_items: Tensor | int | None
+    logits_to_keep: int | Tensor = 0
+    position_ids: Tensor | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """Ids or embeddings, whichever counts.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        tokens = self.inputs_embeds if self.inputs_embeds is not None else self.input_ids
+        if tokens is None:
+            raise ConfigError("You have to provide either input_ids or inputs_embeds")
+        return tokens
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The given inputs, under transformers' names."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["num_items_in_batch"] = given.pop("num_items")
+        keep = given.pop("logits_to_keep")
+        given |= {} if isinstance(keep, int) and not keep else {"logits_to_keep": keep}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @cached_property
+    def real(self) -> Tensor:
+        """``[B, T]``, true where there is a token and not padding.
+
+        Raises:
+            ConfigError: the mask has another shape.
+        """
+        return real_tokens(self.tokens, self.attention_mask)
+
+    @cached_property
+    def starts(self) -> Tensor | None:
+        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
+        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
+            return None
+        real = self.real
+        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+
+    @cached_property
+    def packed(self) -> bool:
+        """Whether a row holds several texts, one after the other."""
+        return self.starts is not None and bool(self.starts.any())
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Real tokens of each text: of each row, or of each part of a packed row."""
+        lengths: list[int] = self.real.sum(1).tolist()
+        if self.starts is None:
+            return lengths
+        rows = torch.split(self.starts.cpu(), lengths)
+        cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
+        return [end - start for cut in cuts for start, end in pairwise(cut)]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """``[t]`` of the real tokens of all rows; of embeddings, which have none, their numbers: all different."""
+        flat = self.tokens[self.real]
+        return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
+
+    @cached_property
+    def embeds(self) -> Tensor | None:
+        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
+
+    @cached_property
+    def flat_labels(self) -> Tensor | None:
+        """``[t]`` labels of the real tokens of all rows."""
+        return None if self.labels is None else self.labels[self.real]
+
+    def kept(self, positions: Tensor) -> Tensor:
+        """Those of ``[B, P + T, ...]`` that get logits."""
+        keep = self.logits_to_keep
+        return positions[:, slice(-keep, None) if isinstance(keep, int) else keep.to(positions.device)]
+
+
+def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
+    """A forward pass by the engine: padding is dropped, each prompt is computed once, logits only if they are read."""
+    can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
+    if can_be_cut and torch.is_grad_enabled():
+        plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
+        if len(plans) > 1:
+            return _forward_packs(base, prompts, batch, plans)
+    plan = plan_batch(prompts, batch)
+    hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)
+    return output_of(base, plan, hidden, columns(plan, prompts, batch.real), batch)
+
+
+def _forward_packs(
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
+) -> PromptedCausalLMOutput:
+    """A batch of several packs: its loss, pack by pack; reading the logits computes the batch again."""
+    loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
+    whole = plan_batch(prompts, batch)
+    places = batch.kept(columns(whole, prompts, batch.real))
+    matrix = prompts.matrix.clone()  # an optimiser may change the prompt before the logits are read
+    logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
+    return PromptedCausalLMOutput(loss=loss, logits=logits)
+
+
+def output_of(
+    base: PreTrainedModel, plan: Plan, hidden: Tensor, places: Tensor, batch: Batch
+) -> PromptedCausalLMOutput:
+    """Loss and logits of flat hidden states ``[T, D]``; with a loss, logits are computed when they are read.
+
+    Args:
+        places: ``[B, P + T]`` flat position of each token, -1 at padding.
+    """
+    places = batch.kept(places)
+    if batch.labels is None:
+        return PromptedCausalLMOutput(logits=spread_logits(base, hidden, places))
+    count = len(plan.targets) if batch.num_items is None else batch.num_items
+    loss = losses_of(base, hidden, plan).sum() / count
+    return PromptedCausalLMOutput(loss=loss, logits=LazyLogits(lambda: spread_logits(base, hidden, places)))
+
+
+def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
+    """The plan of a batch: each text behind its prompt, and each text of a packed row by itself."""
+    return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
+
+
+def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
+    """Plans of a batch's texts behind one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
+    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
+    ends = [0, *accumulate(lengths)]
+    plans = []
+    for part in packs(lengths, tokens_per_pack):
+        span = slice(ends[part.start], ends[part.stop])
+        own = None if labels is None else labels[span]
+        plans.append(prompts.plan(lengths[part.start : part.stop], ids[span], own))
+    return plans
+
+
+def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
+    """Logits ``[B, C, V]`` of hidden states ``[T, D]`` at flat ``places`` ``[B, C]``; zeros where these are -1."""
+    real = places >= 0
+    wanted, back = torch.unique(places[real], return_inverse=True)
+    found = logits_of(base, hidden[wanted]).to(places.device)
+    logits = found.new_zeros(*places.shape, found.shape[-1])
+    logits[real] = found[back]
+    return logits
+
+
+def forward_plain(
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, behind: bool | Tensor = False, **asked: Any
+) -> PromptedCausalLMOutput:
+    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch.
+
+    Args:
+        behind: as in ``prompted_call``.
+    """
+    output, order = prompted_call(
+        base,
+        prompts,
+        input_ids=batch.input_ids,
+        inputs_embeds=batch.inputs_embeds,
+        attention_mask=batch.attention_mask,
+        behind=behind,
+        **asked,
+    )
+    if order is None:
+        if batch.labels is not None:
+            raise ConfigError("labels together with a filled past_key_values are not supported; score in one call")
+        found = {k: v for k, v in output.items() if k in _FIELDS}
+        return PromptedCausalLMOutput(**found | {"logits": batch.kept(output.logits)})
+    ours = torch.cat([prompts.for_rows(len(order)).index >= 0, batch.real], dim=1)[..., None]
+    states, attentions = output.get("hidden_states"), output.get("attentions")
+    return PromptedCausalLMOutput(
+        loss=None if batch.labels is None else _plain_loss(output.logits, batch, order, ours[..., 0]),
+        logits=batch.kept(_reorder(output.logits, order) * ours),
+        past_key_values=output.get("past_key_values"),
+        hidden_states=states and tuple(_reorder(state, order) * ours for state in states),
+        attentions=attentions and tuple(_reorder_pairs(weights, order) for weights in attentions),
+    )
+
+
+def _plain_loss(logits: Tensor, batch: Batch, order: Tensor, ours: Tensor) -> Tensor:
+    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``.
+
+    Args:
+        ours: ``[B, P + T]`` in PEFT's order, false at padding.
+    """
+    assert batch.labels is not None
+    length = order.shape[1] - batch.labels.shape[1]
+    labels = F.pad(batch.labels, (length, 0), value=IGNORE_INDEX)
+    first = order == order.masked_fill(~ours, order.shape[1]).min(1, keepdim=True).values  # nothing predicts it
+    labels = labels.masked_fill(~ours | first, IGNORE_INDEX)
+    targets = torch.zeros_like(labels).scatter(1, order, labels)[:, 1:]
+    summed = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="sum")
+    return summed / ((targets != IGNORE_INDEX).sum() if batch.num_items is None else batch.num_items)
+
+
+_FIELDS = ("logits", "past_key_values", "hidden_states", "attentions")
+
+
+def _reorder(states: Tensor, order: Tensor) -> Tensor:
+    """``[B, P + T, D]`` from the layout's order into PEFT's."""
+    return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _reorder_pairs(weights: Tensor, order: Tensor) -> Tensor:
+    """``[B, heads, P + T, P + T]`` from the layout's order into PEFT's, on both sides."""
+    rows = order[:, None, :, None].expand_as(weights)
+    return weights.gather(2, rows).gather(3, order[:, None, None, :].expand_as(weights))

@@ -1,0 +1,149 @@
+"""A linear read-out: classes from what the frozen model represents, beside what it says.
+
+A model often represents more than a short prompt makes it say. The hidden states of a text, averaged over its
+tokens and over the middle layers, go through one linear map to the classes: ``C (D + 1)`` learned numbers. The
+states are by-products of the pass that scores the labels, so reading them costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import AdapterError
+from ..storage.record import READOUT_NAME
+from ..storage.tensors import read_tensors, write_tensors
+
+MIDDLE = (0.3, 0.8)
+"""Which layers are read, as shares of the depth (docs/log.md has the trials)."""
+L2 = 33.0
+"""Strength of the regularisation: much, since rows are few and features many."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A linear map from mean hidden states to classes.
+
+    Attributes:
+        layers: ``[L]`` indices of the decoder layers that are read.
+        scale: ``[L, D]`` factor of each layer's states, before they are summed over the layers.
+        weight: ``[C, D]``.
+        bias: ``[C]``.
+        share: scalar in [0, 1]: how much its log-probability counts; the rest is the prompt's.
+    """
+
+    layers: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    share: Tensor
+
+    def log_probs(self, means: Tensor) -> Tensor:
+        """Log-probability ``[B, C]`` of each class, given mean hidden states ``[B, all layers, D]``."""
+        features = torch.einsum("bld,ld->bd", means[:, self.layers], self.scale)
+        return (features @ self.weight.T + self.bias).log_softmax(-1)
+
+    def cooled(self, temperature: float) -> Readout:
+        """The same with logits divided by a temperature."""
+        return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
+
+    def mix(self, scores: Tensor, means: Tensor) -> Tensor:
+        """What prompt and read-out say together: log-probabilities ``[B, C]``.
+
+        Args:
+            scores: ``[B, C]`` log-probability of each label's text under the prompt.
+            means: ``[B, all layers, D]``.
+        """
+        both = (1 - self.share) * scores.log_softmax(-1) + self.share * self.log_probs(means)
+        return both.log_softmax(-1)
+
+    def save(self, folder: Path) -> None:
+        """Write ``readout.safetensors`` into ``folder``, atomically."""
+        write_tensors(folder / READOUT_NAME, vars(self))
+
+    @classmethod
+    def read(cls, path: Path, num_classes: int, num_layers: int, width: int) -> Readout:
+        """Read a file that ``save`` wrote.
+
+        Args:
+            num_classes, num_layers, width: C of the task, and what the base model has; width is D.
+
+        Raises:
+            AdapterError: it is damaged, or of another task or model.
+        """
+        names = [field.name for field in fields(cls)]
+        tensors = read_tensors(path, names)
+        found = cls(**tensors)
+        count = len(found.layers) if found.layers.ndim == 1 else 0
+        shapes = ((count,), (count, width), (num_classes, width), (num_classes,), ())
+        if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
+            raise AdapterError(
+                f"{path} does not fit task and base model: it must read {num_classes} classes of width {width}"
+            )
+        if found.layers.dtype != torch.long or not 0 <= float(found.share) <= 1:
+            raise AdapterError(f"{path} is damaged: layers must be whole numbers, and the share one between 0 and 1")
+        if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
+            raise AdapterError(f"{path} reads layers that the base model, which has {num_layers}, lacks")
+        return found
+
+
+def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> Readout:
+    """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
+
+    Classes count alike, however many rows they have. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
+    L-BFGS in float64; the standardisation is folded into the result.
+
+    Args:
+        means: ``[N, all layers, D]`` of the training rows.
+        targets: ``[N]`` class of each.
+        share: see ``Readout``.
+    """
+    layers = middle_layers(means.shape[1])
+    states = means[:, layers].cpu().double()  # MPS has no float64
+    deviation = states.std(0, unbiased=False).clamp_min(1e-6)
+    scale = 1 / (len(layers) * deviation)
+    centre = (states.mean(0) * scale).sum(0)
+    features = torch.einsum("bld,ld->bd", states, scale) - centre
+    gold = torch.tensor(targets)
+    weights = class_weights(targets, num_classes)
+    weight, bias = _logistic_regression(features, gold, weights.double(), l2)
+    bias -= weight @ centre
+    # Of a class without rows nothing is known: its logit is the mean of the others', never the largest.
+    missing = weights == 0
+    weight[missing], bias[missing] = weight[~missing].mean(0), bias[~missing].mean()
+    numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
+    return Readout(layers, *(each.float() for each in numbers))
+
+
+def class_weights(gold: Sequence[int], num_classes: int) -> Tensor:
+    """Weights ``[C]`` under which all classes that have rows count alike; their mean over the rows is 1."""
+    counts = torch.bincount(torch.tensor(gold, dtype=torch.long), minlength=num_classes)
+    return torch.where(counts > 0, len(gold) / (counts > 0).sum() / counts.clamp_min(1), 0.0)
+
+
+def _logistic_regression(features: Tensor, gold: Tensor, weights: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(len(weights), features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(weights), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        search.zero_grad()
+        logits = features @ weight.T + bias
+        entropy = torch.nn.functional.cross_entropy(logits, gold, weights, reduction="sum")
+        total: Tensor = entropy + l2 / 2 * weight.square().sum() + 1e-6 * bias.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        search.step(objective)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def middle_layers(num_layers: int) -> Tensor:
+    """Indices of the layers that are read, of so many; at least one."""
+    low, high = (round(share * num_layers) for share in MIDDLE)
+    return torch.arange(max(low - 1, 0), max(high, low, 1))

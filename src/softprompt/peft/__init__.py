@@ -1,0 +1,1 @@
+"""The PEFT-compatible interface: names, signatures and files of Hugging Face PEFT."""

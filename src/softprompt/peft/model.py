@@ -1,0 +1,204 @@
+"""The guide's API: a frozen causal language model with soft prompts, over the engine.
+
+Names, signatures and files are PEFT's; the mathematics is the engine's. ``docs/peft.md`` has the table
+of what differs and why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import TransformersKwargs
+
+from ..config.adapter_config import Placement
+from ..engine.row_prompts import RowPrompts
+from ..engine.surgery.lm_head import is_hooked
+from ..errors import ConfigError
+from ..inference import generate as decoding
+from ..inference.forward import Batch, forward_plain, forward_rows
+from ..inference.fused_lm_head import forward_fused, is_fused
+from ..inference.suffix import forward_behind, text_lengths
+from ..models.families import base_facts
+from ..storage.adapter import placement_of
+from .adapters import BASE
+from .adapters import PeftModel as PeftModel
+
+_PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
+"""Keywords for which a call runs as one padded batch, with the prompt in each row."""
+_OF_THE_CONFIG = ("output_attentions", "output_hidden_states")
+"""Keywords whose default is set in the base's config."""
+_OF_PACKED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Keywords that describe packed rows without a prompt; ``position_ids`` describe them as well."""
+
+
+class UnknownKeywordError(ConfigError, TypeError):
+    """A keyword that ``forward`` does not have."""
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with a soft prompt in front of every text, or behind it."""
+
+    @property
+    def prompt_placement(self) -> Placement:
+        """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
+        return placement_of(self.active_peft_config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        task_ids: Tensor | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        position_ids: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loss and logits of a batch, each row as if it were alone and had no padding.
+
+        Args:
+            input_ids: ``[B, T]``; or ``inputs_embeds`` ``[B, T, D]``, which wins if both are given.
+            attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
+            labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
+                the first token of a row that has a loss; at the end of a row that has none, or without labels.
+            position_ids: of packed rows (trl's ``packing=True``, ``DataCollatorWithFlattening``), where they return to
+                0 at each new text. Each text then follows the prompt and attends to no other text. Otherwise ignored
+                with a warning: a token's position is its place behind the prompt.
+            output_hidden_states, output_attentions: as in transformers (the config has the default). With these,
+                ``use_cache`` or ``past_key_values`` the call runs as one padded batch with the prompt in each row.
+            num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
+            logits_to_keep: number of positions at the end of ``P + T`` that get logits (0: all), or their indices.
+            adapter_names: the adapter of each row; ``"__base__"`` for none. P is then the length of the longest
+                prompt; shorter ones are padded on the left.
+            **kwargs: ``token_type_ids`` are ignored with a warning.
+
+        Returns:
+            ``PromptedCausalLMOutput``: ``loss``, and ``logits`` ``[B, P + T, V]``; with labels, logits are computed
+            when they are read. A tuple of these when ``return_dict`` is false.
+
+        Raises:
+            ConfigError: no input, a mask that is not ``[B, T]``, an unknown adapter, a keyword of the base that is
+                not supported with a prompt, or packed rows in a call that needs one text per row.
+            TypeError: a keyword that neither the base nor transformers has.
+        """
+        kwargs |= {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        self._check_keywords(kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        batch = Batch(
+            input_ids, inputs_embeds, attention_mask, labels, num_items_in_batch, logits_to_keep, position_ids
+        )
+        if self._disabled:
+            return self.base_model(**batch.asked, return_dict=return_dict, **given)
+        given = {name: getattr(self.config, name, None) for name in _OF_THE_CONFIG} | given
+        asked = {name: value for name, value in given.items() if value is not None and value is not False}
+        output = self._forward(batch, adapter_names, self._settle(batch, asked))
+        return output if return_dict is not False else output.to_tuple()
+
+    def _forward(self, batch: Batch, adapter_names: Sequence[str] | None, asked: dict[str, Any]) -> Any:
+        base, fused = self.base_model, asked.pop("fused_lm_head", False)
+        prompts, placement = self._bind(adapter_names, len(batch.tokens))
+        plain = [*asked, *(["hooks on the base"] if is_hooked(base) else [])]
+        behind = ["prompt_placement suffix"] if placement == "suffix" else []
+        several = ["adapter_names"] if adapter_names is not None else []
+        if batch.packed:
+            what = "a packed row (position_ids return to 0 inside it)"
+            _refuse(what, [*plain, *behind, *several], "give each text a row of its own")
+        if fused:
+            _refuse("fused_lm_head", [*plain, *behind, *several], "leave one of them out")
+            return forward_fused(base, prompts, batch)
+        if behind:
+            _refuse("prompt_placement suffix", list(asked), "leave these keywords out")
+        if plain:
+            return forward_plain(base, prompts, batch, text_lengths(batch) if behind else False, **asked)
+        if behind:
+            return forward_behind(base, prompts.matrix, batch)
+        return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
+
+    def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
+        """Keywords beyond loss and logits, without those that follow from prompt and mask."""
+        ignored = {"token_type_ids": asked.pop("token_type_ids", None)}
+        if batch.position_ids is not None:
+            asked = {name: value for name, value in asked.items() if name not in _OF_PACKED_ROWS}
+            ignored["position_ids"] = None if batch.packed else batch.position_ids
+        for name in [name for name, value in ignored.items() if value is not None]:
+            warnings.warn(f"{name} are not used: they follow from the prompt and the mask.", stacklevel=5)
+        if refused := sorted(asked.keys() - {*_PLAIN, "fused_lm_head"}):
+            advice = "set router_aux_loss_coef=0.0" if refused == ["output_router_logits"] else "leave it out"
+            raise ConfigError(f"{', '.join(refused)}: not supported with a soft prompt; {advice}")
+        return asked
+
+    def _check_keywords(self, given: dict[str, Any]) -> None:
+        known = {*inspect.signature(self.base_model.forward).parameters, *TransformersKwargs.__annotations__}
+        known |= {"token_type_ids", *(["fused_lm_head"] if is_fused(self.base_model) else [])}
+        if unknown := sorted(given.keys() - known):
+            raise UnknownKeywordError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
+
+    def _bind(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[RowPrompts, Placement]:
+        """The prompts of a batch, looked up once per call: another thread may call ``set_adapter`` meanwhile."""
+        if adapter_names is None:
+            name = self._active()
+            return RowPrompts.of([self.prompt_of(name)]), placement_of(self.peft_config[name])
+        if isinstance(adapter_names, str) or len(adapter_names) != rows:
+            raise ConfigError(
+                f"adapter_names needs one name per row: the batch has {rows} rows, the names are {adapter_names!r}"
+            )
+        names = list(dict.fromkeys(adapter_names))
+        for name in names:
+            if name != BASE:
+                self._require(name)
+                if placement_of(self.peft_config[name]) == "suffix":
+                    raise ConfigError(f"adapter_names takes prefix prompts only; {name!r} has prompt_placement suffix")
+        nothing = torch.empty(0, base_facts(self.base_model)["token_dim"] or 0, device=self.base_model.device)
+        prompts = [nothing if name == BASE else self.prompt_of(name) for name in names]
+        return RowPrompts.of(prompts, [names.index(name) for name in adapter_names]), "prefix"
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """transformers' ``generate`` with the prompt in front of every row; see ``softprompt.inference.generate``.
+
+        Args:
+            adapter_names: the adapter of each row; ``"__base__"`` for none.
+        """
+        if self._disabled:
+            return self.base_model.generate(*args, **kwargs)
+        kwargs.setdefault("generation_config", None)
+        given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+        prompts, placement = self._bind(adapter_names, next((len(each) for each in given if each is not None), 1))
+        return decoding.generate(self.base_model, prompts.detach(), *args, behind=placement == "suffix", **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Inputs for the base model, for custom decoding loops; see ``generate.prepare_inputs``.
+
+        Raises:
+            ConfigError: the prompt stands behind the text.
+        """
+        if self._disabled:
+            return self.base_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[no-any-return]
+        prompts, placement = self._bind(None, len(input_ids))
+        if placement == "suffix":
+            raise ConfigError("prepare_inputs_for_generation does not support prompt_placement suffix; use generate")
+        return decoding.prepare_inputs(self.base_model, prompts, input_ids, *args, **kwargs)
+
+    @property
+    def generation_config(self) -> Any:
+        """The base model's defaults for ``generate``; assigning replaces them there."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self.base_model.generation_config = value
+
+
+def _refuse(what: str, others: Sequence[str], advice: str) -> None:
+    if others:
+        raise ConfigError(f"{what} is not supported together with {', '.join(others)}; {advice}")

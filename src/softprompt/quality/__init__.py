@@ -1,1 +1,0 @@
-"""``softprompt benchmark``: how well methods label, over tasks, seeds and numbers of training rows."""

@@ -1,0 +1,1 @@
+"""Model cards and plots, made from the record of a run."""

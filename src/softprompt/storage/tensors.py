@@ -1,0 +1,43 @@
+"""Small files of named tensors beside an adapter: written atomically, read as if a stranger had sent them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..errors import AdapterError
+from .atomic import atomic_path
+
+MAX_BYTES = 1 << 30
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file."""
+    data = save({name: each.detach().cpu().contiguous() for name, each in tensors.items()})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Read a safetensors file that holds tensors of just these names, all finite.
+
+    Raises:
+        AdapterError: it does not, or is no such file, or too large.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise AdapterError(f"{path} has {size:,} bytes; such a file has at most {MAX_BYTES:,}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read ({error})") from None
+    if sorted(tensors) != sorted(names):
+        raise AdapterError(f"{path} is damaged: it must hold {', '.join(names)}")
+    if not all(bool(torch.isfinite(tensors[name].double()).all()) for name in names):
+        raise AdapterError(f"{path} has NaN or infinite numbers; train the adapter again")
+    return tensors

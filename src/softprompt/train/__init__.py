@@ -1,1 +1,0 @@
-"""Training: ``job.py`` is a whole run from options to a finished folder, ``loop.py`` its inner loop."""

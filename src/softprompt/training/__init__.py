@@ -1,0 +1,1 @@
+"""Training runs: options in, a finished adapter folder out."""

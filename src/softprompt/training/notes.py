@@ -1,0 +1,78 @@
+"""Notes on the rows for the user, before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..config.options import DataOptions
+from ..data.sources import Splits, labels_alike, labels_repeat
+from ..data.task import Task
+from ..data.template import is_missing
+from ..types import Example
+from .callbacks import Listener
+
+_MOST_NAMED = 6
+
+
+def tell_rows(
+    options: DataOptions, splits: Splits, task: Task, parts: Mapping[str, Sequence[Example]], listener: Listener
+) -> None:
+    """Report what was read, what was skipped, and what looks like a mistake.
+
+    Args:
+        parts: the encoded rows of each split, to count those that were cut.
+    """
+    listener.note(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
+    cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
+    notes = (
+        empty_note(splits.num_empty),
+        _gaps_note(splits, task),
+        any(cut.values())
+        and f"cut to fit max_length: {_counts(cut, {n: len(rows) for n, rows in parts.items()})} rows",
+        _free_text_note(options, task, [str(example.label) for example in parts["train"]]),
+        None if options.labels else alike_note(task),
+    )
+    for note in notes:
+        if note:
+            listener.note(note)
+
+
+def empty_note(num_empty: int) -> str | None:
+    """A note on rows that were skipped."""
+    return f"rows skipped because all columns are empty: {num_empty}" if num_empty else None
+
+
+def alike_note(task: Task) -> str | None:
+    """A note on labels that are probably the same."""
+    groups = [" and ".join(map(repr, group)) for group in labels_alike(task.labels)]
+    if not groups:
+        return None
+    return f"labels that differ only in case or blanks are separate classes: {'; '.join(groups)}"
+
+
+def _kind(task: Task) -> str:
+    if not task.labels:
+        return "free text"
+    more = ", ..." if len(task.labels) > _MOST_NAMED else ""
+    return f"{len(task.labels)} classes: {', '.join(task.labels[:_MOST_NAMED])}{more}"
+
+
+def _counts(numbers: Mapping[str, int], of: Mapping[str, int] | None = None) -> str:
+    return ", ".join(f"{n} of {of[name]} {name}" if of else f"{n} {name}" for name, n in numbers.items() if n)
+
+
+def _gaps_note(splits: Splits, task: Task) -> str | None:
+    """A note on text columns that are empty in some rows; a row without any text is an error earlier."""
+    rows = [*splits.train, *splits.validation, *splits.test, *splits.unlabeled]
+    gaps = {name: sum(is_missing(row.fields.get(name)) for row in rows) for name in task.text_columns}
+    found = [f"{name!r} in {number}" for name, number in gaps.items() if number]
+    return f"empty cells in text columns: {', '.join(found)} of {len(rows)} rows" if found else None
+
+
+def _free_text_note(options: DataOptions, task: Task, labels: Sequence[str]) -> str | None:
+    """A note on why labels were not taken for classes: too many of them, or too few rows of each."""
+    if options.task != "auto" or task.labels:
+        return None
+    why = "labels repeat, but there are too many" if labels_repeat(Counter(labels)) else "most labels occur only once"
+    return f"{why}, so they are treated as free text; if they are classes, use --task classification"

@@ -1,0 +1,48 @@
+"""A batch in parts that are computed one after the other, with the memory of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..engine.plans import packs
+from ..engine.text_cache import Texts
+from ..inference.suffix import answer_losses
+from ..types import Example
+
+KNOWN_TOKENS = 16
+"""So many tokens of a text that is known cost the memory of one that is computed, or less."""
+
+
+def packs_in_front(batch: Sequence[Example], tokens_per_pack: int) -> list[Sequence[Example]]:
+    """Packs of at most so many tokens to compute, and of a row at least, under a prompt that is computed once."""
+    return cut(batch, [len(row.input_ids) + len(row.label_ids) for row in batch], tokens_per_pack)
+
+
+def packs_behind(batch: Sequence[Example], num_virtual_tokens: int, tokens_per_pack: int) -> list[Sequence[Example]]:
+    """The same for a prompt behind texts, which are known."""
+    sizes = [num_virtual_tokens + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
+    return cut(batch, sizes, tokens_per_pack)
+
+
+def cut(batch: Sequence[Example], sizes: Sequence[int], most: int) -> list[Sequence[Example]]:
+    """Rows in stretches whose sizes add up to at most so many, or of one row."""
+    return [batch[rows.start : rows.stop] for rows in packs(sizes, most)]
+
+
+def backward_behind(
+    base: PreTrainedModel, prompt: Tensor, parts: Sequence[Sequence[Example]], texts: Texts | None
+) -> float:
+    """Add the gradient of the mean loss of all parts to ``prompt.grad``; returns that loss.
+
+    Packs share nothing that is computed, so losses and gradients just add up.
+    """
+    tokens = sum(len(example.label_ids) for part in parts for example in part)
+    total = 0.0
+    for part in parts:
+        loss = answer_losses(base, prompt, part, texts).sum() / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
