@@ -57,7 +57,7 @@ def run() -> None:
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--task", action="append", choices=TEXT_COLUMNS)
+    parser.add_argument("--task", action="append", candidates=TEXT_COLUMNS)
     options = parser.parse_args()
     for task in options.task or TEXT_COLUMNS:
         target = options.output / task

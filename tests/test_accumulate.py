@@ -8,19 +8,19 @@ from softprompt.engine import accumulate
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.accumulate import mean_loss
-from softprompt.engine.execute import ways
+from softprompt.engine.execute import backends
 from softprompt.engine.plans import packs, plan_rows
-from softprompt.engine.prefill import compile_prompt
+from softprompt.engine.prefill import prefill
 from test_engine import assert_near, batch, plan_of
 
 SOME = ["llama", "mistral", "gemma2", "gemma3", "bloom", "gpt2", "opt350", "mpt", "falcon_alibi", "gpt_neo"]
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request, family, monkeypatch):
-    if request.param not in ways(tiny.base(family).base_model):
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request, family, monkeypatch):
+    if request.param not in backends(tiny.base(family).base_model):
         pytest.skip(f"{family} runs level by level only")
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
 def packed(rows, labels, virtual, tokens=14):
@@ -47,13 +47,13 @@ def check_packs(model, tolerance, virtual=6):
 
 
 @pytest.mark.parametrize("family", SOME)
-def test_packs_are_one_plan_float64(family, way):
+def test_packs_are_one_plan_float64(family, backend):
     with tiny.float64():
         check_packs(tiny.base(family, torch.float64), 1e-8 if family == "bloom" else 1e-9)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "mpt"])
-def test_packs_are_one_plan_float32(family, way):
+def test_packs_are_one_plan_float32(family, backend):
     check_packs(tiny.base(family), 1e-5)
 
 
@@ -63,15 +63,15 @@ def two_packs(virtual=5, seed=3):
 
 
 @pytest.mark.parametrize("family", ["llama"])
-def test_the_prompt_runs_once(family, way, monkeypatch):
+def test_the_prompt_runs_once(family, backend, monkeypatch):
     """Once forward and once backward, whatever the number of packs."""
     model = tiny.base(family)
     rows, labels = batch()
     plans = packed(rows, labels, 5)
     prompt = tiny.prompt_for(model)
     widths, compilations, backwards = [], [], []
-    real = accumulate.compile_prompt
-    monkeypatch.setattr(accumulate, "compile_prompt", lambda *given: compilations.append(1) or real(*given))
+    real = accumulate.prefill
+    monkeypatch.setattr(accumulate, "prefill", lambda *given: compilations.append(1) or real(*given))
 
     def watch(module, args, kwargs):
         embeds = kwargs["inputs_embeds"]
@@ -87,7 +87,7 @@ def test_the_prompt_runs_once(family, way, monkeypatch):
     assert compilations == [1]
     assert widths[0] == 5
     assert backwards == [5], "text takes no gradient"
-    if running.ways(None) == ("packed",):
+    if running.backends(None) == ("packed",):
         assert widths[1:] == [plan.tree.num_tokens - 5 for plan in plans]
     assert prompt.grad.abs().sum() > 0
 
@@ -172,7 +172,7 @@ def test_the_base_takes_no_gradient():
 
 
 @pytest.mark.parametrize("family", SOME)
-def test_a_compiled_prompt_reads_as_the_prompt(family, way):
+def test_a_compiled_prompt_reads_as_the_prompt(family, backend):
     """Losses behind it are those behind the prompt; with its history, so is the gradient."""
     with tiny.float64():
         model = tiny.base(family, torch.float64)
@@ -182,9 +182,9 @@ def test_a_compiled_prompt_reads_as_the_prompt(family, way):
         plain = [tiny.plain_losses(model, prompt, *pair) for pair in zip(rows, labels, strict=True)]
         expected = torch.cat(plain)
         with torch.no_grad():
-            got = engine_loss.token_losses(model, plan, compile_prompt(model, prompt))
+            got = engine_loss.token_losses(model, plan, prefill(model, prompt))
         tolerance = 1e-8 if family == "bloom" else 1e-9
         assert_near(got, expected.detach(), tolerance)
-        through = engine_loss.token_losses(model, plan, compile_prompt(model, prompt))
+        through = engine_loss.token_losses(model, plan, prefill(model, prompt))
         (ours,) = torch.autograd.grad(through.sum(), prompt)
         assert_near(ours, torch.autograd.grad(expected.sum(), prompt)[0], tolerance)

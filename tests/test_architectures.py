@@ -18,7 +18,7 @@ import tiny
 from softprompt import BaseModelError, ConfigError
 from softprompt.engine import execute as running
 from softprompt.engine import selfcheck
-from softprompt.engine.execute import ways
+from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_rows
 from softprompt.inference.score import score_labels
@@ -87,21 +87,21 @@ def differences(model, lengths=(5, 9, 13, 1), virtual=11):
     }
 
 
-def measure(name, way):
-    with tiny.float64(), mock.patch.object(running, "ways", return_value=(way,)):
+def measure(name, backend):
+    with tiny.float64(), mock.patch.object(running, "backends", return_value=(backend,)):
         return differences(model_of(name))
 
 
 def ways_of(name):
-    return ways(model_of(name, torch.float32).base_model)
+    return backends(model_of(name, torch.float32).base_model)
 
 
-@pytest.mark.parametrize("way", ["packed", "levels"])
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
 @pytest.mark.parametrize("name", LISTED)
-def test_listed_architectures_are_exact(name, way):
-    if way not in ways_of(name):
+def test_listed_architectures_are_exact(name, backend):
+    if backend not in ways_of(name):
         pytest.skip(f"{name} runs level by level only")
-    found = measure(name, way)
+    found = measure(name, backend)
     assert max(found.values()) <= TOLERANCE, found
 
 
@@ -332,8 +332,8 @@ def test_length_dependent_rotary_scaling_is_exact_up_to_its_bound_and_refused_be
 def main():
     """Measure all, and write the page."""
     for name in LISTED:
-        for way in ways_of(name):
-            print(f"{name:20} {way:8}", *(f"{what} {size:.1e}" for what, size in measure(name, way).items()))
+        for backend in ways_of(name):
+            print(f"{name:20} {backend:8}", *(f"{what} {size:.1e}" for what, size in measure(name, backend).items()))
     if "--write" in sys.argv:
         DOC.write_text(page(), encoding="utf-8")
 

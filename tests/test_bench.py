@@ -166,9 +166,9 @@ def test_classes(place):
 def test_classes_are_the_same_rows_under_both_recipes(place):
     """What is counted is what is trained: texts without the guide's words, and each label's beginnings once."""
     training = make_subject("classes", options(place))
-    choices, batch = training.classes.ids, training.batches[0]
-    shared = len({choice[:n] for choice in choices for n in range(1, len(choice))})
-    assert len(set(choices)) == 151
+    candidates, batch = training.classes.ids, training.batches[0]
+    shared = len({candidate[:n] for candidate in candidates for n in range(1, len(candidate))})
+    assert len(set(candidates)) == 151
     assert training.more(())["tokens_per_step"] <= sum(len(right.input_ids) + shared for _, right in batch)
     assert training.more(())["positions_per_step"] == len(batch) * (1 + shared)
     for left, right in batch:
@@ -267,9 +267,9 @@ def test_a_prompt_behind_the_texts(place):
     """Each side is right about its own order, and both have the same rows; texts are read before, once."""
     training = make_subject("suffix", options(place, text_tokens=40))
     batch = training.batches[0]
-    for name, behind in ((PREFIX, False), (OURS, True)):
+    for name, suffix in ((PREFIX, False), (OURS, True)):
         loss, gradient = training.make_side(name).run(batch)
-        right, exact = reference.loss_and_gradient(training.alone, training.prompt, batch, behind=behind)
+        right, exact = reference.loss_and_gradient(training.alone, training.prompt, batch, suffix=suffix)
         assert loss == pytest.approx(right, rel=1e-5)
         assert torch.allclose(gradient, exact, rtol=1e-3, atol=1e-6)
     side = training.make_side(OURS)

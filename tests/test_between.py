@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from softprompt.engine.execute import compute, run, ways
+from softprompt.engine.execute import backends, compute, run
 from softprompt.engine.surgery.capture import Means, but_first
 from softprompt.engine.tree import ROOT, Tree
 
@@ -20,20 +20,20 @@ def plain_states(model, embeds):
 
 
 @families
-@pytest.mark.parametrize("way", ["packed", "levels"])
-def test_states_are_those_of_rows_alone(family, way):
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
+def test_states_are_those_of_rows_alone(family, backend):
     with tiny.float64():
-        check_states(tiny.base(family, torch.float64), way)
+        check_states(tiny.base(family, torch.float64), backend)
 
 
-def check_states(model, way):
-    if way not in ways(model.base_model):
+def check_states(model, backend):
+    if backend not in backends(model.base_model):
         pytest.skip("it runs level by level only")
     tree = Tree((ROOT, 0, 1, 1, 0, 4), (5, 3, 2, 4, 0, 6))
     embeds = torch.randn(tree.num_tokens, tiny.width(model))
     states = []
-    hidden = run(model.base_model, tree, embeds, way=way, states=states)
-    torch.testing.assert_close(hidden, run(model.base_model, tree, embeds, way=way), rtol=0, atol=0)
+    hidden = run(model.base_model, tree, embeds, backend=backend, states=states)
+    torch.testing.assert_close(hidden, run(model.base_model, tree, embeds, backend=backend), rtol=0, atol=0)
     for node in (2, 3, 5):
         path = [*tree.path(node), *tree.span(node)]
         # A copy: transformers leaves hooks on what is asked for its hidden states.
@@ -43,23 +43,23 @@ def check_states(model, way):
             torch.testing.assert_close(got[path], plain, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("way", ["packed", "levels"])
-def test_known_tokens_have_no_states(way):
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
+def test_known_tokens_have_no_states(backend):
     model = tiny.base("llama")
     whole = Tree((ROOT, 0, 0), (5, 3, 4))
     embeds = torch.randn(12, tiny.width(model))
     states, expected = [], []
-    run(model.base_model, whole, embeds, way=way, states=expected)
+    run(model.base_model, whole, embeds, backend=backend, states=expected)
     prompt = compute(model.base_model, Tree((ROOT,), (5,)), embeds[:5])[0]
-    run(model.base_model, whole, embeds[5:], {0: prompt}, way, states=states)
+    run(model.base_model, whole, embeds[5:], {0: prompt}, backend, states=states)
     for got, all_of_it in zip(states, expected, strict=True):
         torch.testing.assert_close(got, all_of_it[5:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["packed", "levels"])
-def test_the_base_keeps_no_hooks(way):
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
+def test_the_base_keeps_no_hooks(backend):
     model = tiny.fresh("llama")
-    run(model.base_model, Tree((ROOT,), (4,)), torch.randn(4, tiny.width(model)), way=way, states=[])
+    run(model.base_model, Tree((ROOT,), (4,)), torch.randn(4, tiny.width(model)), backend=backend, states=[])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not any("Recorded" in type(module).__name__ for module in model.modules())
 

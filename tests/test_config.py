@@ -199,13 +199,13 @@ def test_attributes_set_later_are_kept(tmp_path):
     assert config.to_dict()["num_virtual_tokens"] == 9
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
-def test_copies(way):
+@pytest.mark.parametrize("backend", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies(backend):
     config = full()
-    twin = way(config)
+    twin = backend(config)
     assert twin == config
     assert twin is not config
-    if way is not copy.copy:
+    if backend is not copy.copy:
         assert twin.tokenizer_kwargs is not config.tokenizer_kwargs
 
 

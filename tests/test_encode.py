@@ -368,7 +368,13 @@ def test_behind_a_text_a_label_has_no_space_of_its_own():
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
     assert tokenizer(" yes")["input_ids"] == [1, 3]
-    given = {"template": "{text}", "labels": ("yes", "no"), "label_prefix": " ", "cue": " a", "end_token_id": None}
+    given = {
+        "template": "{text}",
+        "labels": ("yes", "no"),
+        "label_prefix": " ",
+        "answer_prefix": " a",
+        "end_token_id": None,
+    }
     made = encoder(tokenizer, **given)
     assert [made.label_ids(label) for label in ("yes", "no")] == [(3,), (4,)]
-    assert made.cue_ids == (2,)
+    assert made.answer_prefix_ids == (2,)

@@ -12,9 +12,9 @@ import tiny
 from softprompt import ConfigError
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
-from softprompt.engine.execute import run, ways
+from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import hidden_states, token_losses
-from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.engine.plans import plan_candidates, plan_rows
 from softprompt.engine.surgery.lm_head import logits_of
 from softprompt.engine.surgery.view import variant
 from softprompt.inference import score
@@ -109,26 +109,26 @@ def check_forest(model, tree, tolerance):
     assert_near(ours, reference, tolerance)
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request, family, monkeypatch):
-    if request.param not in ways(tiny.base(family).base_model):
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request, family, monkeypatch):
+    if request.param not in backends(tiny.base(family).base_model):
         pytest.skip(f"{family} runs level by level only")
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
 @families
-def test_loss_and_gradient_float64(family, way):
+def test_loss_and_gradient_float64(family, backend):
     with tiny.float64():
         check_rows(tiny.base(family, torch.float64), 1e-9)
 
 
 @families
-def test_loss_and_gradient_float32(family, way):
+def test_loss_and_gradient_float32(family, backend):
     check_rows(tiny.base(family), 2e-5)
 
 
 @families
-def test_scores_float64(family, way):
+def test_scores_float64(family, backend):
     with tiny.float64():
         check_scores(tiny.base(family, torch.float64), 1e-9)
 
@@ -147,7 +147,7 @@ def test_each_row_has_its_own_gradient(family):
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "mpt", "opt", "falcon_alibi", "gpt_neo"])
 @settings(max_examples=10)
 @given(tree=trees(longest=9, most=8))
-def test_any_forest_is_each_path_alone(family, way, tree):
+def test_any_forest_is_each_path_alone(family, backend, tree):
     if tree.num_tokens:
         with tiny.float64():
             check_forest(tiny.base(family, torch.float64), tree, 1e-9)
@@ -156,7 +156,7 @@ def test_any_forest_is_each_path_alone(family, way, tree):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "bloom", "mpt", "gpt2"])
 @settings(max_examples=8)
 @given(data=st.data())
-def test_choices_over_random_texts(family, way, data):
+def test_choices_over_random_texts(family, backend, data):
     """Loss and gradient of ``prompt -> texts -> labels``, any lengths, empty texts included."""
     token = st.integers(5, tiny.VOCAB - 1)
     texts = data.draw(st.lists(st.lists(token, max_size=9), min_size=1, max_size=4))
@@ -164,7 +164,7 @@ def test_choices_over_random_texts(family, way, data):
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         prompt = tiny.prompt_for(model, 3)
-        plan = plan_choices(3, texts, labels, CPU)
+        plan = plan_candidates(3, texts, labels, CPU)
         losses = token_losses(model, plan, prompt)
         got = torch.zeros(plan.num_groups).index_add(0, plan.groups, -losses)
         expected = torch.stack([tiny.plain_score(model, prompt, text, label) for text in texts for label in labels])
@@ -176,7 +176,7 @@ def test_choices_over_random_texts(family, way, data):
 
 
 @pytest.mark.parametrize("family", ["llama"])
-def test_prompt_runs_once_whatever_the_batch(family, way):
+def test_prompt_runs_once_whatever_the_batch(family, backend):
     model = tiny.base(family)
     rows = tiny.ids(6, 6, 6, 6)
     widths = []
@@ -187,7 +187,7 @@ def test_prompt_runs_once_whatever_the_batch(family, way):
         token_losses(model, plan_of(5, rows, rows), tiny.prompt_for(model))
     finally:
         hook.remove()
-    assert widths == ([(1, 29)] if running.ways(model.base_model) == ("packed",) else [(1, 5), (4, 6)])
+    assert widths == ([(1, 29)] if running.backends(model.base_model) == ("packed",) else [(1, 5), (4, 6)])
 
 
 def test_text_takes_no_gradient():
@@ -300,11 +300,12 @@ def test_rotary_scaling_that_depends_on_length_is_bounded():
 
 
 @pytest.mark.parametrize(
-    ("way", "limit"), [("levels", ("KEYS_PER_CALL", 2 * 40 * 12)), ("packed", ("TOKENS_PER_CALL", 7 + 3 + 2 * 40))]
+    ("backend", "limit"),
+    [("levelwise", ("KEYS_PER_CALL", 2 * 40 * 12)), ("packed", ("TOKENS_PER_CALL", 7 + 3 + 2 * 40))],
 )
-def test_many_classes_are_scored_a_few_texts_at_a_time(way, limit, monkeypatch):
+def test_many_classes_are_scored_a_few_texts_at_a_time(backend, limit, monkeypatch):
     for module in (running, score):
-        monkeypatch.setattr(module, "ways", lambda _: (way,))
+        monkeypatch.setattr(module, "backends", lambda _: (backend,))
     base = tiny.base("llama", torch.float32)
     prompt = torch.randn(5, 32)
     texts = [row.tolist() for row in tiny.ids(7, 3, 5, 1)]

@@ -14,7 +14,7 @@ from softprompt.engine import accumulate, loss, plans
 from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
-from softprompt.engine.kv_cache import Known
+from softprompt.engine.kv_cache import KVCache
 from test_attention import blocks
 from test_mutations import must_notice
 
@@ -26,9 +26,9 @@ PATH = levels._Memory._path
 COMMON = plans._common
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request, monkeypatch):
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request, monkeypatch):
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
 # -- attention over a tree ---------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_tree_mutants(mutant, monkeypatch):
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         if owner is levels._Memory:
-            monkeypatch.setattr(running, "ways", lambda _: ("levels",))
+            monkeypatch.setattr(running, "backends", lambda _: ("levelwise",))
         test_engine.check_forest(model, test_ways.FOREST, 1e-8)
         test_ways.check_ways(model, test_ways.FOREST, 1e-8)
         monkeypatch.setattr(owner, name, fault)
@@ -123,19 +123,19 @@ def check_packs():
 
 
 KNOWN_MUTANTS = {
-    "keys-and-values": lambda known: Known(known.detach().layers, known.hidden),
-    "keys": lambda known: Known(tuple((keys.detach(), values) for keys, values in known.layers), known.hidden),
-    "first-layer": lambda known: Known((known.detach().layers[0], *known.layers[1:]), known.hidden),
-    "hidden-states": lambda known: Known(known.layers, known.hidden.detach()),  # rows may begin with their label
+    "keys-and-values": lambda known: KVCache(known.detach().layers, known.hidden),
+    "keys": lambda known: KVCache(tuple((keys.detach(), values) for keys, values in known.layers), known.hidden),
+    "first-layer": lambda known: KVCache((known.detach().layers[0], *known.layers[1:]), known.hidden),
+    "hidden-states": lambda known: KVCache(known.layers, known.hidden.detach()),  # rows may begin with their label
 }
 
 
 @pytest.mark.parametrize("mutant", KNOWN_MUTANTS)
-def test_gradient_to_the_known_dropped(mutant, way, monkeypatch):
+def test_gradient_to_the_known_dropped(mutant, backend, monkeypatch):
     real, fault = accumulate.token_losses, KNOWN_MUTANTS[mutant]
 
     def dropped(base, plan, known):
-        return real(base, plan, fault(known) if isinstance(known, Known) else known)
+        return real(base, plan, fault(known) if isinstance(known, KVCache) else known)
 
     with tiny.float64():
         check_packs()
@@ -163,7 +163,7 @@ def test_a_pack_left_out(name, monkeypatch):
     def first_is_lost(base, plan, known):
         losses = real(base, plan, known)
         calls.append(1)
-        if isinstance(known, Known) and len(calls) == 2:
+        if isinstance(known, KVCache) and len(calls) == 2:
             return losses.detach() + 0 * losses if name == "gradient" else 0 * losses
         return losses
 

@@ -22,20 +22,20 @@ from cli_tools import make_base, rows, softprompt, write_rows
 from softprompt import PromptTuningConfig
 from softprompt.config.options import ModelOptions, TrainOptions
 from softprompt.data.task import Task
-from softprompt.data.tokenize import shortest_starts
+from softprompt.data.tokenize import unique_prefixes
 from softprompt.engine import execute as running
-from softprompt.engine.execute import ways
+from softprompt.engine.execute import backends
 from softprompt.engine.loss import group_log_probs
-from softprompt.engine.suffix import plan_choices_behind
-from softprompt.engine.text_cache import Texts
+from softprompt.engine.suffix import plan_suffix_candidates
+from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, TrainingError
 from softprompt.inference.ensemble import Ensemble, fit_temperature
 from softprompt.inference.evaluate import Classes, label_log_probs, mean_states
 from softprompt.inference.pipeline import load_prompted
-from softprompt.inference.suffix import score_labels_behind
+from softprompt.inference.suffix import score_labels_with_suffix
 from softprompt.peft.model import PeftModelForCausalLM
-from softprompt.storage.record import ENSEMBLE_NAME, READOUT_NAME
-from softprompt.training.callbacks import Listener
+from softprompt.storage.record import ENSEMBLE_NAME, PROBE_NAME
+from softprompt.training.callbacks import Callback
 from softprompt.training.classifier import UNLABELED_WEIGHT, _temperature, soft_weights
 from softprompt.training.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
 from softprompt.training.objectives import gold_of
@@ -60,11 +60,11 @@ def texts() -> list[tuple[int, ...]]:
     return [tuple(text.tolist()) for text in tiny.ids(6, 1, 9, 3)] + [()]
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param not in ways(tiny.base(family).base_model):
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param not in backends(tiny.base(family).base_model):
         pytest.skip(f"{family} runs level by level only")
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
 # --- several prompts in one forest ------------------------------------------------------------------------------
@@ -72,18 +72,18 @@ def way(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("labels", [LABELS, SINGLE], ids=["branches", "starts"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "gptj", "opt"])
-def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int, ...]], way: None) -> None:
+def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int, ...]], backend: None) -> None:
     """Scores and gradients in float64; not every prompt stands behind every text."""
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         prompts = prompts_for(model, 3).requires_grad_()
         which = [[0, 1, 2], [2], [1, 0], [], [0, 2]]
-        plan = plan_choices_behind(P, texts(), labels, CPU, which)
+        plan = plan_suffix_candidates(P, texts(), labels, CPU, which)
         together = group_log_probs(model, plan, prompts.flatten(0, 1)).view(-1, len(labels))
         alone = []
         for text, mine in zip(texts(), which, strict=True):
             for prompt in mine:
-                one = plan_choices_behind(P, [text], labels, CPU)
+                one = plan_suffix_candidates(P, [text], labels, CPU)
                 alone.append(group_log_probs(model, one, prompts[prompt]))
         expected = torch.stack(alone)
         torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
@@ -96,14 +96,16 @@ def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int,
 def test_scores_of_several_prompts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.base(family)
     prompts = prompts_for(model, 3)
-    expected = torch.stack([score_labels_behind(model, each, texts(), LABELS) for each in prompts], 1)
-    torch.testing.assert_close(score_labels_behind(model, prompts, texts(), LABELS), expected, rtol=1e-4, atol=1e-4)
+    expected = torch.stack([score_labels_with_suffix(model, each, texts(), LABELS) for each in prompts], 1)
+    torch.testing.assert_close(
+        score_labels_with_suffix(model, prompts, texts(), LABELS), expected, rtol=1e-4, atol=1e-4
+    )
     monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 40)
     means: list[torch.Tensor] = []
-    again = score_labels_behind(model, prompts, texts(), LABELS, means=means)
+    again = score_labels_with_suffix(model, prompts, texts(), LABELS, means=means)
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
     plain: list[torch.Tensor] = []
-    score_labels_behind(model, prompts[0], texts(), LABELS, means=plain)
+    score_labels_with_suffix(model, prompts[0], texts(), LABELS, means=plain)
     torch.testing.assert_close(torch.cat(means), torch.cat(plain), rtol=1e-3, atol=1e-4)
 
 
@@ -111,7 +113,7 @@ def test_short_prompts_behind_one_text_share_a_block() -> None:
     """Or a step of many prompts would be many small products."""
     from softprompt.engine.backends.attention_cpu import Packing
 
-    plan = plan_choices_behind(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
+    plan = plan_suffix_candidates(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
     blocks = Packing(plan.tree, frozenset({0}), CPU).blocks
     assert [len(block) for block in blocks] == [5 * P]
 
@@ -172,7 +174,7 @@ def test_temperature_is_found(temperature: float) -> None:
     )
 )
 def test_starts_tell_labels_apart(labels: list[tuple[int, ...]]) -> None:
-    starts = shortest_starts(labels)
+    starts = unique_prefixes(labels)
     for i, (start, label) in enumerate(zip(starts, labels, strict=True)):
         assert label[: len(start)] == start
         others = [other for j, other in enumerate(labels) if j != i]
@@ -197,7 +199,7 @@ def test_parts_are_even(gold: list[int], number: int, seed: int) -> None:
     assert cut_folds(gold, number, seed) == parts
 
 
-def make_run(folder: Path, *, texts: Texts | None = None, **options: Any) -> Run:
+def make_run(folder: Path, *, texts: TextCache | None = None, **options: Any) -> Run:
     values = {"fold_epochs": 2, "per_device_train_batch_size": 4, "num_virtual_tokens": P, "num_folds": 3}
     values |= {"objective": "classes", "fold_learning_rate": 0.1, "weight_decay": 0.0}
     chosen = TrainOptions(output_dir=folder, **{**values, **options})
@@ -210,7 +212,7 @@ def make_run(folder: Path, *, texts: Texts | None = None, **options: Any) -> Run
         Example(text, CLASSES.ids[CLASSES.names.index(name)], name) for text, name in zip(found, names, strict=True)
     ]
     task = Task(("text",), "label", "{text}", labels=CLASSES.names)
-    return Run(model, chosen, task, given, None, Listener(), texts=texts, classes=CLASSES)
+    return Run(model, chosen, task, given, None, Callback(), texts=texts, classes=CLASSES)
 
 
 def plain_score(model: Any, prompt: torch.Tensor, text: tuple[int, ...], label: tuple[int, ...]) -> torch.Tensor:
@@ -272,7 +274,7 @@ def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
     assert (data.weights == 0).sum(0).tolist() == [2] * 10
     assert not torch.equal(data.weights[:3], data.weights[3:])
     prompts = train_prompts(run, CLASSES, data, start, "prompts")
-    with Texts(run.model.base_model, 1 << 30) as kept:
+    with TextCache(run.model.base_model, 1 << 30) as kept:
         small = make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept)
         torch.testing.assert_close(train_prompts(small, CLASSES, data, start, "prompts"), prompts, rtol=1e-4, atol=1e-5)
 
@@ -338,7 +340,7 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     assert result is not None
     assert result.metrics is not None
     assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
-    assert (folder / READOUT_NAME).is_file()
+    assert (folder / PROBE_NAME).is_file()
     softprompt("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
     found = json.loads((place / "metrics.json").read_text())
     assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-4)
@@ -359,7 +361,7 @@ def test_a_few_steps_bound_all_prompts(place: Path) -> None:
     """So that ``--recipe best --max_steps 2`` is a quick try."""
     steps: Counter[str] = Counter()
 
-    class Steps(Listener):
+    class Steps(Callback):
         def step(self, step: int, loss: float) -> None:
             steps["prompt"] += 1
 
@@ -379,8 +381,8 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     prompted = load_prompted(str(place / "parts"), ModelOptions(), model_given=False)
     assert prompted.task is not None
     assert prompted.ensemble is not None
-    assert prompted.readout is not None
-    assert prompted.task.label_scoring == "start"
+    assert prompted.linear_probe is not None
+    assert prompted.task.label_scoring == "unique_prefix"
     encoder = prompted.encoder(prompted.task)
     from softprompt.data.formats import read_rows
 
@@ -389,16 +391,16 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     assert classes is not None
     assert all(len(ids) == 1 for ids in classes.ids)
     joint = label_log_probs(prompted.model, given, classes, batch_size=4)
-    alone = replace(classes, readout=None, ensemble=None)
+    alone = replace(classes, linear_probe=None, ensemble=None)
     inputs = [classes.text_of(example) for example in given]
     assert (inputs != [example.input_ids for example in given]) == (placement == "prefix")
     parts = [
-        score_labels_behind(prompted.model.base_model, prompt, inputs, classes.ids).log_softmax(-1)
+        score_labels_with_suffix(prompted.model.base_model, prompt, inputs, classes.ids).log_softmax(-1)
         for prompt in prompted.ensemble.prompts
     ]
     said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)
     means = mean_states(prompted.model, given, alone, batch_size=4)
-    expected = (0.5 * said + 0.5 * prompted.readout.log_probs(means)).log_softmax(-1)
+    expected = (0.5 * said + 0.5 * prompted.linear_probe.log_probs(means)).log_softmax(-1)
     torch.testing.assert_close(joint, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -412,12 +414,12 @@ def test_how_sure_the_members_are_is_learned(place: Path, monkeypatch: pytest.Mo
         return 2.5 * len(asked)
 
     given = {"prompt_placement": placement, "seed": 1}
-    train(options_for(place, output_dir=place / f"plain_{placement}", readout=True, num_folds=0, **given))
+    train(options_for(place, output_dir=place / f"plain_{placement}", linear_probe=True, num_folds=0, **given))
     monkeypatch.setattr("softprompt.training.classifier.fit_temperature", watched)
     train(options_for(place, output_dir=place / f"sure_{placement}", **given))
     assert [said.shape for said in asked] == [(20, 2)] * 2
     assert float(load_file(place / f"sure_{placement}" / ENSEMBLE_NAME)["temperature"]) == 2.5
-    plain, cooled = (load_file(place / f"{name}_{placement}" / READOUT_NAME)["weight"] for name in ("plain", "sure"))
+    plain, cooled = (load_file(place / f"{name}_{placement}" / PROBE_NAME)["weight"] for name in ("plain", "sure"))
     torch.testing.assert_close(cooled, plain / 5.0, rtol=1e-3, atol=1e-7)
 
 
@@ -430,9 +432,9 @@ def test_rows_whose_class_nobody_knew_do_not_count() -> None:
 def test_a_resumed_run_leaves_no_older_voices(place: Path) -> None:
     folder = place / "resumed"
     train(options_for(place, output_dir=folder))
-    train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_folds=0, readout=False))
+    train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_folds=0, linear_probe=False))
     assert not (folder / ENSEMBLE_NAME).exists()
-    assert not (folder / READOUT_NAME).exists()
+    assert not (folder / PROBE_NAME).exists()
     train(options_for(place, output_dir=folder, resume_from_checkpoint="last", num_train_epochs=3))
     assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
 

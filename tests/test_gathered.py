@@ -13,7 +13,7 @@ from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import attention_cuda as gathered
 from softprompt.engine.backends import packed
-from softprompt.engine.backends.attention_cuda import attend_gathered
+from softprompt.engine.backends.attention_cuda import attend_padded_blocks
 from softprompt.engine.loss import token_losses
 from softprompt.engine.tree import Tree
 
@@ -36,7 +36,7 @@ def test_losses_and_gradient_are_those_of_our_own_attention(family, whole, monke
     plan = test_engine.plan_of(11, rows, labels)
     losses, expected = gradient(model, plan, 11)
     calls = []
-    monkeypatch.setattr(packed, "attend", lambda *given: calls.append(1) or attend_gathered(*given))
+    monkeypatch.setattr(packed, "attend", lambda *given: calls.append(1) or attend_padded_blocks(*given))
     monkeypatch.setattr(gathered, "WHOLE", whole)
     found, ours = gradient(model, plan, 11)
     assert (found - losses).abs().max() < 2e-5
@@ -63,9 +63,9 @@ def test_any_forest_with_some_nodes_known(lengths, whole, family, data):
         if not rest:
             return
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(packed, "attend", attend_gathered)
+            patch.setattr(packed, "attend", attend_padded_blocks)
             patch.setattr(gathered, "WHOLE", whole)
-            found = running.run(model.base_model, tree, embeds[rest], roots, way="packed")
+            found = running.run(model.base_model, tree, embeds[rest], roots, backend="packed")
     assert (found - whole_run).abs().max() < 2e-5
 
 
@@ -78,7 +78,7 @@ def test_long_and_short_rows_go_into_several_buckets(family, monkeypatch):
     sizes = []
     real = gathered._lay_out
     monkeypatch.setattr(gathered, "_lay_out", lambda packing: sizes.append(real(packing)) or sizes[-1])
-    monkeypatch.setattr(packed, "attend", attend_gathered)
+    monkeypatch.setattr(packed, "attend", attend_padded_blocks)
     monkeypatch.setattr(gathered, "WHOLE", 0)
     found, ours = gradient(model, plan, 5)
     assert len(sizes[0][0]) > 1
@@ -99,7 +99,7 @@ def never(*_):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradient_are_those_of_each_row_alone(family, device, whole, dtype, monkeypatch):
     """Against plain calls of the model in float32; many short rows and some long ones, so that blocks are padded."""
-    monkeypatch.setattr(packed, "attend", attend_gathered if device == "cpu" else never)
+    monkeypatch.setattr(packed, "attend", attend_padded_blocks if device == "cpu" else never)
     monkeypatch.setattr(gathered, "WHOLE", whole)
     monkeypatch.setattr(gathered, "COPIES", 1)
     monkeypatch.setattr(attention, "BLOCK", 16)
@@ -120,7 +120,7 @@ def test_a_window_that_hides_nothing_makes_no_mask_of_its_own(monkeypatch):
     model = tiny.base("gemma3")
     rows = tiny.ids(2, 1)
     caches = []
-    monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].cache) or attend_gathered(*given))
+    monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].cache) or attend_padded_blocks(*given))
     token_losses(model, test_engine.plan_of(2, rows, rows), tiny.prompt_for(model, 2))
     assert [name[0] for name in caches[0] if name[0] == "bias"] == ["bias"]
 
@@ -132,7 +132,7 @@ def test_masks_are_aligned(monkeypatch):
     masks = []
     real = gathered._bias
     monkeypatch.setattr(gathered, "_bias", lambda *given: masks.append(real(*given)) or masks[-1])
-    monkeypatch.setattr(packed, "attend", attend_gathered)
+    monkeypatch.setattr(packed, "attend", attend_padded_blocks)
     token_losses(model, test_engine.plan_of(3, rows, rows), tiny.prompt_for(model, 3))
     assert masks
     assert all(mask.stride(-2) % 8 == 0 and mask.shape[-1] % 8 for mask in masks)

@@ -149,14 +149,14 @@ def test_inputs_embeds(family):
     assert torch.equal(got, alone(model, rows))
 
 
-@pytest.mark.parametrize("way", ["positional", "inputs", "input_ids"])
-def test_ways_to_hand_over_ids(way):
+@pytest.mark.parametrize("backend", ["positional", "inputs", "input_ids"])
+def test_ways_to_hand_over_ids(backend):
     model = prompted("llama")
     (row,) = tiny.ids(6)
-    if way == "positional":
+    if backend == "positional":
         got = model.generate(row[None], **GREEDY)
     else:
-        got = model.generate(**{way: row[None]}, **GREEDY)
+        got = model.generate(**{backend: row[None]}, **GREEDY)
     assert torch.equal(got[:, 6:], alone(model, [row]))
 
 

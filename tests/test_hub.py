@@ -191,7 +191,7 @@ def in_load() -> None:
     assert logits(AutoPeftModelForCausalLM.from_pretrained("me/tiny", revision="third")).equal(third)
     assert AutoPeftModelForCausalLM.from_pretrained("me/tiny", dtype=torch.bfloat16).dtype == torch.bfloat16
     whole = load_prompted("me/tiny", ModelOptions(), model_given=False)
-    assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
+    assert (whole.task, whole.linear_probe, whole.ensemble) == (None, None, None)
 
 
 def in_trainer() -> None:
@@ -225,7 +225,7 @@ def in_load_without_network() -> None:
     model = PeftModel.from_pretrained(base(), "me/tiny")
     assert logits(model).equal(torch.load("second.pt"))
     whole = load_prompted("me/tiny", ModelOptions(), model_given=False)  # the Hub has said what is absent
-    assert (whole.task, whole.readout, whole.ensemble) == (None, None, None)
+    assert (whole.task, whole.linear_probe, whole.ensemble) == (None, None, None)
     kind, message = failure(model.push_to_hub, "me/tiny")
     assert (kind, "\n" in message) == ("AdapterError", False), (kind, message)
     assert "me/tiny" in message

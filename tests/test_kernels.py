@@ -17,11 +17,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
-from softprompt.engine.execute import run, ways
+from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_rows
 from softprompt.engine.surgery import fused as kernels
-from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, faster
+from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, fused
 from softprompt.engine.surgery.lm_head import logits_of
 from softprompt.engine.surgery.view import view
 from softprompt.engine.tree import ROOT, Tree
@@ -38,10 +38,10 @@ def near(got, expected, tolerance):
 
 
 def check_same(module, kind, x, tolerance):
-    """The class that ``faster`` names computes what the module does, and its gradient, with and without autograd."""
+    """The class that ``fused`` names computes what the module does, and its gradient, with and without autograd."""
     module = module.requires_grad_(False)
-    assert faster(module) is kind
-    quick = view(module, faster)
+    assert fused(module) is kind
+    quick = view(module, fused)
     assert type(quick) is kind
     inputs = [x.detach().requires_grad_() for _ in range(2)]
     ours, stock = (layer(each) for layer, each in zip((quick, module), inputs, strict=True))
@@ -149,7 +149,7 @@ EXCHANGED = {
 @families
 def test_which_modules_are_exchanged(family, dtype):
     model = tiny.base(family, dtype)
-    found = Counter(faster(module).__name__ for module in model.modules() if faster(module) is not type(module))
+    found = Counter(fused(module).__name__ for module in model.modules() if fused(module) is not type(module))
     linear = sum(type(module) is nn.Linear for module in model.modules())
     assert linear, "its head"
     onednn_here = dtype is torch.float32 and kernels.product_library() == "onednn"
@@ -223,7 +223,7 @@ def patched(module):
 @pytest.mark.parametrize("name", STAY)
 def test_these_modules_stay_as_they_are(name):
     module = STAY[name]()
-    assert faster(module) is type(module)
+    assert fused(module) is type(module)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), BloomGelu], ids=["linear", "gelu"])
@@ -231,7 +231,7 @@ def test_a_patched_forward_is_the_one_that_runs(make):
     """As accelerate does it: a function on the instance, which goes before its class's."""
     module = patched(make().requires_grad_(False))
     x = torch.randn(3, 4)
-    assert torch.equal(view(module, faster)(x), module(x))
+    assert torch.equal(view(module, fused)(x), module(x))
 
 
 def test_settings_of_a_class_are_told_apart():
@@ -244,8 +244,8 @@ def test_settings_of_a_class_are_told_apart():
         num_kv_shared_layers=0,
     )
     dense, sparse = (Gemma3nTextMLP(config, layer_idx=i).requires_grad_(False) for i in (0, 1))
-    assert faster(dense) is GatedMLP
-    assert faster(sparse) is Gemma3nTextMLP
+    assert fused(dense) is GatedMLP
+    assert fused(sparse) is Gemma3nTextMLP
 
 
 @onednn
@@ -271,13 +271,13 @@ def test_a_part_of_a_larger_weight_is_left_to_torch():
     """oneDNN has nothing fast for it: a thousand times slower."""
     layer = nn.Linear(24, 40).requires_grad_(False)
     layer.weight = nn.Parameter(torch.randn(40, 3, 24)[:, 1], requires_grad=False)
-    assert faster(layer) is nn.Linear
+    assert fused(layer) is nn.Linear
 
 
 def test_without_onednn_products_are_torchs(monkeypatch):
     monkeypatch.setattr(kernels, "_PRODUCT", None)
     assert kernels.product_library() == "torch"
-    assert faster(nn.Linear(4, 3).requires_grad_(False)) is nn.Linear
+    assert fused(nn.Linear(4, 3).requires_grad_(False)) is nn.Linear
 
 
 def test_a_mixture_of_frozen_and_trained_layers():
@@ -286,7 +286,7 @@ def test_a_mixture_of_frozen_and_trained_layers():
     module.up_proj.weight.requires_grad_()
     x = torch.randn(5, 24)
     grads = []
-    for layer in (module, view(module, faster)):
+    for layer in (module, view(module, fused)):
         grads.append(torch.autograd.grad(layer(x).square().sum(), module.up_proj.weight)[0])
     near(grads[1], grads[0], 2e-6)
 
@@ -307,12 +307,12 @@ def snapshot(model):
     return found, {key: (id(value), repr(value)) for key, value in config.items()}, model.config.to_dict()
 
 
-def step(model, way, seed=3):
+def step(model, backend, seed=3):
     """Loss of each token and gradient of the prompt, through ``run`` and the head."""
     prompt = tiny.prompt_for(model, 4, seed=seed)
     row, other = tiny.ids(7, 5, seed=seed)
     embeds = torch.cat([prompt, model.get_input_embeddings()(torch.cat([row, other]))])
-    hidden = run(model.base_model, Tree((ROOT, 0, 0), (4, 7, 5)), embeds, way=way)
+    hidden = run(model.base_model, Tree((ROOT, 0, 0), (4, 7, 5)), embeds, backend=backend)
     logits = logits_of(model, hidden)
     (gradient,) = torch.autograd.grad(logits.square().mean(), prompt)
     return logits.detach(), gradient
@@ -323,16 +323,16 @@ def test_the_base_is_left_as_it_was(family):
     model = tiny.fresh(family).requires_grad_(False)
     before = snapshot(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for way in ways(model.base_model):
-        step(model, way)
-        view(model, faster)
+    for backend in backends(model.base_model):
+        step(model, backend)
+        view(model, fused)
     assert snapshot(model) == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_view_shares_weights_and_has_its_own_children():
     model = tiny.base("llama")
-    copied = view(model, faster, {"config": "another"})
+    copied = view(model, fused, {"config": "another"})
     assert type(copied) is type(model)
     assert copied.config == copied.model.config == "another"
     assert model.config != "another"
@@ -341,26 +341,26 @@ def test_a_view_shares_weights_and_has_its_own_children():
     assert all(a is b for a, b in zip(copied.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("way", ["packed", "levels"])
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
 @pytest.mark.parametrize(
     "name", ["layers.1", "layers.1.mlp", "layers.1.mlp.up_proj", "layers.0.input_layernorm", "norm"]
 )
-def test_forward_hooks_still_run(way, name):
+def test_forward_hooks_still_run(backend, name):
     """Once a call, of exchanged layers too; what they return counts, and so do hooks in front."""
     model = tiny.fresh("llama").requires_grad_(False)
-    plain, _ = step(model, way)
+    plain, _ = step(model, backend)
     calls = []
     module = model.model.get_submodule(name)
     front = module.register_forward_pre_hook(lambda *_: calls.append("front"))
     hook = module.register_forward_hook(lambda _, args, out: calls.append("behind") or out * 1.5)
-    changed, _ = step(model, way)
-    assert calls == ["front", "behind"] * (1 if way == "packed" else 2)
+    changed, _ = step(model, backend)
+    assert calls == ["front", "behind"] * (1 if backend == "packed" else 2)
     prompt, (row, _) = tiny.prompt_for(model, 4, seed=3), tiny.ids(7, 5, seed=3)
     near(changed[: 4 + 7], tiny.plain_logits(model, prompt, row).detach(), 1e-5)
     front.remove()
     hook.remove()
     assert not torch.allclose(changed, plain)
-    assert torch.equal(step(model, way)[0], plain)
+    assert torch.equal(step(model, backend)[0], plain)
 
 
 def test_hooks_see_no_trial(monkeypatch):
@@ -378,7 +378,7 @@ def test_hooks_see_no_trial(monkeypatch):
 def test_threads_share_a_base(family):
     """Steps of different rows, both ways, at once: each gets its own numbers."""
     model = tiny.base(family)
-    jobs = [(way, seed) for seed in range(6) for way in ("packed", "levels")]
+    jobs = [(backend, seed) for seed in range(6) for backend in ("packed", "levelwise")]
     alone = [step(model, *job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda job: step(model, *job), jobs * 3))

@@ -5,15 +5,15 @@ import torch
 
 import tiny
 from softprompt.benchmarks.speed.intents import intents
-from softprompt.data.tokenize import shortest_starts
+from softprompt.data.tokenize import unique_prefixes
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
-from softprompt.engine.plans import plan_choices, plan_rows
+from softprompt.engine.plans import plan_candidates, plan_rows
 from softprompt.engine.surgery import lm_head as head
 from softprompt.inference.evaluate import Classes
-from softprompt.training.objectives import backward_classes, packs_of_choices
+from softprompt.training.objectives import backward_classes, packs_of_candidates
 from softprompt.types import Example
 
 CPU = torch.device("cpu")
@@ -23,32 +23,32 @@ VIRTUAL = 8
 def labels(vocabulary=None):
     """The 151 intents with a token a word, by their shortest starts; token ids modulo a vocabulary."""
     words = {word: i for i, word in enumerate(sorted({word for name in intents() for word in name.split()}), start=5)}
-    starts = shortest_starts([(*(words[word] for word in name.split()), 2) for name in intents()])
+    starts = unique_prefixes([(*(words[word] for word in name.split()), 2) for name in intents()])
     if vocabulary is None:
         return starts
     return tuple(dict.fromkeys(tuple(5 + token % (vocabulary - 5) for token in start) for start in starts))
 
 
-def beginnings(choices):
-    return {choice[:n] for choice in choices for n in range(1, len(choice))}
+def beginnings(candidates):
+    return {candidate[:n] for candidate in candidates for n in range(1, len(candidate))}
 
 
 def test_planned_tokens():
     """A text once, and behind it each beginning of a label once: not the labels one by one."""
-    choices, texts = labels(), [row.tolist() for row in tiny.ids(12, 9, 20)]
-    assert len(choices) == 151
-    plan = plan_choices(VIRTUAL, texts, choices, CPU)
-    shared = len(beginnings(choices))
+    candidates, texts = labels(), [row.tolist() for row in tiny.ids(12, 9, 20)]
+    assert len(candidates) == 151
+    plan = plan_candidates(VIRTUAL, texts, candidates, CPU)
+    shared = len(beginnings(candidates))
     assert plan.tree.num_tokens == VIRTUAL + sum(map(len, texts)) + len(texts) * shared
     assert shared == 35
-    assert sum(len(choice) - 1 for choice in choices) == 184, "what they would be one by one"
+    assert sum(len(candidate) - 1 for candidate in candidates) == 184, "what they would be one by one"
     assert len(plan.predictors.unique()) == len(texts) * (1 + shared)
     assert len(plan.predictors) == len(texts) * 335
 
 
 def test_texts_and_their_labels_are_few_blocks_of_attention():
     texts = [row.tolist() for row in tiny.ids(12, 9, 20)]
-    plan = plan_choices(VIRTUAL, texts, labels(), CPU)
+    plan = plan_candidates(VIRTUAL, texts, labels(), CPU)
     assert [len(block) for block in Packing(plan.tree, frozenset(), CPU).blocks] == [VIRTUAL, 128, 18]
 
 
@@ -58,12 +58,12 @@ def test_each_position_goes_through_the_head_once_a_pass(grad, monkeypatch):
     base, seen = tiny.base("llama"), []
     real = head.logits_of
     monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
-    choices = labels(tiny.VOCAB)
+    candidates = labels(tiny.VOCAB)
     prompt = tiny.prompt_for(base)
-    plan = plan_choices(len(prompt), [row.tolist() for row in tiny.ids(7, 4)], choices, CPU)
+    plan = plan_candidates(len(prompt), [row.tolist() for row in tiny.ids(7, 4)], candidates, CPU)
     with torch.set_grad_enabled(grad):
         scores = group_log_probs(base, plan, prompt)
-    positions = 2 * (1 + len(beginnings(choices)))
+    positions = 2 * (1 + len(beginnings(candidates)))
     assert sum(seen) == positions < len(plan.targets) / 2
     if grad:
         scores.sum().backward()
@@ -91,12 +91,12 @@ def test_shared_positions_give_the_same_numbers(family, chunk, monkeypatch):
     with tiny.float64():
         base = tiny.base(family, torch.float64)
         monkeypatch.setattr(engine_loss, "LOGITS_PER_CHUNK", chunk * base.config.vocab_size)
-        choices, prompt = labels(tiny.VOCAB)[::4], tiny.prompt_for(base)
+        candidates, prompt = labels(tiny.VOCAB)[::4], tiny.prompt_for(base)
         (text,) = tiny.ids(6)
-        expected = torch.stack([tiny.plain_score(base, prompt, text.tolist(), choice) for choice in choices])
-        found = group_log_probs(base, plan_choices(len(prompt), [text.tolist()], choices, CPU), prompt)
+        expected = torch.stack([tiny.plain_score(base, prompt, text.tolist(), candidate) for candidate in candidates])
+        found = group_log_probs(base, plan_candidates(len(prompt), [text.tolist()], candidates, CPU), prompt)
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-        weights = torch.linspace(-2, 1, len(choices)).sin()
+        weights = torch.linspace(-2, 1, len(candidates)).sin()
         ours, plain = (torch.autograd.grad(weights @ side, prompt)[0] for side in (found, expected))
         torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-8)
 
@@ -104,11 +104,11 @@ def test_shared_positions_give_the_same_numbers(family, chunk, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shared_positions_in_16_bits(dtype):
     """As near to exact as one position for each token."""
-    base, choices = tiny.base("llama", dtype), labels(tiny.VOCAB)[::3]
+    base, candidates = tiny.base("llama", dtype), labels(tiny.VOCAB)[::3]
     exact = tiny.base("llama")
     (text,) = tiny.ids(6)
-    plan = plan_choices(4, [text.tolist()], choices, CPU)
-    weights = torch.linspace(-2, 1, len(choices)).sin()
+    plan = plan_candidates(4, [text.tolist()], candidates, CPU)
+    weights = torch.linspace(-2, 1, len(candidates)).sin()
     found = []
     for model, sharing in ((exact, 1.5), (base, 1.5), (base, 1e9)):
         prompt = tiny.prompt_for(exact, 4).detach().requires_grad_()
@@ -124,11 +124,11 @@ def test_a_step_of_many_classes_is_planned_in_packs(monkeypatch):
     base, tokens = tiny.base("llama"), []
     real = running._run
     monkeypatch.setattr(running, "_run", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more))
-    choices = labels(tiny.VOCAB)
-    classes = Classes(tuple(map(str, range(len(choices)))), choices)
+    candidates = labels(tiny.VOCAB)
+    classes = Classes(tuple(map(str, range(len(candidates)))), candidates)
     batch = [Example(tuple(row.tolist()), (), str(i)) for i, row in enumerate(tiny.ids(12, 9, 20, 5))]
-    prompt, below = tiny.prompt_for(base), len(beginnings(choices))
-    parts = packs_of_choices(batch, classes, len(prompt), 0, 2 * below + 40)
+    prompt, below = tiny.prompt_for(base), len(beginnings(candidates))
+    parts = packs_of_candidates(batch, classes, len(prompt), 0, 2 * below + 40)
     assert len(parts) > 1
-    backward_classes(base, prompt, parts, classes, None, behind=False)
+    backward_classes(base, prompt, parts, classes, None, suffix=False)
     assert sum(tokens) == len(prompt) + 46 + 4 * below

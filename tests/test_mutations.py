@@ -63,7 +63,7 @@ def test_sample_vocab_one_row_for_all(monkeypatch):
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def behind(backbone, tree, embeds, *_, **__):
+def suffix(backbone, tree, embeds, *_, **__):
     """``run`` with each row in front of the prompt instead of behind it."""
     prompt, out = embeds[: tree.lengths[0]], []
     for node in range(1, len(tree.lengths)):
@@ -123,7 +123,7 @@ def without_gradient(base, plan, prompt, *more):
 
 
 STEP_MUTANTS = {
-    "prompt-behind-the-text": lambda patch: patch.setattr(loss, "run", behind),
+    "prompt-behind-the-text": lambda patch: patch.setattr(loss, "run", suffix),
     "prompt-masked-out": lambda patch: (
         patch.setattr(levels._Memory, "prefix", unseen),
         patch.setattr(attention.Packing, "_above", lambda *_: []),
@@ -142,15 +142,15 @@ STEP_MUTANTS = {
 }
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request, monkeypatch):
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request, monkeypatch):
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
     return request.param
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("mutant", STEP_MUTANTS)
-def test_step_mutants(mutant, family, way, monkeypatch):
+def test_step_mutants(mutant, family, backend, monkeypatch):
     with tiny.float64():
         case = rows_of(family)
         test_padding.check_batch(*case)
@@ -167,7 +167,7 @@ ENGINE_MUTANTS = [
 
 
 @pytest.mark.parametrize("mutant", ENGINE_MUTANTS)
-def test_engine_mutants(mutant, way, monkeypatch):
+def test_engine_mutants(mutant, backend, monkeypatch):
     """The same faults below the API: the engine's own checks notice them too."""
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
@@ -176,14 +176,14 @@ def test_engine_mutants(mutant, way, monkeypatch):
         must_notice(test_engine.check_rows, model, 1e-9)
 
 
-def test_gradient_of_the_first_rows_only_is_seen_row_by_row(way, monkeypatch):
+def test_gradient_of_the_first_rows_only_is_seen_row_by_row(backend, monkeypatch):
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
         STEP_MUTANTS["gradient-of-the-first-rows-only"](monkeypatch)
         must_notice(test_engine.check_each_gradient, model, 1e-9)
 
 
-def test_scores_without_the_prompt(way, monkeypatch):
+def test_scores_without_the_prompt(backend, monkeypatch):
     with tiny.float64():
         model = tiny.base("llama", torch.float64)
         test_engine.check_scores(model, 1e-9)

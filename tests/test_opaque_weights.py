@@ -9,7 +9,7 @@ from torch import nn
 
 import tiny
 from softprompt import BaseModelError, PromptTuningConfig, get_peft_model
-from softprompt.engine.surgery.fused import FrozenLinear, OpaqueLinear, faster
+from softprompt.engine.surgery.fused import FrozenLinear, OpaqueLinear, fused
 from softprompt.inference.evaluate import Classes, evaluate, mean_loss, mean_states
 from softprompt.types import Example
 
@@ -109,8 +109,8 @@ def test_which_layers_are_opaque():
     opaque, plain = (nn.Linear(8, 6).requires_grad_(False) for _ in range(2))
     opaque.weight = nn.Parameter(Int8.of(opaque.weight), requires_grad=False)
     assert type(opaque.weight) is Int8
-    assert faster(opaque) is OpaqueLinear
-    assert faster(plain) in (FrozenLinear, nn.Linear)
+    assert fused(opaque) is OpaqueLinear
+    assert fused(plain) in (FrozenLinear, nn.Linear)
 
 
 @pytest.mark.parametrize("family", ["llama", "mpt"])

@@ -92,7 +92,7 @@ ROWS = [Example(tuple(row.tolist()), (), name) for row, name in zip(tiny.ids(9, 
 def class_step(base, prompt, parts, **given):
     """Loss and gradient of a step between classes."""
     prompt.grad = None
-    return backward_classes(base, prompt, parts, CHOICES, None, behind=False, **given), prompt.grad
+    return backward_classes(base, prompt, parts, CHOICES, None, suffix=False, **given), prompt.grad
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 0.5, 2.0, 0.0, 3.0)])

@@ -239,9 +239,9 @@ def test_rows_of_a_chat_template(limit):
 
 def test_labels_cues_and_what_a_card_calls():
     tokenizer = KINDS["byte_level"]
-    made = encoder(tokenizer, labels=("yes", MARKED), label_prefix=" ", cue=f"{TURN}Label:")
+    made = encoder(tokenizer, labels=("yes", MARKED), label_prefix=" ", answer_prefix=f"{TURN}Label:")
     assert specials_in(tokenizer, made.label_ids(MARKED)) == [0]
-    assert made.cue_ids[0] == tokenizer.convert_tokens_to_ids(TURN)
+    assert made.answer_prefix_ids[0] == tokenizer.convert_tokens_to_ids(TURN)
     assert specials_in(tokenizer, running_ids(tokenizer, f" {MARKED}")) == []
     assert running_ids(tokenizer, " the") == own(tokenizer, " the")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softprompt.engine import plans
-from softprompt.engine.plans import branch_tokens, join, packs, plan_choices, plan_rows
+from softprompt.engine.plans import branch_tokens, join, packs, plan_candidates, plan_rows
 from softprompt.engine.tree import ROOT
 from test_tree import readers
 
@@ -169,9 +169,9 @@ some_choices = st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max
 
 
 @given(some_virtual, st.lists(short, max_size=3), some_choices)
-def test_choices_read_back(virtual, texts, choices):
+def test_choices_read_back(virtual, texts, candidates):
     """Before each token of each choice: the prompt, the text and the choice up to there. Texts may be empty."""
-    plan = plan_choices(virtual, texts, choices, CPU)
+    plan = plan_candidates(virtual, texts, candidates, CPU)
     seen, places = reader(plan), iter(plan.places.tolist())
     got = {group: [] for group in range(plan.num_groups)}
     for before, target, group in zip(
@@ -181,20 +181,20 @@ def test_choices_read_back(virtual, texts, choices):
     above = virtual_tokens(virtual)
     for i, text in enumerate(texts):
         assert [seen(next(places)) for _ in text] == [above + text[: k + 1] for k in range(len(text))]
-        for j, choice in enumerate(choices):
-            expected = [(above + text + choice[:k], choice[k]) for k in range(len(choice))]
-            assert got[i * len(choices) + j] == expected
+        for j, candidate in enumerate(candidates):
+            expected = [(above + text + candidate[:k], candidate[k]) for k in range(len(candidate))]
+            assert got[i * len(candidates) + j] == expected
     assert next(places, None) is None
-    assert plan.num_groups == len(texts) * len(choices)
+    assert plan.num_groups == len(texts) * len(candidates)
     assert plan.num_virtual == virtual
 
 
 @given(some_virtual, st.lists(short, max_size=3), some_choices)
-def test_choices_share_their_beginnings(virtual, texts, choices):
+def test_choices_share_their_beginnings(virtual, texts, candidates):
     """A text is in the tree once, and so is each beginning of its choices; their last tokens are not read."""
-    plan = plan_choices(virtual, texts, choices, CPU)
-    beginnings = {tuple(choice[: k + 1]) for choice in choices for k in range(len(choice) - 1)}
-    assert branch_tokens(choices) == len(beginnings)
+    plan = plan_candidates(virtual, texts, candidates, CPU)
+    beginnings = {tuple(candidate[: k + 1]) for candidate in candidates for k in range(len(candidate) - 1)}
+    assert branch_tokens(candidates) == len(beginnings)
     assert plan.tree.num_tokens == virtual + sum(len(text) + len(beginnings) for text in texts)
     chains = sum(1 for length in plan.tree.lengths if length) - 1 - sum(1 for text in texts if text)
     forks = [len({c for c in beginnings if c[:-1] == prefix}) for prefix in beginnings]
@@ -208,7 +208,7 @@ def test_choices_share_their_beginnings(virtual, texts, choices):
 parts = st.lists(
     st.builds(lambda virtual, batch: plan_of(virtual, *batch), some_virtual, batches(max_rows=3))
     | st.builds(
-        lambda virtual, texts, choices: plan_choices(virtual, texts, choices, CPU),
+        lambda virtual, texts, candidates: plan_candidates(virtual, texts, candidates, CPU),
         some_virtual,
         st.lists(short, max_size=2),
         some_choices,

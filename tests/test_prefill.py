@@ -7,8 +7,8 @@ import torch
 
 import tiny
 from softprompt import PromptTuningConfig, get_peft_model
-from softprompt.engine.execute import ways
-from softprompt.engine.prefill import compile_prompt
+from softprompt.engine.execute import backends
+from softprompt.engine.prefill import prefill
 from softprompt.inference import generate as generation
 from softprompt.inference import score
 from softprompt.inference.evaluate import Classes, label_log_probs, mean_loss
@@ -43,7 +43,7 @@ def examples(*lengths):
 
 @torch.no_grad()
 def prefilled(model):
-    return compile_prompt(model.base_model, model.prompt)
+    return prefill(model.base_model, model.prompt)
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(family, monkeypatch):
     calls = []
     real = score._scores
     monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
-    packed = ways(model.base_model.base_model)[0] == "packed"
+    packed = backends(model.base_model.base_model)[0] == "packed"
     name, most = ("TOKENS_PER_CALL", 2 * 40 + 10) if packed else ("KEYS_PER_CALL", 2 * 40 * 12)
     monkeypatch.setattr(score, name, most)
     torch.testing.assert_close(score_labels(model.base_model, prefilled(model), texts, labels), whole)

@@ -230,5 +230,5 @@ def test_further_seeds_of_one_method(place: Path) -> None:
 def test_defaults_belong_to_what_a_cell_was_measured_with() -> None:
     assert resolved_options("lora", {}) == resolved_options("lora", {"r": 8})
     assert resolved_options("lora", {"r": 4}) == {**resolved_options("lora", {}), "r": 4}
-    assert resolved_options("softprompt", {"readout": False})["num_virtual_tokens"] == 8
-    assert resolved_options("softprompt", {"readout": False})["readout"] is False
+    assert resolved_options("softprompt", {"linear_probe": False})["num_virtual_tokens"] == 8
+    assert resolved_options("softprompt", {"linear_probe": False})["linear_probe"] is False

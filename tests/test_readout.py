@@ -18,9 +18,9 @@ from softprompt.config.options import TrainOptions
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference import score
 from softprompt.inference.evaluate import Classes, mean_states
-from softprompt.inference.probe import Readout, fit_readout, middle_layers
-from softprompt.storage.record import READOUT_NAME
-from softprompt.training.callbacks import Listener
+from softprompt.inference.probe import LinearProbe, fit_probe, middle_layers
+from softprompt.storage.record import PROBE_NAME
+from softprompt.training.callbacks import Callback
 from softprompt.training.classifier import as_it_decides
 from softprompt.training.pipeline import train
 from softprompt.types import Example
@@ -45,7 +45,7 @@ def test_it_is_the_regression_of_scikit_learn(classes, l2):
     linear_model = pytest.importorskip("sklearn.linear_model")
     means, gold = noisy(classes=classes)
     fresh, _ = noisy(classes=classes, seed=1)
-    readout = fit_readout(means, gold, classes, share=1.0, l2=l2)
+    linear_probe = fit_probe(means, gold, classes, share=1.0, l2=l2)
 
     def features(of):
         chosen = means[:, middle_layers(6)].double()
@@ -57,13 +57,13 @@ def test_it_is_the_regression_of_scikit_learn(classes, l2):
     theirs = linear_model.LogisticRegression(C=strength, class_weight="balanced", max_iter=10_000, tol=1e-10)
     theirs.fit(features(means), gold)
     expected = torch.from_numpy(theirs.predict_log_proba(features(fresh)))
-    torch.testing.assert_close(readout.log_probs(fresh).double(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(linear_probe.log_probs(fresh).double(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_class_without_rows_is_left_to_others():
     """Of it the read-out says nothing: its logit is the mean of the others', never the largest."""
     means, gold = noisy(classes=2)
-    whole, part = fit_readout(means, gold, 3, share=1.0), fit_readout(means, gold, 2, share=1.0)
+    whole, part = fit_probe(means, gold, 3, share=1.0), fit_probe(means, gold, 2, share=1.0)
     found, known = whole.log_probs(means), part.log_probs(means)
     torch.testing.assert_close(found[:, :2].log_softmax(-1), known, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[:, 2], found[:, :2].mean(1), rtol=1e-4, atol=1e-4)
@@ -73,7 +73,7 @@ def test_a_class_without_rows_is_left_to_others():
 def test_a_feature_that_never_changes_does_no_harm():
     means, gold = noisy()
     means[..., 2] = 5.0
-    assert fit_readout(means, gold, 3, share=1.0).log_probs(means).isfinite().all()
+    assert fit_probe(means, gold, 3, share=1.0).log_probs(means).isfinite().all()
 
 
 def test_middle_layers():
@@ -85,11 +85,11 @@ def test_middle_layers():
 def test_mixing():
     means, gold = noisy()
     scores = torch.randn(len(gold), 3) - 5
-    readout = fit_readout(means, gold, 3, share=0.25)
-    expected = (0.75 * scores.log_softmax(1) + 0.25 * readout.log_probs(means)).log_softmax(1)
-    torch.testing.assert_close(readout.mix(scores, means), expected)
-    for share, of in ((0.0, scores.log_softmax(1)), (1.0, readout.log_probs(means))):
-        torch.testing.assert_close(replace(readout, share=torch.tensor(share)).mix(scores, means), of)
+    linear_probe = fit_probe(means, gold, 3, share=0.25)
+    expected = (0.75 * scores.log_softmax(1) + 0.25 * linear_probe.log_probs(means)).log_softmax(1)
+    torch.testing.assert_close(linear_probe.mix(scores, means), expected)
+    for share, of in ((0.0, scores.log_softmax(1)), (1.0, linear_probe.log_probs(means))):
+        torch.testing.assert_close(replace(linear_probe, share=torch.tensor(share)).mix(scores, means), of)
 
 
 # --- what is read ---------------------------------------------------------------------------------------------
@@ -140,12 +140,12 @@ def test_an_empty_text_has_zeros():
 
 def test_it_comes_back_from_its_file(tmp_path):
     means, gold = noisy()
-    readout = fit_readout(means, gold, 3, share=0.5)
-    readout.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [READOUT_NAME]
-    again = Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
-    assert again.log_probs(means).equal(readout.log_probs(means))
-    assert again.share == readout.share
+    linear_probe = fit_probe(means, gold, 3, share=0.5)
+    linear_probe.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [PROBE_NAME]
+    again = LinearProbe.read(tmp_path / PROBE_NAME, 3, 6, 7)
+    assert again.log_probs(means).equal(linear_probe.log_probs(means))
+    assert again.share == linear_probe.share
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,15 @@ def test_it_comes_back_from_its_file(tmp_path):
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
     means, gold = noisy()
-    fit_readout(means, gold, 3, share=0.5).save(tmp_path)
-    tensors = load_file(tmp_path / READOUT_NAME)
+    fit_probe(means, gold, 3, share=0.5).save(tmp_path)
+    tensors = load_file(tmp_path / PROBE_NAME)
     change(tensors)
-    save_file(tensors, tmp_path / READOUT_NAME)
+    save_file(tensors, tmp_path / PROBE_NAME)
     with pytest.raises(AdapterError, match=message):
-        Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
-    (tmp_path / READOUT_NAME).write_bytes(b"no tensors")
+        LinearProbe.read(tmp_path / PROBE_NAME, 3, 6, 7)
+    (tmp_path / PROBE_NAME).write_bytes(b"no tensors")
     with pytest.raises(AdapterError, match="cannot be read"):
-        Readout.read(tmp_path / READOUT_NAME, 3, 6, 7)
+        LinearProbe.read(tmp_path / PROBE_NAME, 3, 6, 7)
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("readout")
+    place = tmp_path_factory.mktemp("linear_probe")
     make_base(place / "base")
     write_rows(place / "train.csv", rows(16))
     write_rows(place / "test.csv", rows(8, 16))
@@ -192,7 +192,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options_for(place: Path, **changes) -> TrainOptions:
     values = {"model_name_or_path": str(place / "base"), "train_file": place / "train.csv", "num_train_epochs": 2}
     values |= {"recipe": "guide"}
-    values |= {"test_file": place / "test.csv", "readout": True, "num_virtual_tokens": 4}
+    values |= {"test_file": place / "test.csv", "linear_probe": True, "num_virtual_tokens": 4}
     return TrainOptions(**{**values, "output_dir": place / "run", **changes})
 
 
@@ -201,7 +201,7 @@ def test_training_evaluation_and_prediction_agree(place: Path, placement: str) -
     folder = place / placement
     result = train(options_for(place, output_dir=folder, prompt_placement=placement))
     assert result is not None
-    assert (folder / READOUT_NAME).is_file()
+    assert (folder / PROBE_NAME).is_file()
     assert result.metrics.baselines["untuned prompt"]["macro_f1"] is not None
     done = softprompt(
         "evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True
@@ -240,24 +240,24 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
     classes = Classes(("y", "n"), ((40,), (41,)))
     shares = {}
     for folds in (0, 3):
-        options = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", readout=True, num_folds=folds)
-        found = as_it_decides(model, given, classes, options, Listener())
-        assert found.readout is not None
-        shares[folds] = round(float(found.readout.share), 6)
+        options = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=True, num_folds=folds)
+        found = as_it_decides(model, given, classes, options, Callback())
+        assert found.linear_probe is not None
+        shares[folds] = round(float(found.linear_probe.share), 6)
         means = mean_states(model, given, classes, batch_size=2)
-        expected = fit_readout(means, [0, 1, 0, 1], 2, share=1.0)
-        torch.testing.assert_close(found.readout.log_probs(means), expected.log_probs(means))
+        expected = fit_probe(means, [0, 1, 0, 1], 2, share=1.0)
+        torch.testing.assert_close(found.linear_probe.log_probs(means), expected.log_probs(means))
     assert shares == {0: 0.85, 3: 1.0}
-    plain = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", readout=False)
-    assert as_it_decides(model, given, classes, plain, Listener()) is classes
+    plain = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=False)
+    assert as_it_decides(model, given, classes, plain, Callback()) is classes
 
 
 def test_states_are_read_without_scoring_labels(monkeypatch) -> None:
     """With many classes, their labels would be most of the work."""
     torch.manual_seed(1)
     model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
-    planned, real = [], score.plan_choices
-    monkeypatch.setattr(score, "plan_choices", lambda *given: planned.append(real(*given)) or planned[-1])
+    planned, real = [], score.plan_candidates
+    monkeypatch.setattr(score, "plan_candidates", lambda *given: planned.append(real(*given)) or planned[-1])
     mean_states(model, [Example((7, 8, 9), (), None)], CLASSES, batch_size=3)
     assert [plan.tree.num_tokens for plan in planned] == [5 + 3]
 
@@ -301,10 +301,10 @@ def test_layers_that_cannot_be_told_are_refused_before_training(place: Path, tmp
 
 def test_a_run_without_it_leaves_none_behind(place: Path) -> None:
     train(options_for(place, output_dir=place / "again"))
-    train(options_for(place, output_dir=place / "again", overwrite_output_dir=True, readout=False))
-    assert not (place / "again" / READOUT_NAME).exists()
+    train(options_for(place, output_dir=place / "again", overwrite_output_dir=True, linear_probe=False))
+    assert not (place / "again" / PROBE_NAME).exists()
 
 
 def test_free_text_has_nothing_to_read(place: Path) -> None:
-    with pytest.raises(ConfigError, match="readout needs classes"):
+    with pytest.raises(ConfigError, match="linear_probe needs classes"):
         train(options_for(place, output_dir=place / "free", task="generation"))

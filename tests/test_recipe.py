@@ -95,28 +95,33 @@ def test_options_of_folds_need_folds(given: dict[str, Any]) -> None:
     assert chosen(**unsaid)[0].num_folds == 0
 
 
-@pytest.mark.parametrize("given", [{"readout": True}, {"objective": "classes"}, {"num_folds": 3}])
+@pytest.mark.parametrize("given", [{"linear_probe": True}, {"objective": "classes"}, {"num_folds": 3}])
 def test_free_text_has_no_classes(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs classes"):
         chosen(FREE, **given)
 
 
 @pytest.mark.parametrize(
-    ("task", "given", "template", "cue", "prefix", "scoring"),
+    ("task", "given", "template", "answer_prefix", "prefix", "scoring"),
     [
-        (CLASSES, {"recipe": "default"}, "\n{text}", "\nLabel:", " ", "start"),
-        (CLASSES, {"recipe": "best", "prompt_placement": "suffix"}, "\n{text}", "", " ", "start"),
-        (CLASSES, {"recipe": "best", "objective": "language_modeling"}, "\n{text}", "\nLabel:", " ", "start"),
+        (CLASSES, {"recipe": "default"}, "\n{text}", "\nLabel:", " ", "unique_prefix"),
+        (CLASSES, {"recipe": "best", "prompt_placement": "suffix"}, "\n{text}", "", " ", "unique_prefix"),
+        (CLASSES, {"recipe": "best", "objective": "language_modeling"}, "\n{text}", "\nLabel:", " ", "unique_prefix"),
         (CLASSES, {"objective": "language_modeling"}, "\n{text}", "\nLabel:", " ", "text"),
         (FREE, {"recipe": "default"}, "\nquestion: {question}\nhint: {hint}", "\nanswer:", " ", "text"),
-        (CLASSES, {"recipe": "guide", "objective": "classes"}, CLASSES.template, "", "", "start"),
+        (CLASSES, {"recipe": "guide", "objective": "classes"}, CLASSES.template, "", "", "unique_prefix"),
     ],
 )
 def test_what_the_model_reads(
-    task: Task, given: dict[str, str], template: str, cue: str, prefix: str, scoring: str
+    task: Task, given: dict[str, str], template: str, answer_prefix: str, prefix: str, scoring: str
 ) -> None:
     _, found = chosen(task, **given)
-    assert (found.template, found.cue, found.label_prefix, found.label_scoring) == (template, cue, prefix, scoring)
+    assert (found.template, found.answer_prefix, found.label_prefix, found.label_scoring) == (
+        template,
+        answer_prefix,
+        prefix,
+        scoring,
+    )
 
 
 def test_a_template_that_is_given_stays() -> None:
@@ -153,7 +158,7 @@ def test_peft_takes_a_folder_of_the_default_recipe(place: Path) -> None:
     softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--test_file", "test.csv",
                "--output_dir", run, "--num_train_epochs", "2", cwd=place, check=True)  # fmt: skip
     values = yaml.safe_load((run / "train_config.yaml").read_text())
-    assert (values["recipe"], values["objective"], values["readout"]) == ("default", "classes", True)
+    assert (values["recipe"], values["objective"], values["linear_probe"]) == ("default", "classes", True)
     base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
     model = peft.PeftModel.from_pretrained(base, str(run))
     assert model.prompt_encoder["default"].embedding.weight.shape == (8, 16)
@@ -176,7 +181,7 @@ def test_free_text_by_recipe(place: Path) -> None:
     assert result.metrics.eval_loss > 0
     task = Task.load(place / "free")
     assert task is not None
-    assert (task.template, task.cue, task.label_prefix) == ("\ntext: {text}", "\nlabel:", " ")
+    assert (task.template, task.answer_prefix, task.label_prefix) == ("\ntext: {text}", "\nlabel:", " ")
 
 
 def test_raft_wants_ids_and_labels(place: Path) -> None:
@@ -231,7 +236,7 @@ def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: s
     """A prompt that has learned which label to prefer need not write one, so its card does not tell to let it write."""
     name = f"card_{placement}"
     train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "train.csv", num_train_epochs=1,
-                       readout=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
+                       linear_probe=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
     softprompt("predict", "--adapter", name, "--input_file", "test.csv", "--output_file", f"{name}.jsonl",
                cwd=place, check=True)  # fmt: skip
     card = (place / name / "README.md").read_text()
@@ -248,7 +253,7 @@ def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: s
 def test_a_card_of_several_columns_tells_to_give_a_file(place: Path) -> None:
     write_rows(place / "two.csv", [{**row, "more": "help"} for row in rows(8)])
     train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "two.csv", num_train_epochs=1,
-                       text_column=["text", "more"], readout=False, output_dir=place / "two"))  # fmt: skip
+                       text_column=["text", "more"], linear_probe=False, output_dir=place / "two"))  # fmt: skip
     card = (place / "two" / "README.md").read_text()
     assert "--input_file rows.csv" in card
     assert "--text" not in card

@@ -133,7 +133,7 @@ def test_a_yaml_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert options.labels == ["yes", "no", "010", "1.50", "null", "2024-01-01", "on"]
     assert (options.text_column, options.label_column, options.template) == (["text"], "2024", r"a\n{text}")
     assert (options.revision, options.validation_split, options.eval_strategy) == (None, None, "no")
-    assert (options.readout, options.full_determinism, options.learning_rate) == (True, False, 1e-3)
+    assert (options.linear_probe, options.full_determinism, options.learning_rate) == (True, False, 1e-3)
     assert (options.warmup_ratio, options.seed, options.num_train_epochs) == (0.5, 1000, 8)
     (tmp_path / "b.yaml").write_text("labels: [yes, no]\na: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match="not valid YAML"):

@@ -30,19 +30,19 @@ from softprompt import (
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.engine import execute as running
-from softprompt.engine.execute import ways
+from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
-from softprompt.engine.suffix import plan_answers, plan_choices_behind
-from softprompt.engine.text_cache import Texts, known_texts
+from softprompt.engine.suffix import plan_suffix_candidates, plan_suffix_rows
+from softprompt.engine.text_cache import TextCache, cached_texts
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference.evaluate import Classes, evaluate, label_log_probs, mean_loss
-from softprompt.inference.suffix import answer_losses, score_labels_behind
+from softprompt.inference.suffix import answer_losses, score_labels_with_suffix
 from softprompt.peft.saving import push_adapter
 from softprompt.storage.adapter import SUFFIX_KEY, read_config, read_prompt
-from softprompt.training.callbacks import Listener
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import checkpoints
 from softprompt.training.loop import fit
-from softprompt.training.packs import packs_behind, packs_in_front
+from softprompt.training.packs import prefix_packs, suffix_packs
 from softprompt.training.run import Run, batches_of_step
 from softprompt.types import Example
 
@@ -92,7 +92,7 @@ def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> 
     assert difference <= tolerance, f"differs by {difference:.1e}, allowed {tolerance:.0e}"
 
 
-def check(model: Any, given: Sequence[Example], tolerance: float, texts: Texts | None) -> None:
+def check(model: Any, given: Sequence[Example], tolerance: float, texts: TextCache | None) -> None:
     prompt = tiny.prompt_for(model, P)
     if texts is not None:
         texts.read(example.input_ids for example in given)
@@ -101,25 +101,25 @@ def check(model: Any, given: Sequence[Example], tolerance: float, texts: Texts |
     assert_near(gradient(ours, prompt), gradient(plain, prompt), tolerance)
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param not in ways(tiny.base(family).base_model):
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request: pytest.FixtureRequest, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param not in backends(tiny.base(family).base_model):
         pytest.skip(f"{family} runs level by level only")
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
 # --- loss, gradient and scores ----------------------------------------------------------------------------
 
 
 @families
-def test_loss_and_gradient_float64(family: str, way: None) -> None:
+def test_loss_and_gradient_float64(family: str, backend: None) -> None:
     with tiny.float64():
         model = tiny.base(family, torch.float64)
-        check(model, examples(), 1e-9, Texts(model, 1 << 30))
+        check(model, examples(), 1e-9, TextCache(model, 1 << 30))
 
 
 @families
-def test_loss_and_gradient_float32(family: str, way: None) -> None:
+def test_loss_and_gradient_float32(family: str, backend: None) -> None:
     check(tiny.base(family), examples(), 2e-5, None)
 
 
@@ -132,21 +132,21 @@ def test_loss_and_gradient_float32(family: str, way: None) -> None:
 )
 def test_any_rows_and_any_memory(family: str, texts: list[list[int]], labels: list[tuple[int, ...]], size: int) -> None:
     given = [Example(tuple(text), label) for text, label in zip(texts, labels, strict=False)]
-    with tiny.float64(), Texts(tiny.base(family, torch.float64), size) as kept:
+    with tiny.float64(), TextCache(tiny.base(family, torch.float64), size) as kept:
         check(tiny.base(family, torch.float64), given, 1e-9, kept)
 
 
 @families
 @pytest.mark.parametrize("kept", [False, True])
-def test_scores_float64(family: str, kept: bool, way: None) -> None:
+def test_scores_float64(family: str, kept: bool, backend: None) -> None:
     texts = [example.input_ids for example in examples(6)]
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         prompt = tiny.prompt_for(model, P).detach()
-        known = Texts(model, 1 << 30) if kept else None
+        known = TextCache(model, 1 << 30) if kept else None
         if known:
             known.read(texts)
-        got = score_labels_behind(model, prompt, texts, LABELS, known)
+        got = score_labels_with_suffix(model, prompt, texts, LABELS, known)
         expected = [[-plain_losses(model, prompt, text, label).sum() for label in LABELS] for text in texts]
     assert_near(got, torch.tensor(expected).to(got), 1e-9)
 
@@ -162,14 +162,14 @@ def test_smollm2(smollm2: Any, tmp_path: Path) -> None:
     prompt = start.clone().requires_grad_()
     plain = plain_all(model, prompt, given)
     for memory in (1 << 30, 0):
-        with Texts(model, memory, tmp_path) as kept:
+        with TextCache(model, memory, tmp_path) as kept:
             kept.read(example.input_ids for example in given)
             ours = answer_losses(model, prompt, given, kept)
             assert_near(ours, plain, 1e-5)
             assert_near(gradient(ours, prompt), torch.autograd.grad(
                 (plain * torch.linspace(0.5, 1.5, len(plain))).sum(), prompt, retain_graph=True
             )[0], 1e-5)  # fmt: skip
-            scores = score_labels_behind(model, prompt, [each.input_ids for each in given[:2]], labels, kept)
+            scores = score_labels_with_suffix(model, prompt, [each.input_ids for each in given[:2]], labels, kept)
     sums = torch.stack([part.sum() for part in plain.split([len(each.label_ids) for each in given])]).detach()
     assert_near(scores, -sums.view(2, 2).T, 1e-5)
 
@@ -177,29 +177,29 @@ def test_smollm2(smollm2: Any, tmp_path: Path) -> None:
 def test_scores_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = tiny.base("llama"), [example.input_ids for example in examples()]
     prompt = tiny.prompt_for(model, P).detach()
-    whole = score_labels_behind(model, prompt, texts, LABELS)
+    whole = score_labels_with_suffix(model, prompt, texts, LABELS)
     monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 60)
-    torch.testing.assert_close(score_labels_behind(model, prompt, texts, LABELS), whole, rtol=0, atol=1e-5)
-    assert score_labels_behind(model, prompt, [], LABELS).shape == (0, len(LABELS))
+    torch.testing.assert_close(score_labels_with_suffix(model, prompt, texts, LABELS), whole, rtol=0, atol=1e-5)
+    assert score_labels_with_suffix(model, prompt, [], LABELS).shape == (0, len(LABELS))
 
 
 def test_it_is_not_the_same_as_in_front() -> None:
     """Or all of this would test nothing."""
     model, one = tiny.base("llama"), examples()[3]
     prompt = tiny.prompt_for(model, P).detach()
-    behind = answer_losses(model, prompt, [one])
+    suffix = answer_losses(model, prompt, [one])
     row, labels = torch.tensor([*one.input_ids, *one.label_ids]), torch.tensor([-100] * len(one.input_ids) + [2])
-    assert not torch.allclose(behind, tiny.plain_losses(model, prompt, row, labels), atol=0.1)
+    assert not torch.allclose(suffix, tiny.plain_losses(model, prompt, row, labels), atol=0.1)
 
 
 def test_plans_hold_what_they_should() -> None:
-    plan = plan_answers(2, [(5, 6), ()], [(7, 8, 9), (2,)], CPU, [(7, -100, 9), (2,)])
+    plan = plan_suffix_rows(2, [(5, 6), ()], [(7, 8, 9), (2,)], CPU, [(7, -100, 9), (2,)])
     assert (plan.tree.parents, plan.tree.lengths) == ((-1, 0, -1, 2), (2, 4, 0, 2))
     assert plan.tokens.tolist() == [5, 6, -1, -2, 7, 8, -1, -2]
     assert (plan.predictors.tolist(), plan.targets.tolist()) == ([3, 5, 7], [7, 9, 2])
     assert (plan.groups.tolist(), plan.num_groups) == ([0, 0, 1], 2)
     assert plan.places.tolist() == [0, 1, 4, 5]
-    plan = plan_choices_behind(2, [(5,), (6, 7)], [(8, 9, 2), (8, 2)], CPU)
+    plan = plan_suffix_candidates(2, [(5,), (6, 7)], [(8, 9, 2), (8, 2)], CPU)
     assert plan.tokens.tolist() == [5, -1, -2, 8, 9, 6, 7, -1, -2, 8, 9]
     assert plan.targets.tolist() == [8, 9, 2, 8, 2] * 2
     assert plan.predictors.tolist() == [2, 3, 4, 2, 3, 8, 9, 10, 8, 9]
@@ -212,10 +212,10 @@ def test_plans_hold_what_they_should() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_memory_and_disk_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     model, texts = tiny.base("mistral", dtype), [example.input_ids for example in examples() if example.input_ids]
-    fresh = Texts(model, 1 << 30)
+    fresh = TextCache(model, 1 << 30)
     fresh.read(texts)
     for memory in (0, 3000):  # some of them fit
-        with Texts(model, memory, tmp_path) as kept:
+        with TextCache(model, memory, tmp_path) as kept:
             kept.read(texts[::-1])  # whatever the order in which they are asked for
             for text in texts:
                 for ours, theirs in zip(kept.get(text).layers, fresh.get(text).layers, strict=True):
@@ -232,7 +232,7 @@ def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read, done = tiny.base("llama"), [], []
     real = keeping.read_texts
     monkeypatch.setattr(keeping, "read_texts", lambda base, texts: read.extend(texts) or real(base, texts))
-    kept, texts = Texts(model, 1 << 30), [example.input_ids for example in examples()]
+    kept, texts = TextCache(model, 1 << 30), [example.input_ids for example in examples()]
     kept.read(texts, done.append)
     kept.read(texts, done.append)
     for text in texts:
@@ -247,15 +247,15 @@ def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
     """A plan that predicts from a text behind which a prompt stands is a mistake; it does not go unnoticed."""
     model, text = tiny.base("llama"), (5, 6, 7)
-    kept = Texts(model, 1 << 30)
+    kept = TextCache(model, 1 << 30)
     kept.read([text])
     known = kept.get(text)
     assert not any(tensor.requires_grad for tensor in known.tensors)
     assert known.hidden.isnan().all()
-    plan = plan_answers(P, [text], [(8, 2)], CPU)
+    plan = plan_suffix_rows(P, [text], [(8, 2)], CPU)
     wrong = replace(plan, predictors=plan.predictors - P)
     prompt = tiny.prompt_for(model, P)
-    found = [token_losses(model, each, prompt, known=known_texts(each, [text], kept.get)) for each in (plan, wrong)]
+    found = [token_losses(model, each, prompt, known=cached_texts(each, [text], kept.get)) for each in (plan, wrong)]
     assert found[0].isfinite().all()
     assert found[1][0].isnan()
 
@@ -263,7 +263,7 @@ def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
 def test_a_full_disk_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, given, prompt = tiny.base("llama"), examples(), tiny.prompt_for(tiny.base("llama"), P)
     monkeypatch.setattr(keeping, "SPARE_BYTES", 1 << 60)
-    with Texts(model, 3000, tmp_path) as kept:
+    with TextCache(model, 3000, tmp_path) as kept:
         with pytest.warns(UserWarning, match="computed anew in each epoch, which is slow: allow more text_cache_memor"):
             kept.read(example.input_ids for example in given)
         assert 0 < len(kept._held) < 7
@@ -282,7 +282,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_wrong(tmp_path: Path, monkey
         return found
 
     monkeypatch.setattr(keeping.shutil, "disk_usage", usage)
-    with Texts(model, 0, tmp_path) as kept:
+    with TextCache(model, 0, tmp_path) as kept:
         with pytest.warns(UserWarning, match="No space left on device"):
             kept.read(example.input_ids for example in given)
         assert len(kept._shelved) == 2
@@ -376,7 +376,7 @@ def test_evaluation_knows_where_the_prompt_stands() -> None:
     model = suffix_model()
     given = [Example(each.input_ids, CLASSES.ids[i % 2], CLASSES.names[i % 2]) for i, each in enumerate(examples())]
     plain = plain_all(model.base_model, model.prompt, given).detach()
-    kept = Texts(model.base_model, 1 << 30)
+    kept = TextCache(model.base_model, 1 << 30)
     for known in (None, kept):
         assert mean_loss(model, given, batch_size=3, known=known) == pytest.approx(float(plain.mean()), abs=1e-6)
         scores = label_log_probs(model, given, CLASSES, batch_size=3, known=known)
@@ -516,7 +516,7 @@ def test_pushing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-class Watch(Listener):
+class Watch(Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.losses: list[float] = []
         self.stop_after = stop_after
@@ -537,7 +537,7 @@ def make_run(folder: Path, placement: str = "suffix", *, memory: int | None = 1 
         "CAUSAL_LM", num_virtual_tokens=P, prompt_tuning_init="SAMPLE_VOCAB", prompt_placement=placement
     )
     model = get_peft_model(tiny.base("llama"), config)
-    kept = Texts(model.base_model, memory, folder.parent) if memory is not None and placement == "suffix" else None
+    kept = TextCache(model.base_model, memory, folder.parent) if memory is not None and placement == "suffix" else None
     return Run(model, chosen, TASK, examples(10), None, watch, texts=kept)
 
 
@@ -556,7 +556,7 @@ def test_it_trains_as_a_plain_loop_does(tmp_path: Path, memory: int | None) -> N
         optimizer.zero_grad()
         losses.append(loss.item())
     torch.testing.assert_close(run.model.prompt.detach(), prompt.detach(), rtol=0, atol=2e-5)
-    assert run.listener.losses == pytest.approx(losses, rel=1e-5)
+    assert run.callback.losses == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("stop_after", [4, 7])
@@ -566,7 +566,7 @@ def test_resuming_is_exact(tmp_path: Path, stop_after: int) -> None:
     whole = make_run(tmp_path / "whole", **options)
     fit(whole)
     with pytest.raises(KeyboardInterrupt):
-        fit(make_run(tmp_path / "cut", listener=Watch(stop_after), **options))
+        fit(make_run(tmp_path / "cut", callback=Watch(stop_after), **options))
     again = make_run(tmp_path / "cut", memory=0, **options)
     fit(replace(again, resume_from=checkpoints(tmp_path / "cut")[-1]))
     assert again.model.prompt.equal(whole.model.prompt)
@@ -591,8 +591,8 @@ def test_a_batch_that_is_cut_trains_the_same(tmp_path: Path, placement: str) -> 
 
     def packs(run: Run) -> list[Sequence[Example]]:
         if placement == "prefix":
-            return packs_in_front(batch, run.tokens_per_pack)
-        return packs_behind(batch, len(run.model.prompt), run.tokens_per_pack)
+            return prefix_packs(batch, run.tokens_per_pack)
+        return suffix_packs(batch, len(run.model.prompt), run.tokens_per_pack)
 
     assert len(packs(whole)) == 1
     assert 1 < len(packs(cut)) <= 5
@@ -600,7 +600,7 @@ def test_a_batch_that_is_cut_trains_the_same(tmp_path: Path, placement: str) -> 
     fit(whole)
     fit(cut)
     torch.testing.assert_close(cut.model.prompt, whole.model.prompt, rtol=0, atol=2e-5)
-    assert cut.listener.losses == pytest.approx(whole.listener.losses, rel=1e-5)
+    assert cut.callback.losses == pytest.approx(whole.callback.losses, rel=1e-5)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from cli_tools import make_base, rows, write_rows
 from softprompt.config.adapter_config import PromptTuningConfig
 from softprompt.config.options import OptimizerOptions, TrainOptions
 from softprompt.data.task import Task
-from softprompt.engine.text_cache import Texts
+from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, SoftPromptError, TrainingError
 from softprompt.inference.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
 from softprompt.inference.score import score_labels
@@ -29,7 +29,7 @@ from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.storage.adapter import START_NAME, read_prompt, write_prompt
 from softprompt.storage.atomic import write_folder, write_text
 from softprompt.storage.record import Metrics, TrainerState
-from softprompt.training.callbacks import Listener
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import checkpoints, write_checkpoint
 from softprompt.training.loop import fit
 from softprompt.training.pipeline import train
@@ -52,17 +52,17 @@ def examples(number: int = 10, seed: int = 3) -> list[Example]:
     return [Example(tuple(text.tolist()), CLASSES.ids[i % 2], CLASSES.names[i % 2]) for i, text in enumerate(texts)]
 
 
-def make_run(folder: Path, *, listener: Listener | None = None, **options: Any) -> Run:
+def make_run(folder: Path, *, callback: Callback | None = None, **options: Any) -> Run:
     """A run on a tiny Llama: 10 rows, 2 a batch, 2 epochs unless told otherwise."""
     values = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "num_virtual_tokens": P, "logging_steps": 1}
     chosen = TrainOptions(output_dir=folder, **{**values, "eval_strategy": "epoch", **options})
     torch.manual_seed(0)
     config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=P, prompt_tuning_init="SAMPLE_VOCAB")
     model = PeftModelForCausalLM(tiny.base("llama"), config)
-    return Run(model, chosen, TASK, examples(), None, listener or Listener())
+    return Run(model, chosen, TASK, examples(), None, callback or Callback())
 
 
-class Watch(Listener):
+class Watch(Callback):
     """Keeps the prompt after each step, and may interrupt."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -80,7 +80,7 @@ class Watch(Listener):
 
 def watched(folder: Path, stop_after: int | None = None, **options: Any) -> tuple[Run, Watch]:
     watch = Watch(stop_after)
-    watch.run = make_run(folder, listener=watch, **options)
+    watch.run = make_run(folder, callback=watch, **options)
     return watch.run, watch
 
 
@@ -147,7 +147,7 @@ def test_it_trains_as_a_plain_loop_does(tmp_path: Path, options: dict[str, Any])
 def plain_choice_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
     """Cross-entropy between the labels' texts, every (row, label) alone through the model."""
     options, base = run.options, tiny.base("llama")
-    behind = options.prompt_placement == "suffix"
+    suffix = options.prompt_placement == "suffix"
     prompt = start.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([prompt], lr=options.learning_rate, weight_decay=options.weight_decay)
     scheduler = transformers.get_scheduler(options.lr_scheduler_type, optimizer, 0, run.max_steps)
@@ -158,7 +158,7 @@ def plain_choice_loop(run: Run, start: torch.Tensor) -> tuple[torch.Tensor, list
             scores = []
             for label in CLASSES.ids:
                 text, answer = (base.get_input_embeddings()(torch.tensor(ids)) for ids in (example.input_ids, label))
-                embeds = torch.cat([text, prompt, answer] if behind else [prompt, text, answer])
+                embeds = torch.cat([text, prompt, answer] if suffix else [prompt, text, answer])
                 logits = base(inputs_embeds=embeds[None]).logits[0, -len(label) - 1 : -1]
                 scores.append(-torch.nn.functional.cross_entropy(logits, torch.tensor(label), reduction="sum"))
             gold = torch.tensor(CLASSES.names.index(str(example.label)))
@@ -181,7 +181,7 @@ def test_training_to_tell_classes_apart(tmp_path: Path, placement: str, known: b
     run, watch = watched(tmp_path, objective="classes", prompt_placement=placement, **more)
     config = replace(run.config, prompt_placement=placement, peft_type=None)
     torch.manual_seed(0)
-    texts = Texts(tiny.base("llama"), 1 << 30) if known else None
+    texts = TextCache(tiny.base("llama"), 1 << 30) if known else None
     run = replace(run, model=PeftModelForCausalLM(tiny.base("llama"), config), classes=CLASSES, texts=texts)
     start = run.model.prompt.detach().clone()
     fit(run)
@@ -644,7 +644,7 @@ def test_a_finished_run_goes_on_with_more_steps(place: Path) -> None:
 CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}
 
 
-class Notes(Listener):
+class Notes(Callback):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -660,13 +660,13 @@ def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch
         return real(*args).index_fill(0, torch.tensor([0]), math.nan)
 
     monkeypatch.setattr("softprompt.inference.evaluate.score_labels", overflowing)
-    listener, folder = Notes(), place / "overflow"
+    callback, folder = Notes(), place / "overflow"
     more = {"validation_file": place / "test.csv", "num_train_epochs": 2}
-    result = train(options_for(place, output_dir=folder, **more), listener)
+    result = train(options_for(place, output_dir=folder, **more), callback)
     assert result is not None
     assert [record.epoch for record in result.state.history] == [1, 2]
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
-    assert sum("not finite" in note for note in listener.notes) == 1
+    assert sum("not finite" in note for note in callback.notes) == 1
     written = TrainerState.load(folder)
     assert [record.eval_loss for record in written.history] == [None, None]
     assert all(record.accuracy is not None for record in written.history)
@@ -728,7 +728,7 @@ def test_overwriting_deletes_nothing_where_no_run_is(place: Path) -> None:
 
 
 def test_a_run_that_never_came_to_a_checkpoint_is_in_nobodys_way(place: Path) -> None:
-    class Stop(Listener):
+    class Stop(Callback):
         def step(self, step: int, loss: float) -> None:
             raise KeyboardInterrupt
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import tiny
 from softprompt.engine import execute as running
-from softprompt.engine.execute import compute, run, ways
-from softprompt.engine.kv_cache import Known
+from softprompt.engine.execute import backends, compute, run
+from softprompt.engine.kv_cache import KVCache
 from softprompt.engine.loss import token_losses
-from softprompt.engine.plans import join, plan_choices, plan_rows
+from softprompt.engine.plans import join, plan_candidates, plan_rows
 from softprompt.engine.tree import ROOT, Tree
 from softprompt.inference.score import score_labels
 from test_attention import blocks
@@ -25,7 +25,7 @@ from test_tree import ancestors, trees
 CPU = torch.device("cpu")
 MASKS_BY_TYPE = {"qwen2", "qwen3", "smollm3", "gemma2", "gemma3"}
 WINDOWED = {"mistral", "phi3"}
-PACKED = [family for family in tiny.FAMILIES if "packed" in ways(tiny.base(family).base_model)]
+PACKED = [family for family in tiny.FAMILIES if "packed" in backends(tiny.base(family).base_model)]
 MASKED = [family for family in PACKED if family != "bloom"]
 sizes = pytest.mark.parametrize("sizes", [(128, 256), (4, 3)], ids=["usual", "small-blocks"])
 
@@ -68,7 +68,7 @@ def masked(model, tree, embeds):
 def result(model, tree, embeds, how):
     """Hidden states and, under fixed random weights, the gradient of the embeddings."""
     embeds = embeds.detach().requires_grad_()
-    hidden = masked(model, tree, embeds) if how == "masked" else run(model.base_model, tree, embeds, way=how)
+    hidden = masked(model, tree, embeds) if how == "masked" else run(model.base_model, tree, embeds, backend=how)
     direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     (gradient,) = torch.autograd.grad((hidden * direction.to(hidden.dtype)).sum(), embeds)
     return hidden.detach(), gradient
@@ -76,7 +76,7 @@ def result(model, tree, embeds, how):
 
 def check_ways(model, tree, tolerance):
     embeds = tiny.prompt_for(model, tree.num_tokens)
-    others = ["masked", "levels"] if model.config.model_type != "bloom" else ["levels"]
+    others = ["masked", "levelwise"] if model.config.model_type != "bloom" else ["levelwise"]
     packed = result(model, tree, embeds, "packed")
     for other in others:
         for ours, theirs in zip(packed, result(model, tree, embeds, other), strict=True):
@@ -152,11 +152,13 @@ def test_settings_of_a_family(variant):
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2)
-    assert ways(model.base_model)[0] == "packed"
+    assert backends(model.base_model)[0] == "packed"
     model = model.double()
     with tiny.float64():
         embeds = tiny.prompt_for(model, FOREST.num_tokens)
-        for ours, theirs in zip(*(result(model, FOREST, embeds, way) for way in ("packed", "levels")), strict=True):
+        for ours, theirs in zip(
+            *(result(model, FOREST, embeds, backend) for backend in ("packed", "levelwise")), strict=True
+        ):
             assert_near(ours, theirs, 1e-9)
 
 
@@ -166,18 +168,18 @@ class Derived(t.LlamaModel):
 
 def test_which_bases_run_packed():
     """Families whose attention can be exchanged, as transformers has them; what anybody has changed runs as it is."""
-    assert ways(tiny.base("llama").base_model) == ("packed", "levels")
-    assert ways(tiny.base("mpt").base_model) == ("levels",)
-    assert ways(Derived(tiny.CONFIGS["llama"]())) == ("levels",)
+    assert backends(tiny.base("llama").base_model) == ("packed", "levelwise")
+    assert backends(tiny.base("mpt").base_model) == ("levelwise",)
+    assert backends(Derived(tiny.CONFIGS["llama"]())) == ("levelwise",)
     patched = tiny.fresh("llama").base_model
     patched.layers[1].self_attn.forward = patched.layers[1].self_attn.forward
-    assert ways(patched) == ("levels",)
+    assert backends(patched) == ("levelwise",)
 
 
 # -- known nodes -------------------------------------------------------------------------------------
 
 
-def behind(model, path, embeds):
+def suffix(model, path, embeds):
     """Hidden states of tokens behind what is known of the nodes above them, by stock code with its own cache."""
     cache = t.DynamicCache()
     for layer in range(len(path[0].layers)):
@@ -198,14 +200,14 @@ def flat_of(tree, nodes):
     return [i for node in range(len(tree.lengths)) if node in nodes for i in tree.span(node)]
 
 
-def check_known(model, tree, known_nodes, way, tolerance):
+def check_known(model, tree, known_nodes, backend, tolerance):
     """With some nodes known the rest comes out as before, and the known tensors get their gradient."""
     embeds = tiny.prompt_for(model, tree.num_tokens)
     everything = range(len(tree.lengths))
     new = flat_of(tree, {*everything} - known_nodes)
-    whole = compute(model.base_model, tree, embeds.detach(), way="levels")
+    whole = compute(model.base_model, tree, embeds.detach(), backend="levelwise")
     leaves = {node: whole[node].map(lambda x: x.detach().requires_grad_()) for node in known_nodes}
-    hidden = run(model.base_model, tree, embeds[new], leaves, way=way)
+    hidden = run(model.base_model, tree, embeds[new], leaves, backend=backend)
     assert_near(hidden.detach(), torch.cat([whole[node].hidden for node in everything]), tolerance)
     direction = tiny.prompt_for(model, len(hidden), seed=9).detach()[:, : hidden.shape[1]]
 
@@ -217,7 +219,7 @@ def check_known(model, tree, known_nodes, way, tolerance):
         above = [leaves[n] for n in path if n in known_nodes and tree.lengths[n]]
         if node in below and tree.lengths[node]:
             own = embeds[flat_of(tree, below)]
-            found = behind(model, above, own) if above else run(model.base_model, Tree((ROOT,), (len(own),)), own)
+            found = suffix(model, above, own) if above else run(model.base_model, Tree((ROOT,), (len(own),)), own)
             expected = expected.index_copy(0, torch.tensor(tree.span(node)), found[-tree.lengths[node] :])
     tensors = [embeds, *(each for known in leaves.values() for each in known.tensors)]
     ours, theirs = (
@@ -237,34 +239,34 @@ def closed(tree, nodes):
 KNOWN = {"roots": {0, 12}, "one-root": {12}, "inner": {2, 8}, "a-leaf": {3}, "a-template": {1, 13}}
 SOME = ["llama", "mistral", "gemma2", "bloom", "gpt2", "mpt", "falcon_alibi", "gpt_neo"]
 known_ways = pytest.mark.parametrize(
-    ("family", "way"), [(family, way) for family in SOME for way in ways(tiny.base(family).base_model)]
+    ("family", "backend"), [(family, backend) for family in SOME for backend in backends(tiny.base(family).base_model)]
 )
 
 
 @pytest.mark.parametrize("nodes", KNOWN)
 @known_ways
-def test_known_nodes(family, way, nodes):
+def test_known_nodes(family, backend, nodes):
     with tiny.float64(), blocks(4, 3):
         # Bloom's GeLU has a constant of 8 digits, ours all of them.
         tolerance = 1e-8 if family == "bloom" else 1e-9
-        check_known(tiny.base(family, torch.float64), FOREST, closed(FOREST, KNOWN[nodes]), way, tolerance)
+        check_known(tiny.base(family, torch.float64), FOREST, closed(FOREST, KNOWN[nodes]), backend, tolerance)
 
 
-@pytest.mark.parametrize("way", ["packed", "levels"])
+@pytest.mark.parametrize("backend", ["packed", "levelwise"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
 @settings(max_examples=8)
 @given(tree=trees(longest=6), data=st.data())
-def test_any_known_nodes(family, way, tree, data):
+def test_any_known_nodes(family, backend, tree, data):
     nodes = data.draw(st.sets(st.integers(0, len(tree.lengths) - 1)))
     known = closed(tree, nodes)
     if tree.num_tokens > sum(tree.lengths[node] for node in known):
         with tiny.float64():
-            check_known(tiny.base(family, torch.float64), tree, known, way, 1e-8)
+            check_known(tiny.base(family, torch.float64), tree, known, backend, 1e-8)
 
 
 @pytest.mark.parametrize("nodes", [{0, 12}, {0, 1, 2, 12}, {*range(16)}], ids=str)
 @known_ways
-def test_what_is_known_step_by_step(family, way, nodes):
+def test_what_is_known_step_by_step(family, backend, nodes):
     """``compute`` behind what is known gives what one run gives, with its history: the gradient goes all the way."""
     with tiny.float64():
         model = tiny.base(family, torch.float64)
@@ -275,14 +277,14 @@ def test_what_is_known_step_by_step(family, way, nodes):
             if FOREST.lengths[node]:
                 tree = Tree((ROOT, *range(len(above) - 1)), tuple(FOREST.lengths[n] for n in above))
                 upper = {i: known[n] for i, n in enumerate(above[:-1])}
-                found = compute(model.base_model, tree, embeds[FOREST.span(node)], upper, way=way)
+                found = compute(model.base_model, tree, embeds[FOREST.span(node)], upper, backend=backend)
                 assert list(found) == [len(above) - 1]
                 known[node] = found[len(above) - 1]
             else:
                 known[node] = next(iter(known.values())).map(lambda x: x[..., :0, :])
         new = flat_of(FOREST, {*range(16)} - nodes)
-        hidden = run(model.base_model, FOREST, embeds[new], known, way=way)
-        expected, gradient = result(model, FOREST, embeds, "levels")
+        hidden = run(model.base_model, FOREST, embeds[new], known, backend=backend)
+        expected, gradient = result(model, FOREST, embeds, "levelwise")
         assert_near(hidden.detach(), expected, 1e-9)
         direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
         assert_near(torch.autograd.grad((hidden * direction).sum(), embeds)[0], gradient, 1e-9)
@@ -291,35 +293,35 @@ def test_what_is_known_step_by_step(family, way, nodes):
 # -- plans -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["packed", "levels"])
-def way(request, monkeypatch):
-    monkeypatch.setattr(running, "ways", lambda _: (request.param,))
+@pytest.fixture(params=["packed", "levelwise"])
+def backend(request, monkeypatch):
+    monkeypatch.setattr(running, "backends", lambda _: (request.param,))
 
 
-def test_prompts_side_by_side(way):
+def test_prompts_side_by_side(backend):
     """A forest of plans is each plan under its own prompt, given as numbers or compiled."""
     with tiny.float64():
         model = tiny.base("qwen3", torch.float64)
         rows = tiny.ids(6, 3, 9)
         parts = [
             plan_rows(4, [6, 3], torch.cat(rows[:2]), torch.cat(rows[:2])),
-            plan_choices(2, [rows[2].tolist(), []], [[7, 8], [7, 9, 10], [6]], CPU),
+            plan_candidates(2, [rows[2].tolist(), []], [[7, 8], [7, 9, 10], [6]], CPU),
             plan_rows(4, [9], rows[2], rows[2]),
         ]
         prompts = [tiny.prompt_for(model, part.num_virtual, seed=i) for i, part in enumerate(parts)]
         alone = torch.cat([token_losses(model, part, prompt) for part, prompt in zip(parts, prompts, strict=True)])
         together = join(parts)
-        compiled = [compute(model.base_model, Tree((ROOT,), (len(p),)), p)[0] for p in prompts]
+        prefilled = [compute(model.base_model, Tree((ROOT,), (len(p),)), p)[0] for p in prompts]
         weights = torch.linspace(1, 2, len(alone))
         expected = torch.autograd.grad((alone * weights).sum(), prompts)
-        for given_prompts in (torch.cat(prompts), compiled):
+        for given_prompts in (torch.cat(prompts), prefilled):
             losses = token_losses(model, together, given_prompts)
             assert_near(losses.detach(), alone.detach(), 1e-9)
             for got, reference in zip(torch.autograd.grad((losses * weights).sum(), prompts), expected, strict=True):
                 assert_near(got, reference, 1e-9)
 
 
-def test_order_of_rows_does_not_matter(way):
+def test_order_of_rows_does_not_matter(backend):
     rows = tiny.ids(30, 30, 5, 1)
     rows += [torch.cat([rows[0], row]) for row in tiny.ids(3, 8, seed=4)] + [rows[0].clone()]
     with tiny.float64():
@@ -342,7 +344,7 @@ def test_order_of_rows_does_not_matter(way):
         assert_near(straight[0], torch.cat(plain), 1e-9)
 
 
-def test_nothing_to_compute_behind_a_compiled_prompt(way):
+def test_nothing_to_compute_behind_a_compiled_prompt(backend):
     """One label behind nothing: the prompt's own hidden states say it all."""
     model = tiny.base("llama")
     prompt = tiny.prompt_for(model).detach()
@@ -353,7 +355,7 @@ def test_nothing_to_compute_behind_a_compiled_prompt(way):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom", "gpt2"])
-def test_numbers_of_16_bits(family, way):
+def test_numbers_of_16_bits(family, backend):
     """As near to the exact gradient as its own number type lets it be."""
     model = tiny.base(family, torch.bfloat16)
     exact = tiny.base(family)
@@ -383,7 +385,7 @@ def test_under_autocast(family):
 
 def test_known_is_a_table_of_tensors():
     pair = torch.ones(1, 2, 3, 4, requires_grad=True), torch.zeros(1, 2, 3, 4)
-    known = Known((pair,), torch.ones(3, 8))
+    known = KVCache((pair,), torch.ones(3, 8))
     assert len(known) == 3
     assert [tensor.shape for tensor in known.tensors] == [(1, 2, 3, 4), (1, 2, 3, 4), (3, 8)]
     assert not known.detach().layers[0][0].requires_grad

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ..config.options import DataOptions, ModelOptions, OptimizerOptions, PromptOptions
+from ..config.options import RENAMED, DataOptions, ModelOptions, OptimizerOptions, PromptOptions
 from ..training.recipes import RECIPES
 
 BY_RECIPE = {name for kinds in RECIPES.values() for values in kinds.values() for name in values}
@@ -43,10 +43,12 @@ def takes(
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
         def command(**given: Any) -> None:
-            named = {name: given.pop(name) for name in list(given) if name in fields}
+            named = {name: given.pop(name) for name in list(given) if name in fields or RENAMED.get(name) in fields}
             function(**given, **{name: value for name, value in named.items() if value not in (None, [])})
 
         parameters = [*own, *(_parameter(name, field) for name, field in _in_panels(fields))]
+        old = {name: fields[new] for name, new in RENAMED.items() if new in fields}
+        parameters += [_parameter(name, field, hidden=True) for name, field in old.items()]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
@@ -59,9 +61,11 @@ def _in_panels(fields: dict[str, FieldInfo]) -> list[tuple[str, FieldInfo]]:
     return [(name, fields[name]) for name in [n for n in fields if n not in order] + order]
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, *, hidden: bool = False) -> inspect.Parameter:
     is_flag = field.annotation is bool
-    spelling = f"--{name}/--no_{name}" if is_flag and (field.default or name in BY_RECIPE) else f"--{name}"
+    spelling = (
+        f"--{name}/--no_{name}" if is_flag and (field.default or RENAMED.get(name, name) in BY_RECIPE) else f"--{name}"
+    )
     is_list = any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
     panel = next((panel for cls, panel in PANELS.items() if name in cls.model_fields), "Run")
     option = typer.Option(
@@ -70,6 +74,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         metavar=_metavar(field),
         rich_help_panel=panel,
         show_default=False,
+        hidden=hidden,
     )
     kind: Any = bool | None if is_flag else list[str] | None if is_list else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
@@ -85,12 +90,12 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def _metavar(field: FieldInfo) -> str | None:
-    choices = [c for c in get_args(field.annotation) if isinstance(c, str)]
-    if not choices:
+    candidates = [c for c in get_args(field.annotation) if isinstance(c, str)]
+    if not candidates:
         nested = [get_args(arg) for arg in get_args(field.annotation)]
-        choices = [c for group in nested for c in group if isinstance(c, str)]
-    if choices:
-        return "|".join(choices)
+        candidates = [c for group in nested for c in group if isinstance(c, str)]
+    if candidates:
+        return "|".join(candidates)
     for kind, word in ((bool, None), (int, "N"), (float, "X")):
         if field.annotation is kind or kind in get_args(field.annotation):
             return word

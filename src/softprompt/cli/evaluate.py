@@ -153,10 +153,10 @@ def task_for(known: Task | None, options: DataOptions, rows: Any) -> Task:
             )
         template = renamed(known.template, dict(zip(known.text_columns, columns, strict=True)))
     elif template is not None:
-        changes["cue"] = ""
+        changes["answer_prefix"] = ""
     if template is not None:
         changes["template"] = resolve_template(template, options.text_column, list(rows[0].fields))
-        if known.label_prefix and changes.get("cue") == "":
+        if known.label_prefix and changes.get("answer_prefix") == "":
             changes["label_prefix"] = "" if changes["template"][-1:].isspace() else " "
     if options.max_length is not None:
         changes["max_length"] = options.max_length

@@ -59,8 +59,8 @@ def _beside(prompted: Prompted) -> list[str]:
         number, length, _ = prompted.ensemble.prompts.shape
         temperature = float(prompted.ensemble.temperature)
         found.append(f"{number} prompts of {length} tokens behind the text, temperature {temperature:.2g}")
-    if prompted.readout is not None:
-        layers, share = prompted.readout.layers.tolist(), float(prompted.readout.share)
+    if prompted.linear_probe is not None:
+        layers, share = prompted.linear_probe.layers.tolist(), float(prompted.linear_probe.share)
         found.append(f"a read-out of layers {layers[0]} to {layers[-1]}, which decides to {share:.0%}")
     return found
 

@@ -11,11 +11,11 @@ from rich.status import Status
 
 from ..config.options import TrainOptions
 from ..storage.record import EpochRecord, TrainerState
-from ..training.callbacks import Listener
+from ..training.callbacks import Callback
 from .show import console, number
 
 
-class Watcher(Listener):
+class Watcher(Callback):
     """Prints what a run tells."""
 
     def __init__(self, options: TrainOptions, status: Status) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -148,7 +149,7 @@ class PromptOptions(_Options):
         "prefix",
         description="prefix: prompt, text, label. suffix: text, prompt, label; each text is read once for all epochs.",
     )
-    readout: bool = Field(
+    linear_probe: bool = Field(
         False, description="Also learn a linear read-out of the hidden states, which decides with the prompt (classes)."
     )
     num_folds: int = Field(
@@ -278,6 +279,9 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
         return self
 
 
+RENAMED = {"readout": "linear_probe"}
+"""Option names of version 0.1, still accepted with a warning: old name -> new name."""
+
 OptionsT = TypeVar("OptionsT", bound=_Options)
 
 
@@ -293,6 +297,12 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
     """
     prefix = f"{where}: " if where else ""
     values = {name.replace("-", "_"): value for name, value in values.items()}
+    for old in [name for name in values if RENAMED.get(name) in cls.model_fields]:
+        new, value = RENAMED[old], values.pop(old)
+        if new in values:
+            raise ConfigError(f"{prefix}{old} is the old name of {new}; give only {new}")
+        warnings.warn(f"{prefix}the option {old} is now called {new}", FutureWarning, stacklevel=2)
+        values[new] = value
     for name in values:
         if name not in cls.model_fields:
             why = absent(name) if issubclass(cls, TrainOptions) else None
@@ -374,6 +384,6 @@ def _shown(value: Any) -> str:
 def _plain(error: Any) -> str:
     if error["type"] == "literal_error":
         given = str(error["input"])
-        choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return f"choose one of {', '.join(choices)}{nearest(given, choices)}"
+        candidates = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"choose one of {', '.join(candidates)}{nearest(given, candidates)}"
     return str(error["msg"][0].lower() + error["msg"][1:]).removeprefix("value error, ")

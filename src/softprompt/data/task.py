@@ -16,7 +16,9 @@ from ..storage.atomic import read_json, write_json
 from .template import is_missing
 
 TASK_NAME = "task.json"
-LabelScoring = Literal["text", "start"]
+_OLD_NAMES = {"cue": "answer_prefix"}
+"""Fields as version 0.1 wrote them; still read."""
+LabelScoring = Literal["text", "unique_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Task:
     labels: tuple[str, ...] = ()
     max_length: int | None = None
     end_token_id: int | None = None
-    cue: str = ""
+    answer_prefix: str = ""
     label_prefix: str = ""
     label_scoring: LabelScoring = "text"
 
@@ -94,16 +96,17 @@ class Task:
         Raises:
             AdapterError: the file is damaged.
         """
-        values = read_json(path)
+        values = {_OLD_NAMES.get(name, name): value for name, value in read_json(path).items()}
         columns, labels = values.get("text_columns"), values.get("labels") or []
         numbers = [values.get(name) for name in ("max_length", "end_token_id")]
-        cue, prefix = values.get("cue", ""), values.get("label_prefix", "")
-        scoring = values.get("label_scoring", "text")
+        answer_prefix, prefix = values.get("answer_prefix", ""), values.get("label_prefix", "")
+        scoring: Any = values.get("label_scoring", "text")
+        scoring = "unique_prefix" if scoring == "start" else scoring  # version 0.1
         if not (
             columns
             and _is_texts(columns)
             and _is_texts(labels)
-            and _is_texts([values.get("label_column"), values.get("template"), cue, prefix])
+            and _is_texts([values.get("label_column"), values.get("template"), answer_prefix, prefix])
             and scoring in get_args(LabelScoring)
             and all(number is None or (type(number) is int and number >= 0) for number in numbers)
         ):
@@ -115,7 +118,7 @@ class Task:
             labels=tuple(labels),
             max_length=numbers[0],
             end_token_id=numbers[1],
-            cue=cue,
+            answer_prefix=answer_prefix,
             label_prefix=prefix,
             label_scoring=scoring,
         )

@@ -8,7 +8,7 @@ part          tokenised                    special tokens
 input text    as one text                  leading ones of the tokenizer (BOS, if it adds one), not the
                                            trailing ones (EOS, SEP); those in the template. The content
                                            of a column is plain text (``plain.py``)
-cue           ``task.cue``, apart          those in the cue; counts as input
+cue           ``task.answer_prefix``, apart          those in the cue; counts as input
 label         behind ``task.label_prefix`` plain text; ``task.end_token_id`` at the end
               only, apart from the text
 ============  ===========================  ================================================================
@@ -75,7 +75,7 @@ class Encoder:
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
         self._front = _front_ids(tokenizer, self._skeleton())
-        self.cue_ids = _behind(self._plain, [Piece(task.cue, False)]) if task.cue else ()
+        self.answer_prefix_ids = _suffix(self._plain, [Piece(task.answer_prefix, False)]) if task.answer_prefix else ()
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -179,12 +179,12 @@ class Encoder:
         return self._input_ids([self._template.pieces(values, row.where)])[0]
 
     def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
-        return [self._front + ids + self.cue_ids for ids in self._plain.ids(texts)]
+        return [self._front + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
         text = Piece(to_text(label, self.task.label_column, where), True)
         prefix = self.task.label_prefix
-        ids = _behind(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
+        ids = _suffix(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -194,7 +194,7 @@ class Encoder:
         return self.render(dict.fromkeys(self._template.fields), "the template")
 
 
-def shortest_starts(labels: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+def unique_prefixes(labels: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     """The shortest start of each label that no other label has, none of which is the start of another label."""
     return tuple(
         next(
@@ -268,18 +268,18 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
 
 def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """The tokens of a label with its prefix, as they follow a text; none of them is special."""
-    return _behind(PlainTokenizer(tokenizer), [Piece(text, True)])
+    return _suffix(PlainTokenizer(tokenizer), [Piece(text, True)])
 
 
-def _behind(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
+def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
     """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
 
     Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
     """
     a = Piece("a", False)
     alone, before, both = plain.ids([text, [a], [a, *text]])
-    behind = both[len(before) :]
-    return behind if both[: len(before)] == before and 0 < len(behind) < len(alone) else alone
+    suffix = both[len(before) :]
+    return suffix if both[: len(before)] == before and 0 < len(suffix) < len(alone) else alone
 
 
 def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ Read in this order: ``tree.py`` (who attends to whom: integers only), ``packed.p
 ``view`` ``kernels``      a base with some layers exchanged, untouched itself; the layers
 ``loss`` ``head``         from hidden states to losses, through the model's own head
 ``accumulate``            more rows than memory holds
-``known`` ``compiled``    nodes computed once: prompts, and texts (``suffix``, ``texts``)
+``known`` ``prefilled``    nodes computed once: prompts, and texts (``suffix``, ``texts``)
 ``recompute``             gradient checkpointing
 ``selfcheck``             model types that no test covers
 ========================  =========================================================================

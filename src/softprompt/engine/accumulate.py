@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from .kv_cache import Known
+from .kv_cache import KVCache
 from .loss import token_losses
-from .prefill import compile_prompt
+from .prefill import prefill
 from .tree import Plan
 
-PackLoss = Callable[[Tensor | Known], Tensor]
+PackLoss = Callable[[Tensor | KVCache], Tensor]
 """Computes the summed loss of one pack, a scalar, from a prompt ``[P, D]`` or a compiled one."""
 
 
@@ -43,7 +43,7 @@ def mean_loss(
     return summed_loss(base, [partial(_of_tokens, base, plan) for plan in plans], prompt) / count
 
 
-def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | Known) -> Tensor:
+def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | KVCache) -> Tensor:
     return token_losses(base, plan, prompt).sum()
 
 
@@ -72,8 +72,8 @@ class _TwoStages(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         with torch.set_grad_enabled(wanted):
             virtual = prompt.detach().requires_grad_(wanted)
-            compiled = compile_prompt(base, virtual)
-            leaves = compiled.map(lambda tensor: tensor.detach().requires_grad_(wanted))
+            prefilled = prefill(base, virtual)
+            leaves = prefilled.map(lambda tensor: tensor.detach().requires_grad_(wanted))
             total = torch.zeros((), device=prompt.device)
             for of_pack in losses:
                 loss = of_pack(leaves)
@@ -81,7 +81,7 @@ class _TwoStages(torch.autograd.Function):
                     loss.backward(inputs=leaves.tensors)  # type: ignore[no-untyped-call]
                 total = total + loss.detach()
             if wanted:
-                reached = [(of, leaf.grad) for of, leaf in zip(compiled.tensors, leaves.tensors, strict=True)]
+                reached = [(of, leaf.grad) for of, leaf in zip(prefilled.tensors, leaves.tensors, strict=True)]
                 outputs = [(of, grad) for of, grad in reached if grad is not None]
                 (gradient,) = torch.autograd.grad([o for o, _ in outputs], virtual, [g for _, g in outputs])
                 ctx.save_for_backward(gradient)

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ..models.families import is_verified
-from .backends.levelwise import run_levels
+from .backends.levelwise import run_levelwise
 from .backends.packed import PACKED, run_packed
-from .kv_cache import Known, Layers
+from .kv_cache import KVCache, Layers
 from .surgery.lm_head import is_intercepted
 from .tree import Tree
 
-Way = Literal["packed", "levels"]
+Backend = Literal["packed", "levelwise"]
 
 
 def run(
     backbone: nn.Module,
     tree: Tree,
     embeds: Tensor,
-    known: Mapping[int, Known] | None = None,
-    way: Way | None = None,
+    known: Mapping[int, KVCache] | None = None,
+    backend: Backend | None = None,
     states: list[Tensor] | None = None,
 ) -> Tensor:
     """Hidden states of all tokens of a tree.
@@ -47,21 +47,25 @@ def run(
         ``[T, D']`` last hidden states in flat order, known ones included (D' may differ from D, as in OPT-350m).
     """
     known = known or {}
-    hidden, _ = _run(backbone, tree, embeds, known, way, states=states)
+    hidden, _ = _run(backbone, tree, embeds, known, backend, states=states)
     return _with_known(hidden, tree, known)
 
 
 def compute(
-    backbone: nn.Module, tree: Tree, embeds: Tensor, known: Mapping[int, Known] | None = None, way: Way | None = None
-) -> dict[int, Known]:
+    backbone: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    known: Mapping[int, KVCache] | None = None,
+    backend: Backend | None = None,
+) -> dict[int, KVCache]:
     """Keys, values and hidden states of each node that is not known; arguments as for ``run``."""
     known = known or {}
-    hidden, layers = _run(backbone, tree, embeds, known, way, keep=True)
+    hidden, layers = _run(backbone, tree, embeds, known, backend, keep=True)
     found = {}
     for node, (start, stop) in enumerate(pairwise(tree.starts_without(known))):
         if node not in known:
             own = tuple((keys[:, :, start:stop], values[:, :, start:stop]) for keys, values in layers)
-            found[node] = Known(own, hidden[start:stop])
+            found[node] = KVCache(own, hidden[start:stop])
     return found
 
 
@@ -69,8 +73,8 @@ def _run(
     backbone: nn.Module,
     tree: Tree,
     embeds: Tensor,
-    known: Mapping[int, Known],
-    way: Way | None,
+    known: Mapping[int, KVCache],
+    backend: Backend | None,
     keep: bool = False,
     states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
@@ -78,11 +82,11 @@ def _run(
     if known and not len(embeds):  # nothing is new: empty rows, labels of one token
         nothing = next(iter(known.values())).map(lambda states: states[..., :0, :])
         return nothing.hidden, list(nothing.layers)
-    runs = {"packed": run_packed, "levels": run_levels}[way or ways(backbone)[0]]
+    runs = {"packed": run_packed, "levelwise": run_levelwise}[backend or backends(backbone)[0]]
     return runs(backbone, tree, embeds, known, keep=keep, states=states)
 
 
-def ways(backbone: nn.Module) -> tuple[Way, ...]:
+def backends(backbone: nn.Module) -> tuple[Backend, ...]:
     """The ways in which a base can run, the fastest first."""
     config: Any = backbone.config
     device = next(backbone.parameters()).device
@@ -93,7 +97,7 @@ def ways(backbone: nn.Module) -> tuple[Way, ...]:
         and not torch.is_autocast_enabled(device.type)  # queries and values would be of different types
         and not any("forward" in module.__dict__ or _watches_weights(module) for module in backbone.modules())
     )
-    return ("packed", "levels") if packs else ("levels",)
+    return ("packed", "levelwise") if packs else ("levelwise",)
 
 
 def _watches_weights(module: nn.Module) -> bool:
@@ -101,7 +105,7 @@ def _watches_weights(module: nn.Module) -> bool:
     return isinstance(module, nn.Dropout) and is_intercepted(module)
 
 
-def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, Known]) -> Tensor:
+def _with_known(hidden: Tensor, tree: Tree, known: Mapping[int, KVCache]) -> Tensor:
     if not known:
         return hidden
     runs = pairwise(tree.starts_without(known))

@@ -13,7 +13,7 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Known:
+class KVCache:
     """Keys, values and hidden states of a node's n tokens.
 
     Attributes:
@@ -33,10 +33,10 @@ class Known:
         """All of them, hidden states last."""
         return [*(each for pair in self.layers for each in pair), self.hidden]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Known:
+    def map(self, change: Callable[[Tensor], Tensor]) -> KVCache:
         """The same with each tensor changed."""
-        return Known(tuple((change(k), change(v)) for k, v in self.layers), change(self.hidden))
+        return KVCache(tuple((change(k), change(v)) for k, v in self.layers), change(self.hidden))
 
-    def detach(self) -> Known:
+    def detach(self) -> KVCache:
         """The same without history."""
         return self.map(torch.Tensor.detach)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..models.families import check_depth
 from .execute import run
-from .kv_cache import Known
+from .kv_cache import KVCache
 from .surgery.capture import Means
 from .surgery.lm_head import is_head_frozen, logits_of
 from .tree import ROOT, Plan
@@ -25,7 +25,7 @@ WORTH_SHARING = 1.5
 """Average number of targets per position from which logits are computed once per position. Forward and backward, that
 takes three products with the output matrix per position instead of two per target."""
 
-Prompts = Tensor | Known | Sequence[Known]
+Prompts = Tensor | KVCache | Sequence[KVCache]
 """A prompt ``[P, D]`` (several: one after the other), or what is known of it (of each): keys and values."""
 
 
@@ -33,7 +33,7 @@ def token_losses(
     base: PreTrainedModel,
     plan: Plan,
     prompt: Prompts,
-    known: Mapping[int, Known] | None = None,
+    known: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each supervised token of a plan.
@@ -55,7 +55,7 @@ def group_log_probs(
     base: PreTrainedModel,
     plan: Plan,
     prompt: Prompts,
-    known: Mapping[int, Known] | None = None,
+    known: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Log-probability ``[num_groups]`` of each group's supervised tokens together; arguments as ``token_losses``."""
@@ -68,7 +68,7 @@ def hidden_states(
     plan: Plan,
     prompt: Prompts,
     embeds: Tensor | None = None,
-    known: Mapping[int, Known] | None = None,
+    known: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Last hidden states ``[T, D']`` of a plan in flat order.
@@ -92,14 +92,14 @@ def hidden_states(
     return hidden
 
 
-def _compiled(plan: Plan, prompt: Prompts) -> dict[int, Known]:
+def _compiled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
     if isinstance(prompt, Tensor):
         return {}
     roots = [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
-    return dict(zip(roots, [prompt] if isinstance(prompt, Known) else prompt, strict=True))
+    return dict(zip(roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
 
 
-def _to_compute(plan: Plan, known: Mapping[int, Known]) -> Tensor:
+def _to_compute(plan: Plan, known: Mapping[int, KVCache]) -> Tensor:
     """Flat positions of the tokens that are not known."""
     flat = torch.arange(len(plan.tokens), device=plan.tokens.device)
     if not known:

@@ -138,18 +138,18 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def plan_choices(
+def plan_candidates(
     num_virtual_tokens: int,
     texts: Sequence[Sequence[int]],
-    choices: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[int]],
     device: torch.device,
 ) -> Plan:
-    """Every choice behind every text: ``prompt -> text i -> choice j``; group ``i * len(choices) + j``.
+    """Every choice behind every text: ``prompt -> text i -> candidate j``; group ``i * len(candidates) + j``.
 
     The text is computed once, whatever the number of choices, and so is what choices share at their start, and what
     texts do. A choice's last token is predicted but never read, so it is not part of the tree.
     """
-    branches = _Branches(choices)
+    branches = _Branches(candidates)
     builder = _Builder(num_virtual_tokens, branches)
     tree = builder.grow(texts)
     tokens = [*range(-1, -1 - tree.num_tokens, -1)]  # where no text writes, the prompt stands
@@ -162,20 +162,22 @@ def plan_choices(
         places += own
         last = own[-1] if text else num_virtual_tokens - 1
         predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
-    groups = [i * len(choices) + j for i in range(len(texts)) for j, choice in enumerate(choices) for _ in choice]
-    targets = [token for choice in choices for token in choice] * len(texts)
+    groups = [
+        i * len(candidates) + j for i in range(len(texts)) for j, candidate in enumerate(candidates) for _ in candidate
+    ]
+    targets = [token for candidate in candidates for token in candidate] * len(texts)
     columns = {"tokens": tokens, "predictors": predictors, "targets": targets, "groups": groups, "places": places}
-    return Plan.of(tree, len(texts) * len(choices), device, **columns)
+    return Plan.of(tree, len(texts) * len(candidates), device, **columns)
 
 
-def branch_tokens(choices: Sequence[Sequence[int]]) -> int:
+def branch_tokens(candidates: Sequence[Sequence[int]]) -> int:
     """Tokens that choices put behind a text: what they share at their start once, their last tokens not at all."""
-    return len(_beginnings(choices))
+    return len(_beginnings(candidates))
 
 
-def _beginnings(choices: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+def _beginnings(candidates: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
     """What stands before a choice's later tokens."""
-    return {tuple(choice[:n]) for choice in choices for n in range(1, len(choice))}
+    return {tuple(candidate[:n]) for candidate in candidates for n in range(1, len(candidate))}
 
 
 class _Branches:
@@ -187,10 +189,10 @@ class _Branches:
         predictors: token (from the first behind the text) before each token of each choice; -1 for the text's last.
     """
 
-    def __init__(self, choices: Sequence[Sequence[int]]) -> None:
+    def __init__(self, candidates: Sequence[Sequence[int]]) -> None:
         self.parents, self.lengths, self.tokens = list[int](), list[int](), list[int]()
         paths: dict[tuple[int, ...], tuple[int, int]] = {(): (ROOT, -1)}  # prefix -> (its node, its last token)
-        prefixes = sorted(_beginnings(choices))
+        prefixes = sorted(_beginnings(candidates))
         children = Counter(prefix[:-1] for prefix in prefixes)
         for prefix in prefixes:
             above, _ = paths[prefix[:-1]]
@@ -201,7 +203,7 @@ class _Branches:
             self.lengths[above] += 1
             self.tokens.append(prefix[-1])
             paths[prefix] = above, len(self.tokens) - 1
-        self.predictors = [paths[tuple(choice[:n])][1] for choice in choices for n in range(len(choice))]
+        self.predictors = [paths[tuple(candidate[:n])][1] for candidate in candidates for n in range(len(candidate))]
 
 
 def join(plans: Sequence[Plan]) -> Plan:

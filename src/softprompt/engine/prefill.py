@@ -7,11 +7,11 @@ from transformers import PreTrainedModel
 
 from ..models.families import check_depth
 from .execute import compute
-from .kv_cache import Known
+from .kv_cache import KVCache
 from .tree import ROOT, Tree
 
 
-def compile_prompt(base: PreTrainedModel, prompt: Tensor) -> Known:
+def prefill(base: PreTrainedModel, prompt: Tensor) -> KVCache:
     """What a prompt ``[P, D]`` leaves behind in each layer; differentiable."""
     check_depth(base.config, len(prompt))
     dtype = next(base.get_input_embeddings().parameters()).dtype

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ..types import IGNORE_INDEX
-from .plans import plan_choices
+from .plans import plan_candidates
 from .tree import ROOT, Plan, Tree
 
 
-class _Behind(NamedTuple):
+class _Below(NamedTuple):
     """What stands behind one text: nodes in preorder, and what they predict.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Behind(NamedTuple):
     groups: list[int]
 
 
-def plan_answers(
+def plan_suffix_rows(
     num_virtual_tokens: int,
     texts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
@@ -58,23 +58,23 @@ def plan_answers(
         labels: beside the answers' tokens, ``IGNORE_INDEX`` where there is no loss; ``None`` for a loss on all.
     """
     virtual = [*range(-1, -1 - num_virtual_tokens, -1)]
-    behind = []
+    suffix = []
     for row, (answer, label) in enumerate(zip(answers, answers if labels is None else labels, strict=True)):
         read = [*virtual, *answer[:-1]]
         kept = [i for i, target in enumerate(label) if target != IGNORE_INDEX]
         predictors = [num_virtual_tokens - 1 + i for i in kept]
-        behind.append(_Behind([ROOT], [len(read)], read, predictors, [label[i] for i in kept], [row] * len(kept)))
-    return _forest(texts, behind, len(texts), device)
+        suffix.append(_Below([ROOT], [len(read)], read, predictors, [label[i] for i in kept], [row] * len(kept)))
+    return _forest(texts, suffix, len(texts), device)
 
 
-def plan_choices_behind(
+def plan_suffix_candidates(
     num_virtual_tokens: int,
     texts: Sequence[Sequence[int]],
-    choices: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[int]],
     device: torch.device,
     prompts: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """Every choice behind a prompt behind every text; group ``i * len(choices) + j``.
+    """Every choice behind a prompt behind every text; group ``i * len(candidates) + j``.
 
     Text and prompt are computed once, whatever the number of choices, and so is what choices share at their start.
     Several prompts may stand side by side behind a text, each as if it were alone.
@@ -85,23 +85,23 @@ def plan_choices_behind(
             ``[prompts * P, D]``. Groups then count pairs i of text and prompt, in this order. ``None``: the first.
     """
     # Choices under a prompt alone are just what hangs on each text.
-    one = plan_choices(num_virtual_tokens, [()], choices, torch.device("cpu"))
+    one = plan_candidates(num_virtual_tokens, [()], candidates, torch.device("cpu"))
     tokens, predictors, targets, groups = (
         column.tolist() for column in (one.tokens, one.predictors, one.targets, one.groups)
     )
-    first = _Behind([*one.tree.parents], [*one.tree.lengths], tokens, predictors, targets, groups)
-    behind, pairs = [], 0
+    first = _Below([*one.tree.parents], [*one.tree.lengths], tokens, predictors, targets, groups)
+    suffix, pairs = [], 0
     for mine in [[0]] * len(texts) if prompts is None else prompts:
         rows = [prompt * num_virtual_tokens for prompt in mine]
         parts = [first._replace(tokens=[token - row if token < 0 else token for token in tokens]) for row in rows]
-        behind.append(_side_by_side(parts, pairs, one.num_groups))
+        suffix.append(_side_by_side(parts, pairs, one.num_groups))
         pairs += len(parts)
-    return _forest(texts, behind, pairs * one.num_groups, device)
+    return _forest(texts, suffix, pairs * one.num_groups, device)
 
 
-def _side_by_side(parts: Sequence[_Behind], first: int, num_groups: int) -> _Behind:
+def _side_by_side(parts: Sequence[_Below], first: int, num_groups: int) -> _Below:
     """What stands behind one text; the groups of part k begin at ``(first + k) * num_groups``."""
-    together = _Behind([], [], [], [], [], [])
+    together = _Below([], [], [], [], [], [])
     for k, part in enumerate(parts, first):
         nodes, start = len(together.parents), len(together.tokens)
         together.parents.extend(parent if parent == ROOT else parent + nodes for parent in part.parents)
@@ -113,10 +113,10 @@ def _side_by_side(parts: Sequence[_Behind], first: int, num_groups: int) -> _Beh
     return together
 
 
-def _forest(texts: Sequence[Sequence[int]], behind: Sequence[_Behind], num_groups: int, device: torch.device) -> Plan:
+def _forest(texts: Sequence[Sequence[int]], suffix: Sequence[_Below], num_groups: int, device: torch.device) -> Plan:
     parents, lengths, tokens = list[int](), list[int](), list[int]()
     predictors, targets, groups = list[int](), list[int](), list[int]()
-    for text, below in zip(texts, behind, strict=True):
+    for text, below in zip(texts, suffix, strict=True):
         node, start = len(parents), len(tokens) + len(text)
         parents += [ROOT, *(node if parent == ROOT else node + 1 + parent for parent in below.parents)]
         lengths += [len(text), *below.lengths]

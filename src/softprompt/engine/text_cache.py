@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from ..models.families import check_depth
 from .execute import compute
-from .kv_cache import Known
+from .kv_cache import KVCache
 from .plans import packs
 from .suffix import texts_of
 from .tree import ROOT, Plan, Tree
@@ -38,7 +38,7 @@ Text = tuple[int, ...]
 
 
 @torch.no_grad()
-def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[Known]:
+def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[KVCache]:
     """What is known of texts, none of them empty, each of which is a tree of its own."""
     check_depth(base.config, max(map(len, texts), default=0))
     embeddings = base.get_input_embeddings()
@@ -48,18 +48,18 @@ def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[Known]:
     return [found[i] for i in range(len(texts))]
 
 
-def known_texts(plan: Plan, texts: Sequence[Text], known: Callable[[Text], Known]) -> dict[int, Known]:
+def cached_texts(plan: Plan, texts: Sequence[Text], known: Callable[[Text], KVCache]) -> dict[int, KVCache]:
     """What is known of the nodes of a plan (of ``suffix.py``), given its texts; empty ones need no knowledge."""
     return {node: known(text) for node, text in zip(texts_of(plan), texts, strict=True) if text}
 
 
-def read_for(base: PreTrainedModel, plan: Plan, texts: Sequence[Text]) -> dict[int, Known]:
+def read_for(base: PreTrainedModel, plan: Plan, texts: Sequence[Text]) -> dict[int, KVCache]:
     """The texts of one plan, read now and not kept."""
     new = sorted({text for text in texts if text})
-    return known_texts(plan, texts, dict(zip(new, read_texts(base, new), strict=True)).__getitem__) if new else {}
+    return cached_texts(plan, texts, dict(zip(new, read_texts(base, new), strict=True)).__getitem__) if new else {}
 
 
-class Texts:
+class TextCache:
     """Keeps what is known of texts; closed, it forgets all of it.
 
     Args:
@@ -75,7 +75,7 @@ class Texts:
         self._shelved: dict[Text, int] = {}  # place on the shelf
         self._layout: _Layout | None = None
 
-    def __enter__(self) -> Texts:
+    def __enter__(self) -> TextCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,7 +102,7 @@ class Texts:
             if progress:
                 progress(len(part))
 
-    def get(self, text: Sequence[int]) -> Known:
+    def get(self, text: Sequence[int]) -> KVCache:
         """What is known of a text; one that is not kept is read now."""
         text = tuple(text)
         if self._layout is not None and text in self._held:
@@ -112,7 +112,7 @@ class Texts:
             return self._layout.restore(self._shelf.get(self._shelved[text], size), len(text))
         return read_texts(self._base, [text])[0]
 
-    def _keep(self, text: Text, known: Known) -> None:
+    def _keep(self, text: Text, known: KVCache) -> None:
         self._layout = self._layout or _Layout.of(known)
         size = self._layout.bytes_per_token * len(text)
         if size <= self._free:
@@ -193,7 +193,7 @@ class _Layout:
     hidden: tuple[int, torch.dtype, torch.device]
 
     @classmethod
-    def of(cls, known: Known) -> _Layout:
+    def of(cls, known: KVCache) -> _Layout:
         states = [each for pair in known.layers for each in pair]
         parts = tuple((each.shape[1], each.shape[3], each.dtype, each.device) for each in states)
         return cls(parts, (known.hidden.shape[1], known.hidden.dtype, known.hidden.device))
@@ -202,13 +202,13 @@ class _Layout:
     def bytes_per_token(self) -> int:
         return sum(heads * width * dtype.itemsize for heads, width, dtype, _ in self.parts)
 
-    def flatten(self, known: Known) -> Tensor:
+    def flatten(self, known: KVCache) -> Tensor:
         """All numbers as bytes, in memory of their own (a reading's tensors are shared by its texts)."""
         states = [each for pair in known.layers for each in pair]
         device = self.parts[0][3]
         return torch.cat([each.to(device).reshape(-1).view(torch.uint8) for each in states])
 
-    def restore(self, data: Tensor, length: int) -> Known:
+    def restore(self, data: Tensor, length: int) -> KVCache:
         """The text again, from its bytes, wherever these are."""
         on = {device: data.to(device) for *_, device in self.parts}
         states, start = [], 0
@@ -218,4 +218,4 @@ class _Layout:
             start = stop
         width, dtype, device = self.hidden
         nothing = torch.full((1, 1), math.nan, dtype=dtype, device=device).expand(length, width)
-        return Known(tuple(zip(states[0::2], states[1::2], strict=True)), nothing)
+        return KVCache(tuple(zip(states[0::2], states[1::2], strict=True)), nothing)

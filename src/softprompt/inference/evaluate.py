@@ -13,21 +13,21 @@ from torch import Tensor
 
 from .. import metrics as measures
 from ..data.task import Task
-from ..data.tokenize import Encoder, shortest_starts
-from ..engine.kv_cache import Known
+from ..data.tokenize import Encoder, unique_prefixes
+from ..engine.kv_cache import KVCache
 from ..engine.loss import token_losses
 from ..engine.plans import plan_rows
-from ..engine.prefill import compile_prompt
-from ..engine.text_cache import Texts
+from ..engine.prefill import prefill
+from ..engine.text_cache import TextCache
 from ..engine.tree import Plan
 from ..peft.model import PeftModelForCausalLM
 from ..storage.adapter import placement_of
 from ..storage.record import Metrics
 from ..types import IGNORE_INDEX, Example
 from .ensemble import Ensemble
-from .probe import Readout
+from .probe import LinearProbe
 from .score import score_labels
-from .suffix import answer_losses, score_labels_behind
+from .suffix import answer_losses, score_labels_with_suffix
 
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
@@ -43,32 +43,32 @@ class Classes:
         ensemble: prompts behind the text, which decide in place of the model's own.
         relative: whether only the labels' probabilities relative to each other count, as for starts of labels or with
             a read-out; a loss is then per row, not per token.
-        num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.cue``).
+        num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.answer_prefix``).
     """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    readout: Readout | None = None
+    linear_probe: LinearProbe | None = None
     ensemble: Ensemble | None = None
     relative: bool = False
-    num_cue_tokens: int = 0
+    num_answer_prefix_tokens: int = 0
 
     def text_of(self, example: Example) -> tuple[int, ...]:
         """What prompts behind the text read of an example: its input without the cue."""
-        return example.input_ids[: len(example.input_ids) - self.num_cue_tokens]
+        return example.input_ids[: len(example.input_ids) - self.num_answer_prefix_tokens]
 
 
 def classes_of(
-    task: Task, encoder: Encoder, readout: Readout | None = None, ensemble: Ensemble | None = None
+    task: Task, encoder: Encoder, linear_probe: LinearProbe | None = None, ensemble: Ensemble | None = None
 ) -> Classes | None:
     """The classes of a task in tokens; ``None`` for a generation task."""
     if not task.is_classification:
         return None
     ids = tuple(encoder.label_ids(label) for label in task.labels)
-    by_start = task.label_scoring == "start"
-    scored = shortest_starts(ids) if by_start else ids
-    relative = by_start or readout is not None  # a read-out knows nothing of texts
-    return Classes(task.labels, scored, readout, ensemble, relative, len(encoder.cue_ids))
+    by_start = task.label_scoring == "unique_prefix"
+    scored = unique_prefixes(ids) if by_start else ids
+    relative = by_start or linear_probe is not None  # a read-out knows nothing of texts
+    return Classes(task.labels, scored, linear_probe, ensemble, relative, len(encoder.answer_prefix_ids))
 
 
 def label_log_probs(
@@ -78,7 +78,7 @@ def label_log_probs(
     *,
     batch_size: int,
     progress: Progress | None = None,
-    known: Texts | None = None,
+    known: TextCache | None = None,
 ) -> Tensor:
     """Log-probability of each class for each example: ``[N, C]`` float32 on the CPU.
 
@@ -91,12 +91,12 @@ def label_log_probs(
     prompt = _prefilled(model)
     for rows in batches_by_length(examples, batch_size):
         batch = [examples[row] for row in rows]
-        if classes.readout is None:
+        if classes.linear_probe is None:
             scores[rows] = _scores(model, prompt, batch, classes, known, None).float().cpu()
         else:
             means: list[Tensor] = []
             said = _scores(model, prompt, batch, classes, None, means).float().cpu()
-            scores[rows] = classes.readout.mix(said, torch.cat(means).cpu())
+            scores[rows] = classes.linear_probe.mix(said, torch.cat(means).cpu())
         if progress:
             progress(len(rows))
     return scores.log_softmax(-1) if classes.relative else scores
@@ -126,19 +126,19 @@ def mean_states(
 
 
 @torch.no_grad()
-def _prefilled(model: PeftModelForCausalLM) -> Tensor | Known:
+def _prefilled(model: PeftModelForCausalLM) -> Tensor | KVCache:
     """The active prompt for all batches of one call: computed once if it is a prefix, ``[P, D]`` if it is a suffix."""
     name = model.active_adapter  # once: another thread may call set_adapter meanwhile
     prompt, placement = model.prompt_of(name), placement_of(model.peft_config[name])
-    return prompt if placement == "suffix" else compile_prompt(model.base_model, prompt)
+    return prompt if placement == "suffix" else prefill(model.base_model, prompt)
 
 
 def _scores(
     model: PeftModelForCausalLM,
-    prompt: Tensor | Known,
+    prompt: Tensor | KVCache,
     examples: Sequence[Example],
     classes: Classes,
-    known: Texts | None,
+    known: TextCache | None,
     means: list[Tensor] | None,
 ) -> Tensor:
     """Log-probability ``[B, C]`` of each label behind each text."""
@@ -146,13 +146,13 @@ def _scores(
     base, ensemble = model.base_model, classes.ensemble
     if ensemble is None:
         if isinstance(prompt, Tensor):
-            return score_labels_behind(base, prompt, texts, classes.ids, known, means)
+            return score_labels_with_suffix(base, prompt, texts, classes.ids, known, means)
         return score_labels(base, prompt, texts, classes.ids, means)
-    if means is not None and isinstance(prompt, Known):  # the prompt in front is there for the states
+    if means is not None and isinstance(prompt, KVCache):  # the prompt in front is there for the states
         score_labels(base, prompt, texts, classes.ids, means)
         means = None
     prompts, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
-    return ensemble.join(score_labels_behind(base, prompts, texts, classes.ids, known, means))
+    return ensemble.join(score_labels_with_suffix(base, prompts, texts, classes.ids, known, means))
 
 
 def evaluate(
@@ -163,7 +163,7 @@ def evaluate(
     batch_size: int,
     split: str = "test",
     progress: Progress | None = None,
-    known: Texts | None = None,
+    known: TextCache | None = None,
 ) -> Metrics:
     """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``.
 
@@ -234,7 +234,7 @@ def mean_loss(
     *,
     batch_size: int,
     progress: Progress | None = None,
-    known: Texts | None = None,
+    known: TextCache | None = None,
 ) -> float:
     """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
     total, count = 0.0, 0

@@ -189,7 +189,7 @@ def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tens
 
 
 def forward_plain(
-    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, behind: bool | Tensor = False, **asked: Any
+    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, suffix: bool | Tensor = False, **asked: Any
 ) -> PromptedCausalLMOutput:
     """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch.
 
@@ -202,7 +202,7 @@ def forward_plain(
         input_ids=batch.input_ids,
         inputs_embeds=batch.inputs_embeds,
         attention_mask=batch.attention_mask,
-        behind=behind,
+        suffix=suffix,
         **asked,
     )
     if order is None:

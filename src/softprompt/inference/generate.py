@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..engine.execute import compute
 from ..engine.loss import embed
 from ..engine.row_prompts import RowPrompts, columns
-from ..engine.surgery.fused import faster
+from ..engine.surgery.fused import fused
 from ..engine.surgery.lm_head import is_hooked, logits_of
 from ..engine.surgery.view import variant, view
 from ..errors import ConfigError
@@ -96,7 +96,7 @@ def prompted_call(
     past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
     engine: bool = False,
-    behind: bool | Tensor = False,
+    suffix: bool | Tensor = False,
     **kwargs: Any,
 ) -> tuple[Any, Tensor | None]:
     """One call of the base with a prompt in front of each row; with a filled cache, a continuation of such a call.
@@ -118,7 +118,7 @@ def prompted_call(
     if past_key_values is not None and past_key_values.get_seq_length():
         return base(**further_inputs(base, prompts, new, attention_mask, past_key_values), **kwargs), None
     real = real_tokens(new, attention_mask)
-    before = behind if isinstance(behind, Tensor) else real.sum(1) if behind else None
+    before = suffix if isinstance(suffix, Tensor) else real.sum(1) if suffix else None
     layout = lay_out(real, prompts.index >= 0, before)
     if engine and before is None and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
         return _read_rows(base, prompts, new, real, layout, past_key_values), layout.order
@@ -272,7 +272,7 @@ def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
     return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
-def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, behind: bool = False, **kwargs: Any) -> Any:
+def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, suffix: bool = False, **kwargs: Any) -> Any:
     """``base.generate`` with a prompt in front of each row. Arguments and return value are those of transformers.
 
     Returned sequences hold the caller's ids and the new ones; virtual tokens never appear, nor do they
@@ -289,10 +289,10 @@ def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, behind: boo
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
-    if behind:
+    if suffix:
         kwargs["use_cache"] = True  # without, each call would be a first one, and the prompt would move along
     if (cache := kwargs.get("past_key_values")) is not None:
-        if behind and int(cache.get_seq_length()):
+        if suffix and int(cache.get_seq_length()):
             raise ConfigError("a prompt behind the text stands in one turn only; leave the filled past_key_values out")
         kwargs.setdefault("use_cache", True)  # MPT's own default is not to
     if base.config.model_type == "gpt_neo" and "static" in (kwargs.get("cache_implementation") or ""):
@@ -300,16 +300,16 @@ def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, behind: boo
             "gpt_neo gives wrong tokens with a static cache in transformers; leave cache_implementation out"
         )
     kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
-    return _prompted(view(base, faster), prompts, behind).generate(*args, **kwargs)
+    return _prompted(view(base, fused), prompts, suffix).generate(*args, **kwargs)
 
 
-def _prompted(base: PreTrainedModel, prompts: RowPrompts, behind: bool) -> PreTrainedModel:
+def _prompted(base: PreTrainedModel, prompts: RowPrompts, suffix: bool) -> PreTrainedModel:
     """A variant of the base whose calls have a prompt in front (or behind), for transformers' ``generate``."""
     length = prompts.width
 
     @functools.wraps(base.forward)
     def forward(**inputs: Any) -> Any:
-        return prompted_call(base, prompts, engine=True, behind=behind, **inputs)[0]
+        return prompted_call(base, prompts, engine=True, suffix=suffix, **inputs)[0]
 
     @functools.wraps(base.prepare_inputs_for_generation)
     def prepare(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # read_task serves without torch, so that a command can check
     from ..peft.model import PeftModelForCausalLM
     from .ensemble import Ensemble
     from .evaluate import Classes
-    from .probe import Readout
+    from .probe import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Prompted:
     tokenizer: Any
     config: PromptTuningConfig
     task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
-    readout: Readout | None = None
+    linear_probe: LinearProbe | None = None
     ensemble: Ensemble | None = None
 
     @property
@@ -42,7 +42,7 @@ class Prompted:
         """The classes of an encoder's task, with all of the adapter that decides between them."""
         from .evaluate import classes_of
 
-        return classes_of(encoder.task, encoder, self.readout, self.ensemble)
+        return classes_of(encoder.task, encoder, self.linear_probe, self.ensemble)
 
     def encoder(self, task: Task, *, room_for_answer: int = 0) -> Encoder:
         """An encoder of rows for this model; see ``Encoder``."""
@@ -88,8 +88,8 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         check_same_base(adapter, str(config.base_model_name_or_path), base.name)
     model = PeftModel.from_pretrained(base.model, adapter)
     task = read_task(adapter)
-    readout, ensemble = read_readout(adapter, task, model), read_ensemble(adapter, model)
-    return Prompted(model, base.tokenizer, config, task, readout, ensemble)
+    linear_probe, ensemble = read_probe(adapter, task, model), read_ensemble(adapter, model)
+    return Prompted(model, base.tokenizer, config, task, linear_probe, ensemble)
 
 
 def check_same_base(adapter: str, trained_on: str, given: str) -> None:
@@ -125,22 +125,21 @@ def read_task(adapter: str) -> Task | None:
         return None
 
 
-def read_readout(adapter: str, task: Task | None, model: PeftModelForCausalLM) -> Readout | None:
+def read_probe(adapter: str, task: Task | None, model: PeftModelForCausalLM) -> LinearProbe | None:
     """The read-out of an adapter, ``None`` when it has none.
 
     Raises:
         AdapterError: it is damaged, or does not fit task and model.
     """
-    from ..storage.record import READOUT_NAME
-    from .probe import Readout
+    from ..storage.record import OLD_PROBE_NAME, PROBE_NAME
+    from .probe import LinearProbe
 
-    try:
-        path = find_file(adapter, READOUT_NAME)
-    except FileAbsentError:
+    path = _find_optional(adapter, PROBE_NAME) or _find_optional(adapter, OLD_PROBE_NAME)
+    if path is None:
         return None
     num_classes = len(task.labels) if task is not None else 0
     config = model.base_model.config.get_text_config()
-    return Readout.read(path, num_classes, config.num_hidden_layers, config.hidden_size)
+    return LinearProbe.read(path, num_classes, config.num_hidden_layers, config.hidden_size)
 
 
 def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
@@ -152,11 +151,18 @@ def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
     from ..storage.record import ENSEMBLE_NAME
     from .ensemble import Ensemble
 
-    try:
-        path = find_file(adapter, ENSEMBLE_NAME)
-    except FileAbsentError:
+    path = _find_optional(adapter, ENSEMBLE_NAME)
+    if path is None:
         return None
     return Ensemble.read(path, model.prompt.shape[1])
+
+
+def _find_optional(adapter: str, name: str) -> Path | None:
+    """Path of a file of an adapter, ``None`` when there is none."""
+    try:
+        return find_file(adapter, name)
+    except FileAbsentError:
+        return None
 
 
 def read_start(adapter: str) -> Any:

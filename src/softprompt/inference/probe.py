@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..storage.record import READOUT_NAME
+from ..storage.record import PROBE_NAME
 from ..storage.tensors import read_tensors, write_tensors
 
 MIDDLE = (0.3, 0.8)
@@ -25,7 +25,7 @@ L2 = 33.0
 
 
 @dataclass(frozen=True)
-class Readout:
+class LinearProbe:
     """A linear map from mean hidden states to classes.
 
     Attributes:
@@ -47,7 +47,7 @@ class Readout:
         features = torch.einsum("bld,ld->bd", means[:, self.layers], self.scale)
         return (features @ self.weight.T + self.bias).log_softmax(-1)
 
-    def cooled(self, temperature: float) -> Readout:
+    def cooled(self, temperature: float) -> LinearProbe:
         """The same with logits divided by a temperature."""
         return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
 
@@ -62,11 +62,11 @@ class Readout:
         return both.log_softmax(-1)
 
     def save(self, folder: Path) -> None:
-        """Write ``readout.safetensors`` into ``folder``, atomically."""
-        write_tensors(folder / READOUT_NAME, vars(self))
+        """Write ``linear_probe.safetensors`` into ``folder``, atomically."""
+        write_tensors(folder / PROBE_NAME, vars(self))
 
     @classmethod
-    def read(cls, path: Path, num_classes: int, num_layers: int, width: int) -> Readout:
+    def read(cls, path: Path, num_classes: int, num_layers: int, width: int) -> LinearProbe:
         """Read a file that ``save`` wrote.
 
         Args:
@@ -91,7 +91,7 @@ class Readout:
         return found
 
 
-def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> Readout:
+def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> LinearProbe:
     """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
 
     Classes count alike, however many rows they have. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
@@ -100,7 +100,7 @@ def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: 
     Args:
         means: ``[N, all layers, D]`` of the training rows.
         targets: ``[N]`` class of each.
-        share: see ``Readout``.
+        share: see ``LinearProbe``.
     """
     layers = middle_layers(means.shape[1])
     states = means[:, layers].cpu().double()  # MPS has no float64
@@ -116,7 +116,7 @@ def fit_readout(means: Tensor, targets: Sequence[int], num_classes: int, share: 
     missing = weights == 0
     weight[missing], bias[missing] = weight[~missing].mean(0), bias[~missing].mean()
     numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
-    return Readout(layers, *(each.float() for each in numbers))
+    return LinearProbe(layers, *(each.float() for each in numbers))
 
 
 def class_weights(gold: Sequence[int], num_classes: int) -> Tensor:

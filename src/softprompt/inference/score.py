@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..engine.execute import ways
-from ..engine.kv_cache import Known
+from ..engine.execute import backends
+from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
-from ..engine.plans import branch_tokens, packs, plan_choices
+from ..engine.plans import branch_tokens, packs, plan_candidates
 from ..engine.surgery.capture import Means, but_first
 
 TOKENS_PER_CALL = 4096
@@ -26,7 +26,7 @@ keys and values (46 kB a key in SmolLM2-135M, float32), so many classes mean few
 @torch.no_grad()
 def score_labels(
     base: PreTrainedModel,
-    prompt: Tensor | Known,
+    prompt: Tensor | KVCache,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     means: list[Tensor] | None = None,
@@ -53,7 +53,7 @@ def calls(
     labels: Sequence[Sequence[int]],
     *,
     num_virtual_tokens: int,
-    behind: int = 0,
+    suffix: int = 0,
     with_states: bool = False,
 ) -> Iterator[range]:
     """Cut texts into what one call computes.
@@ -63,22 +63,22 @@ def calls(
         behind: how many prompts stand behind each text; 0 for one in front of all.
         with_states: whether the hidden states of all layers are kept.
     """
-    if ways(base.base_model)[0] == "levels":
+    if backends(base.base_model)[0] == "levelwise":
         longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
-        return packs([longest * max(len(labels), 1) * max(behind, 1)] * len(texts), KEYS_PER_CALL)
+        return packs([longest * max(len(labels), 1) * max(suffix, 1)] * len(texts), KEYS_PER_CALL)
     branches = branch_tokens(labels)
-    below = behind * (num_virtual_tokens + branches) or branches
+    below = suffix * (num_virtual_tokens + branches) or branches
     return packs([len(text) + below for text in texts], TOKENS_WITH_STATES if with_states else TOKENS_PER_CALL)
 
 
 def _scores(
     base: PreTrainedModel,
-    prompt: Tensor | Known,
+    prompt: Tensor | KVCache,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     means: list[Tensor] | None,
 ) -> Tensor:
-    plan = plan_choices(len(prompt), texts, labels, base.device)
+    plan = plan_candidates(len(prompt), texts, labels, base.device)
     collected = Means(*but_first(plan.places, [len(text) for text in texts]), len(texts))
     found = group_log_probs(base, plan, prompt, means=None if means is None else collected)
     if means is not None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..engine.loss import group_log_probs, hidden_states, token_losses
-from ..engine.suffix import plan_answers, plan_choices_behind, text_places
+from ..engine.suffix import plan_suffix_candidates, plan_suffix_rows, text_places
 from ..engine.surgery.capture import Means, but_first
 from ..engine.surgery.lm_head import is_frozen
-from ..engine.text_cache import Texts, known_texts, read_for
+from ..engine.text_cache import TextCache, cached_texts, read_for
 from ..engine.tree import Plan
 from ..types import IGNORE_INDEX, Example
 from .forward import Batch, output_of
@@ -21,7 +21,7 @@ from .score import calls
 
 
 def answer_losses(
-    base: PreTrainedModel, prompt: Tensor, examples: Sequence[Example], texts: Texts | None = None
+    base: PreTrainedModel, prompt: Tensor, examples: Sequence[Example], texts: TextCache | None = None
 ) -> Tensor:
     """Negative log-likelihood ``[S]`` of each token of the examples' labels; the gradient arrives in ``prompt``.
 
@@ -30,22 +30,22 @@ def answer_losses(
         texts: knows the examples' texts; without it they are read here.
     """
     inputs = [example.input_ids for example in examples]
-    plan = plan_answers(len(prompt), inputs, [example.label_ids for example in examples], prompt.device)
+    plan = plan_suffix_rows(len(prompt), inputs, [example.label_ids for example in examples], prompt.device)
     known = None
     if texts is not None:
-        known = known_texts(plan, inputs, texts.get)
+        known = cached_texts(plan, inputs, texts.get)
     elif torch.is_grad_enabled():  # apart, since no gradient goes through a text
         known = read_for(base, plan, inputs)
     return token_losses(base, plan, prompt, known=known)
 
 
 @torch.no_grad()
-def score_labels_behind(
+def score_labels_with_suffix(
     base: PreTrainedModel,
     prompt: Tensor,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
-    known: Texts | None = None,
+    known: TextCache | None = None,
     means: list[Tensor] | None = None,
 ) -> Tensor:
     """Log-probability of each label behind text and prompt; see ``score.score_labels``.
@@ -64,10 +64,10 @@ def score_labels_behind(
     matrix = prompt.reshape(-1, width)
     parts = [torch.empty(0, *several, len(labels), device=prompt.device)]
     with_states = means is not None
-    for rows in calls(base, inputs, labels, num_virtual_tokens=length, behind=number, with_states=with_states):
+    for rows in calls(base, inputs, labels, num_virtual_tokens=length, suffix=number, with_states=with_states):
         part = inputs[rows.start : rows.stop]
-        plan = plan_choices_behind(length, part, labels, prompt.device, [range(number)] * len(part))
-        found = {} if known is None or means is not None else known_texts(plan, part, known.get)
+        plan = plan_suffix_candidates(length, part, labels, prompt.device, [range(number)] * len(part))
+        found = {} if known is None or means is not None else cached_texts(plan, part, known.get)
         collected = None if means is None else Means(*but_first(text_places(plan), [len(t) for t in part]), len(part))
         parts.append(group_log_probs(base, plan, matrix, found, collected).view(len(part), *several, len(labels)))
         if means is not None and collected is not None:
@@ -75,7 +75,7 @@ def score_labels_behind(
     return torch.cat(parts)
 
 
-def forward_behind(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
+def forward_suffix(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
     """Loss and logits of a padded batch; see ``forward.forward_rows``.
 
     The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
@@ -112,4 +112,4 @@ def _plan_rows(num_virtual_tokens: int, batch: Batch) -> tuple[Plan, list[tuple[
         # Plans leave an answer's last token out, which nothing reads. Here its logits may be read: one more goes.
         answers.append([*row[cut:].tolist(), 0])
         marks.append([*label[cut:].tolist(), IGNORE_INDEX])
-    return plan_answers(num_virtual_tokens, texts, answers, ids.device, marks), texts
+    return plan_suffix_rows(num_virtual_tokens, texts, answers, ids.device, marks), texts

@@ -166,9 +166,9 @@ def _snapshot(hub_id: str, options: ModelOptions, patterns: list[str]) -> Path:
     """
     if options.trust_remote_code:
         patterns = [*patterns, "*.py"]
-    choice = {"revision": options.revision, "allow_patterns": patterns, "ignore_patterns": _OTHER_FORMATS}
+    candidate = {"revision": options.revision, "allow_patterns": patterns, "ignore_patterns": _OTHER_FORMATS}
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, **choice))
+        return Path(huggingface_hub.snapshot_download(hub_id, **candidate))
     except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
         partial = getattr(error, "snapshot_path", None)  # no network, and some of the files are not cached
         if partial is not None:

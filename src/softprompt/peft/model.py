@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..inference import generate as decoding
 from ..inference.forward import Batch, forward_plain, forward_rows
 from ..inference.fused_lm_head import forward_fused, is_fused
-from ..inference.suffix import forward_behind, text_lengths
+from ..inference.suffix import forward_suffix, text_lengths
 from ..models.families import base_facts
 from ..storage.adapter import placement_of
 from .adapters import BASE
@@ -109,20 +109,20 @@ class PeftModelForCausalLM(PeftModel):
         base, fused = self.base_model, asked.pop("fused_lm_head", False)
         prompts, placement = self._bind(adapter_names, len(batch.tokens))
         plain = [*asked, *(["hooks on the base"] if is_hooked(base) else [])]
-        behind = ["prompt_placement suffix"] if placement == "suffix" else []
+        suffix = ["prompt_placement suffix"] if placement == "suffix" else []
         several = ["adapter_names"] if adapter_names is not None else []
         if batch.packed:
             what = "a packed row (position_ids return to 0 inside it)"
-            _refuse(what, [*plain, *behind, *several], "give each text a row of its own")
+            _refuse(what, [*plain, *suffix, *several], "give each text a row of its own")
         if fused:
-            _refuse("fused_lm_head", [*plain, *behind, *several], "leave one of them out")
+            _refuse("fused_lm_head", [*plain, *suffix, *several], "leave one of them out")
             return forward_fused(base, prompts, batch)
-        if behind:
+        if suffix:
             _refuse("prompt_placement suffix", list(asked), "leave these keywords out")
         if plain:
-            return forward_plain(base, prompts, batch, text_lengths(batch) if behind else False, **asked)
-        if behind:
-            return forward_behind(base, prompts.matrix, batch)
+            return forward_plain(base, prompts, batch, text_lengths(batch) if suffix else False, **asked)
+        if suffix:
+            return forward_suffix(base, prompts.matrix, batch)
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
     def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class PeftModelForCausalLM(PeftModel):
         kwargs.setdefault("generation_config", None)
         given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompts, placement = self._bind(adapter_names, next((len(each) for each in given if each is not None), 1))
-        return decoding.generate(self.base_model, prompts.detach(), *args, behind=placement == "suffix", **kwargs)
+        return decoding.generate(self.base_model, prompts.detach(), *args, suffix=placement == "suffix", **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Inputs for the base model, for custom decoding loops; see ``generate.prepare_inputs``.

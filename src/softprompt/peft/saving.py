@@ -28,7 +28,8 @@ from ..storage.record import (
     ENSEMBLE_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
-    READOUT_NAME,
+    OLD_PROBE_NAME,
+    PROBE_NAME,
     STATE_NAME,
     TRAIN_METRICS_NAME,
 )
@@ -39,7 +40,8 @@ TRAINER_WEIGHTS_NAME = "model.safetensors"
 SHARED = [
     files.WEIGHTS_NAME,
     files.START_NAME,
-    READOUT_NAME,
+    PROBE_NAME,
+    OLD_PROBE_NAME,
     ENSEMBLE_NAME,
     CONFIG_NAME,
     TASK_NAME,
@@ -239,7 +241,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
             api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
         _keep_card(api, repo_id, folder, commit.get("revision"))
         # What decided beside an older prompt must not beside this one; files that are uploaded again are spared.
-        older = [READOUT_NAME, ENSEMBLE_NAME]
+        older = [PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME]
         return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=older, **commit)
     except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -29,7 +29,7 @@ from .markdown import (
     table,
 )
 from .merge import BEGIN, END, MEMORY, to_yaml
-from .usage import is_choice, stands_behind, usage
+from .usage import is_choice, is_suffix, usage
 
 _SCORES = {
     "accuracy": "Accuracy",
@@ -100,7 +100,7 @@ def _front_matter(
     """What the Hub reads. ``library_name`` is PEFT's where that loads the folder, since the Hub knows it."""
     base = str(config.get("base_model_name_or_path") or "")
     tags = ["prompt-tuning", "softprompt", "transformers"]
-    front: dict[str, Any] = {"library_name": "softprompt" if stands_behind(config) else "peft"}
+    front: dict[str, Any] = {"library_name": "softprompt" if is_suffix(config) else "peft"}
     if is_hub_id(base):
         front["base_model"] = base
         tags.append(f"base_model:adapter:{base}")
@@ -133,7 +133,7 @@ def _summary(config: Mapping[str, Any], task: Task | None) -> str:
         more = f" and {len(task.labels) - 6} more" if len(task.labels) > 6 else ""
         shown = ", ".join(escape(label) for label in task.labels[:6])
         goal = f", trained to answer with one of {len(task.labels)} labels: {shown}{more}"
-    where = " that stands behind the text" if stands_behind(config) else ""
+    where = " that stands behind the text" if is_suffix(config) else ""
     return f"A soft prompt{size}{where} for {base_link(config)}{goal}. The base model itself is unchanged."
 
 
@@ -186,13 +186,13 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
 def _rendering(config: Mapping[str, Any], task: Task | None) -> str:
     if task is None:
         return ""
-    lines, answer = [f"template = {literal(task.template + task.cue)}"], "the answer"
+    lines, answer = [f"template = {literal(task.template + task.answer_prefix)}"], "the answer"
     if task.is_classification:
         lines += ["labels = [", *(f"    {literal(label)}," for label in task.labels), "]"]
         answer = "one of the labels"
     columns = " and ".join(code(column) for column in task.text_columns)
     made = f"a text made from {columns}"
-    reads = f"{made}, then the prompt" if stands_behind(config) else f"the prompt, then {made}"
+    reads = f"{made}, then the prompt" if is_suffix(config) else f"the prompt, then {made}"
     goes_on = "and the label is that of the labels which is likeliest to follow" if is_choice(task) else ""
     text = f"The model reads {reads}, {goes_on or f'and goes on with {answer}'}:"
     parts = ["## Text and labels", text, fenced("python", lines)]
@@ -215,7 +215,7 @@ def _training(
     facts = {
         "Base model": base_link(config),
         "Virtual tokens": config.get("num_virtual_tokens"),
-        "Place of the prompt": "behind the text" if stands_behind(config) else None,
+        "Place of the prompt": "behind the text" if is_suffix(config) else None,
         "Start of the prompt": start,
         "Data": escape(_data_name(options)) if options else None,
         "Training rows": state.get("num_train_examples"),

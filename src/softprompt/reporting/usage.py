@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.task import Task
-from ..storage.record import ENSEMBLE_NAME, READOUT_NAME
+from ..storage.record import ENSEMBLE_NAME, PROBE_NAME
 from .markdown import basename, fenced, is_hub_id, literal
 
 _BESIDE = {
     ENSEMBLE_NAME: f"an ensemble of prompts (`{ENSEMBLE_NAME}`)",
-    READOUT_NAME: f"a read-out of the hidden states (`{READOUT_NAME}`)",
+    PROBE_NAME: f"a read-out of the hidden states (`{PROBE_NAME}`)",
 }
 
 
@@ -21,17 +21,17 @@ def usage(config: Mapping[str, Any], task: Task | None, files: Sequence[str], re
     adapter = repo_id or "path/to/this/folder"
     base = str(config.get("base_model_name_or_path") or "")
     where = literal(base if is_hub_id(base) else f"path/to/{basename(base) or 'base-model'}")
-    text = literal(_filled(task.template + task.cue) if task else "...")
+    text = literal(_filled(task.template + task.answer_prefix) if task else "...")
     code = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *_imports(task, behind=stands_behind(config)),
+        *_imports(task, suffix=is_suffix(config)),
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
         f"base = AutoModelForCausalLM.from_pretrained({where})",
         f"model = PeftModel.from_pretrained(base, {literal(adapter)})",
         "",
         f'inputs = tokenizer({text}, return_tensors="pt")',
-        *(_chosen(task, behind=stands_behind(config)) if task and is_choice(task) else _written(task)),
+        *(_chosen(task, suffix=is_suffix(config)) if task and is_choice(task) else _written(task)),
     ]
     shell = ["pip install softprompt", f"softprompt predict --adapter {adapter} {_given(task)}"]
     peft = [
@@ -43,13 +43,13 @@ def usage(config: Mapping[str, Any], task: Task | None, files: Sequence[str], re
             "PEFT loads the same prompt (`from peft import PeftModel`). It has learned which label to prefer, not to "
             "write one: there, compare the logits of the labels' first tokens behind the text."
         ]
-    if stands_behind(config):
+    if is_suffix(config):
         peft = ["PEFT cannot load it: there a prompt stands in front of the text."]
     beside = [what for name, what in _BESIDE.items() if name in files]
     if beside:
         peft.append(
             f"`softprompt predict` and `evaluate` read {' and '.join(beside)} too, and the figures above are of all "
-            f"together. {'In Python' if stands_behind(config) else 'In Python and in PEFT'}, the prompt answers alone."
+            f"together. {'In Python' if is_suffix(config) else 'In Python and in PEFT'}, the prompt answers alone."
         )
     return "\n\n".join([
         "## Use",
@@ -64,15 +64,15 @@ def _given(task: Task | None) -> str:
     return '--text "..."' if task is None or len(task.text_columns) == 1 else "--input_file rows.csv"
 
 
-def _imports(task: Task | None, *, behind: bool) -> list[str]:
+def _imports(task: Task | None, *, suffix: bool) -> list[str]:
     if task is None or not is_choice(task):
         return ["from softprompt import PeftModel"]
-    starts = f"from softprompt.data.tokenize import {'running_ids, ' if task.label_prefix else ''}shortest_starts"
-    if behind:
+    starts = f"from softprompt.data.tokenize import {'running_ids, ' if task.label_prefix else ''}unique_prefixes"
+    if suffix:
         return [
             "from softprompt import PeftModel",
             starts,
-            "from softprompt.inference.suffix import score_labels_behind",
+            "from softprompt.inference.suffix import score_labels_with_suffix",
         ]
     return ["from softprompt import PeftModel, score_labels", starts]
 
@@ -86,23 +86,23 @@ def _written(task: Task | None) -> list[str]:
     ]
 
 
-def _chosen(task: Task, *, behind: bool) -> list[str]:
+def _chosen(task: Task, *, suffix: bool) -> list[str]:
     """Code that chooses a label by the tokens that tell it from the others."""
     labels = ", ".join(literal(task.label_prefix + label) for label in task.labels)
     alone = "tuple(tokenizer(label, add_special_tokens=False).input_ids)"
     ids = "running_ids(tokenizer, label)" if task.label_prefix else alone  # as encode.py has them
-    score = "score_labels_behind" if behind else "score_labels"
+    score = "score_labels_with_suffix" if suffix else "score_labels"
     return [
         f"labels = [{labels}]",
         f"tokens = [{ids} for label in labels]",
-        f"scores = {score}(base, model.prompt, inputs.input_ids.tolist(), shortest_starts(tokens))",
+        f"scores = {score}(base, model.prompt, inputs.input_ids.tolist(), unique_prefixes(tokens))",
         "answer = labels[scores.argmax()].strip()",
     ]
 
 
 def is_choice(task: Task | None) -> bool:
     """Whether the prompt has learned which label to prefer, and not to write one."""
-    return task is not None and task.label_scoring == "start"
+    return task is not None and task.label_scoring == "unique_prefix"
 
 
 def _filled(template: str) -> str:
@@ -110,6 +110,6 @@ def _filled(template: str) -> str:
     return re.sub(r"\{\{|\}\}|\{([^{}]*)\}", lambda m: m[0][0] if m[1] is None else f"<{m[1]}>", template)
 
 
-def stands_behind(config: Mapping[str, Any]) -> bool:
+def is_suffix(config: Mapping[str, Any]) -> bool:
     """Whether the prompt of an ``adapter_config.json`` stands behind the text."""
     return str(getattr(config.get("peft_type"), "value", config.get("peft_type"))) == "SUFFIX_PROMPT_TUNING"

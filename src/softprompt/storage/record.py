@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 STATE_NAME = "trainer_state.json"
-READOUT_NAME, ENSEMBLE_NAME = "readout.safetensors", "ensemble.safetensors"
+PROBE_NAME, ENSEMBLE_NAME = "linear_probe.safetensors", "ensemble.safetensors"
+OLD_PROBE_NAME = "readout.safetensors"
+"""Name of the linear probe's file in version 0.1; still read."""
 """Beside the adapter's weights; PEFT does not know these files and leaves them alone."""
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ..storage.record import EpochRecord, TrainerState
 
 
-class Listener:
+class Callback:
     """Receives the events of a run. Override what is of interest."""
 
     def note(self, text: str) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..config.options import TrainOptions
 from ..inference.ensemble import Ensemble, fit_temperature
 from ..inference.evaluate import Classes, label_log_probs, mean_states
-from ..inference.probe import fit_readout
+from ..inference.probe import fit_probe
 from ..models.embeddings import embed
 from ..peft.model import PeftModelForCausalLM
 from ..types import Example
-from .callbacks import Listener
+from .callbacks import Callback
 from .folds import FoldData, fold_data, out_of_fold, train_prompts
 from .objectives import gold_of
 from .run import Run
@@ -48,12 +48,12 @@ def with_members(run: Run, tokenizer: Any, classes: Classes) -> Classes:
         prompts = train_prompts(run, plain, folds, start, f"{len(folds.weights)} more prompts")
         said, means = out_of_fold(run, prompts, folds, plain)
         classes = replace(classes, ensemble=_ensemble(run, plain, prompts, said))
-        if options.readout:
-            temperature = _temperature(_readout_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
-    if options.readout:
+        if options.linear_probe:
+            temperature = _temperature(_probe_out_of_fold(run, plain, means, folds), gold_of(run.examples, plain))
+    if options.linear_probe:
         share = SHARE_BESIDE_ONE if folds is None else SHARE_OF_EQUALS
-        given = run.model, run.examples, classes, options, run.listener
-        classes = with_readout(*given, share=share, temperature=temperature)
+        given = run.model, run.examples, classes, options, run.callback
+        classes = with_probe(*given, share=share, temperature=temperature)
     if folds is not None and run.unlabeled:
         classes = _with_self_training(run, plain, classes, folds, start)
     return classes
@@ -70,12 +70,12 @@ def _temperature(said: Tensor, gold: Sequence[int]) -> float:
     return fit_temperature(said[known], [gold[row] for row in known]) if known else 1.0
 
 
-def with_readout(
+def with_probe(
     model: PeftModelForCausalLM,
     examples: Sequence[Example],
     classes: Classes,
     options: TrainOptions,
-    listener: Listener,
+    callback: Callback,
     *,
     share: float,
     temperature: float = 1.0,
@@ -86,11 +86,11 @@ def with_readout(
         share: weight of the read-out, in 0..1.
         temperature: divisor of its logits.
     """
-    with listener.rows("reading the states", len(examples)) as progress:
+    with callback.rows("reading the states", len(examples)) as progress:
         size = options.per_device_eval_batch_size
         means = mean_states(model, examples, classes, batch_size=size, progress=progress)
-    readout = fit_readout(means, gold_of(examples, classes), len(classes.ids), share)
-    return replace(classes, readout=readout.cooled(temperature), relative=True)
+    linear_probe = fit_probe(means, gold_of(examples, classes), len(classes.ids), share)
+    return replace(classes, linear_probe=linear_probe.cooled(temperature), relative=True)
 
 
 def as_it_decides(
@@ -98,27 +98,27 @@ def as_it_decides(
     examples: Sequence[Example],
     classes: Classes,
     options: TrainOptions,
-    listener: Listener,
+    callback: Callback,
 ) -> Classes:
     """The classifier that the current prompt would give if it were saved; its score picks the best epoch.
 
     With a read-out, it combines prompt and read-out. With prompts of folds, the prompt in front scores no labels, so
     it is the read-out alone.
     """
-    if not options.readout:
+    if not options.linear_probe:
         return classes
     share = 1.0 if options.num_folds else SHARE_BESIDE_ONE
-    return with_readout(model, examples, classes, options, listener, share=share)
+    return with_probe(model, examples, classes, options, callback, share=share)
 
 
-def _readout_out_of_fold(run: Run, classes: Classes, means: Tensor, folds: FoldData) -> Tensor:
+def _probe_out_of_fold(run: Run, classes: Classes, means: Tensor, folds: FoldData) -> Tensor:
     """Log-probabilities ``[N, C]`` of rows under read-outs that have not seen them, averaged over cuts."""
     gold, number = gold_of(run.examples, classes), len(classes.ids)
     total, inside = torch.zeros(len(gold), number), folds.weights > 0
     for mine in inside:
         seen, left_out = (rows.nonzero()[:, 0] for rows in (mine, ~mine))
-        readout = fit_readout(means[seen], [gold[row] for row in seen.tolist()], number, share=1.0)
-        total[left_out] += readout.log_probs(means[left_out])
+        linear_probe = fit_probe(means[seen], [gold[row] for row in seen.tolist()], number, share=1.0)
+        total[left_out] += linear_probe.log_probs(means[left_out])
     return total / (~inside).sum(0)[:, None]
 
 

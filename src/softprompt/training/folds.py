@@ -17,10 +17,10 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..inference.evaluate import Classes
 from ..inference.probe import class_weights
-from ..inference.suffix import score_labels_behind
+from ..inference.suffix import score_labels_with_suffix
 from ..types import Example
 from .finite_check import take_step
-from .objectives import choice_scores_behind, gold_of, packs_of_choices
+from .objectives import gold_of, packs_of_candidates, suffix_candidate_scores
 from .run import Run, read_texts, rows_of_step
 from .schedule import share_of_peak
 
@@ -86,8 +86,8 @@ def train_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor, wha
         weight_decay=options.weight_decay,
     )
     if run.texts is not None:
-        read_texts(run.texts, [classes.text_of(example) for example in data.examples], run.listener)
-    with run.listener.rows(f"training {what}", steps) as progress:
+        read_texts(run.texts, [classes.text_of(example) for example in data.examples], run.callback)
+    with run.callback.rows(f"training {what}", steps) as progress:
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = peak * share_of_peak(step, steps, options)
             loss = _backward(run, classes, prompts, data, rows_of_step(run, step, len(data.examples)))
@@ -109,13 +109,13 @@ def _backward(run: Run, classes: Classes, prompts: Tensor, data: FoldData, rows:
     total, at = 0.0, 0
     number, length, _ = prompts.shape
     batch = [data.examples[row] for row in rows]
-    for pack in packs_of_choices(batch, classes, length, number, run.tokens_per_pack):
+    for pack in packs_of_candidates(batch, classes, length, number, run.tokens_per_pack):
         mine = rows[at : at + len(pack)]
         at += len(pack)
         learn, read = (data.weights[:, mine].T > 0).nonzero(as_tuple=True)[::-1]  # prompt and row of each pair
         which = [learn[read == i].tolist() for i in range(len(pack))]
         inputs = [classes.text_of(example) for example in pack]
-        scores = choice_scores_behind(run.model.base_model, prompts, inputs, which, classes, run.texts)
+        scores = suffix_candidate_scores(run.model.base_model, prompts, inputs, which, classes, run.texts)
         targets = data.targets[mine][read].to(scores)
         losses = -(targets * scores.log_softmax(-1)).sum(-1) * data.weights[:, mine][learn, read].to(scores)
         loss = losses.sum() / len(rows)
@@ -136,7 +136,7 @@ def out_of_fold(run: Run, prompts: Tensor, data: FoldData, classes: Classes) -> 
     """
     inputs = [classes.text_of(example) for example in run.examples]
     means: list[Tensor] = []
-    scores = score_labels_behind(run.model.base_model, prompts, inputs, classes.ids, means=means)
+    scores = score_labels_with_suffix(run.model.base_model, prompts, inputs, classes.ids, means=means)
     scores = scores.log_softmax(-1).cpu()
     outside = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * outside).sum(1) / outside.sum(1), torch.cat(means).cpu()

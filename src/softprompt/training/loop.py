@@ -14,8 +14,8 @@ from ..storage.record import EpochRecord, LogWriter, PartialEpoch, TrainerState
 from ..types import Example
 from .best import is_best
 from .finite_check import Snapshot, back_to, not_finite, take_step
-from .objectives import backward_classes, packs_of_choices
-from .packs import backward_behind, packs_behind, packs_in_front
+from .objectives import backward_classes, packs_of_candidates
+from .packs import backward_suffix, prefix_packs, suffix_packs
 from .resume import begin, best_prompt, save
 from .run import Run, batches_of_step, read_texts
 
@@ -40,8 +40,8 @@ def fit(run: Run) -> TrainerState:
         weight_decay=options.weight_decay,
     )
     state = begin(run, optimizer)
-    if run.texts is not None and run.behind:
-        read_texts(run.texts, (example.input_ids for example in run.examples), run.listener)
+    if run.texts is not None and run.suffix:
+        read_texts(run.texts, (example.input_ids for example in run.examples), run.callback)
     best, good = best_prompt(run, state), Snapshot.of(model.prompt, optimizer, state)
     seen = state.partial_epoch or PartialEpoch()
     epoch_started = time.perf_counter() - seen.seconds
@@ -58,7 +58,7 @@ def fit(run: Run) -> TrainerState:
                 raise back_to(good, run, what, state, optimizer)
             done = step + 1
             seen = seen.plus(loss, tokens, time.perf_counter() - epoch_started)
-            run.listener.step(done, loss)
+            run.callback.step(done, loss)
             if done % options.logging_steps == 0 or done == run.max_steps:
                 log.write(step=done, epoch=done / run.steps_per_epoch, loss=loss, learning_rate=rate)
             ends_epoch = done % run.steps_per_epoch == 0 or done == run.max_steps
@@ -71,7 +71,7 @@ def fit(run: Run) -> TrainerState:
                 better = is_best(run.metric, record, state.history)
                 state = _with(state, run, record, better)
                 best = model.prompt.detach().clone() if better else best
-                run.listener.epoch(record, better)
+                run.callback.epoch(record, better)
                 log.write(**{name: value for name, value in asdict(record).items() if value is not None})
                 seen, epoch_started = PartialEpoch(), time.perf_counter()
             if _due(options.save_strategy, options.save_steps, done, ends_epoch) or (
@@ -93,17 +93,17 @@ def _backward(run: Run, batches: Sequence[Sequence[Example]]) -> tuple[float, in
     if run.options.objective == "classes":
         assert run.classes is not None
         rows = [example for batch in batches for example in batch]
-        given = run.classes, len(prompt), int(run.behind), run.tokens_per_pack
-        choices = [pack for batch in batches for pack in packs_of_choices(batch, *given)]
+        given = run.classes, len(prompt), int(run.suffix), run.tokens_per_pack
+        candidates = [pack for batch in batches for pack in packs_of_candidates(batch, *given)]
         found = backward_classes(
-            base, prompt, choices, run.classes, run.texts, behind=run.behind, weights=run.class_weights
+            base, prompt, candidates, run.classes, run.texts, suffix=run.suffix, weights=run.class_weights
         )
         return found, len(rows)
     tokens = sum(len(example.label_ids) for batch in batches for example in batch)
-    if run.behind:
-        packs = [pack for batch in batches for pack in packs_behind(batch, len(prompt), run.tokens_per_pack)]
-        return backward_behind(base, prompt, packs, run.texts), tokens
-    packs = [pack for batch in batches for pack in packs_in_front(batch, run.tokens_per_pack)]
+    if run.suffix:
+        packs = [pack for batch in batches for pack in suffix_packs(batch, len(prompt), run.tokens_per_pack)]
+        return backward_suffix(base, prompt, packs, run.texts), tokens
+    packs = [pack for batch in batches for pack in prefix_packs(batch, run.tokens_per_pack)]
     plans = [plan_examples(pack, len(prompt), prompt.device) for pack in packs]
     loss = mean_loss(base, plans, prompt, tokens)  # the prompt is computed once for all packs
     loss.backward()  # type: ignore[no-untyped-call]

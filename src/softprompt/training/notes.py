@@ -10,20 +10,20 @@ from ..data.sources import Splits, labels_alike, labels_repeat
 from ..data.task import Task
 from ..data.template import is_missing
 from ..types import Example
-from .callbacks import Listener
+from .callbacks import Callback
 
 _MOST_NAMED = 6
 
 
 def tell_rows(
-    options: DataOptions, splits: Splits, task: Task, parts: Mapping[str, Sequence[Example]], listener: Listener
+    options: DataOptions, splits: Splits, task: Task, parts: Mapping[str, Sequence[Example]], callback: Callback
 ) -> None:
     """Report what was read, what was skipped, and what looks like a mistake.
 
     Args:
         parts: the encoded rows of each split, to count those that were cut.
     """
-    listener.note(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
+    callback.note(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
     cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
     notes = (
         empty_note(splits.num_empty),
@@ -35,7 +35,7 @@ def tell_rows(
     )
     for note in notes:
         if note:
-            listener.note(note)
+            callback.note(note)
 
 
 def empty_note(num_empty: int) -> str | None:

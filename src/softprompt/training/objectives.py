@@ -15,18 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..engine.accumulate import summed_loss
-from ..engine.kv_cache import Known
+from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
-from ..engine.plans import branch_tokens, plan_choices
-from ..engine.suffix import plan_choices_behind
-from ..engine.text_cache import Texts, known_texts, read_for
+from ..engine.plans import branch_tokens, plan_candidates
+from ..engine.suffix import plan_suffix_candidates
+from ..engine.text_cache import TextCache, cached_texts, read_for
 from ..inference.evaluate import Classes
 from ..types import Example
 from .packs import KNOWN_TOKENS, cut
 
 
-def packs_of_choices(
-    batch: Sequence[Example], classes: Classes, num_virtual_tokens: int, behind: int, tokens_per_pack: int
+def packs_of_candidates(
+    batch: Sequence[Example], classes: Classes, num_virtual_tokens: int, suffix: int, tokens_per_pack: int
 ) -> list[Sequence[Example]]:
     """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row.
 
@@ -35,8 +35,8 @@ def packs_of_choices(
         behind: how many prompts stand behind each text; 0 for one in front of all.
     """
     branches = branch_tokens(classes.ids)
-    if behind:
-        below = behind * (num_virtual_tokens + branches)
+    if suffix:
+        below = suffix * (num_virtual_tokens + branches)
         sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     else:
         sizes = [len(row.input_ids) + branches for row in batch]
@@ -48,9 +48,9 @@ def backward_classes(
     prompt: Tensor,
     parts: Sequence[Sequence[Example]],
     classes: Classes,
-    texts: Texts | None,
+    texts: TextCache | None,
     *,
-    behind: bool,
+    suffix: bool,
     weights: Tensor | None = None,
 ) -> float:
     """Add the gradient of the mean cross-entropy of all rows to ``prompt.grad``; returns that loss, in nats.
@@ -60,16 +60,16 @@ def backward_classes(
     """
     rows = sum(map(len, parts))
 
-    def of(part: Sequence[Example], prompt: Tensor | Known) -> Tensor:
+    def of(part: Sequence[Example], prompt: Tensor | KVCache) -> Tensor:
         inputs = [row.input_ids for row in part]
-        if isinstance(prompt, Tensor) and behind:
-            scores = choice_scores_behind(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
+        if isinstance(prompt, Tensor) and suffix:
+            scores = suffix_candidate_scores(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
         else:
-            scores = choice_scores(base, prompt, inputs, classes)
+            scores = candidate_scores(base, prompt, inputs, classes)
         gold = torch.tensor(gold_of(part, classes), device=scores.device)
         return F.cross_entropy(scores, gold, weight=weights, reduction="sum") / rows
 
-    if not behind:
+    if not suffix:
         loss = summed_loss(base, [partial(of, part) for part in parts], prompt)  # the prompt is computed once for all
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
@@ -86,9 +86,9 @@ def gold_of(examples: Sequence[Example], classes: Classes) -> list[int]:
     return [classes.names.index(str(example.label)) for example in examples]
 
 
-def choice_scores(
+def candidate_scores(
     base: PreTrainedModel,
-    prompt: Tensor | Known,
+    prompt: Tensor | KVCache,
     inputs: Sequence[tuple[int, ...]],
     classes: Classes,
 ) -> Tensor:
@@ -97,23 +97,23 @@ def choice_scores(
     Args:
         prompt: ``[P, D]``, or the compiled prompt.
     """
-    plan = plan_choices(len(prompt), inputs, classes.ids, base.device)
+    plan = plan_candidates(len(prompt), inputs, classes.ids, base.device)
     return group_log_probs(base, plan, prompt).view(len(inputs), len(classes.ids))
 
 
-def choice_scores_behind(
+def suffix_candidate_scores(
     base: PreTrainedModel,
     prompts: Tensor,
     inputs: Sequence[tuple[int, ...]],
     which: Sequence[Sequence[int]],
     classes: Classes,
-    texts: Texts | None,
+    texts: TextCache | None,
 ) -> Tensor:
     """Log-probability ``[pairs, C]`` of each label behind some of several prompts ``[M, P, D]`` behind each text.
 
     Args:
         which: the prompts behind each text; pairs come in this order.
     """
-    plan = plan_choices_behind(prompts.shape[1], inputs, classes.ids, prompts.device, which)
-    known = read_for(base, plan, inputs) if texts is None else known_texts(plan, inputs, texts.get)
+    plan = plan_suffix_candidates(prompts.shape[1], inputs, classes.ids, prompts.device, which)
+    known = read_for(base, plan, inputs) if texts is None else cached_texts(plan, inputs, texts.get)
     return group_log_probs(base, plan, prompts.flatten(0, 1), known).view(-1, len(classes.ids))

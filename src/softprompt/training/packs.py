@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..engine.plans import packs
-from ..engine.text_cache import Texts
+from ..engine.text_cache import TextCache
 from ..inference.suffix import answer_losses
 from ..types import Example
 
@@ -16,12 +16,12 @@ KNOWN_TOKENS = 16
 """So many tokens of a text that is known cost the memory of one that is computed, or less."""
 
 
-def packs_in_front(batch: Sequence[Example], tokens_per_pack: int) -> list[Sequence[Example]]:
+def prefix_packs(batch: Sequence[Example], tokens_per_pack: int) -> list[Sequence[Example]]:
     """Packs of at most so many tokens to compute, and of a row at least, under a prompt that is computed once."""
     return cut(batch, [len(row.input_ids) + len(row.label_ids) for row in batch], tokens_per_pack)
 
 
-def packs_behind(batch: Sequence[Example], num_virtual_tokens: int, tokens_per_pack: int) -> list[Sequence[Example]]:
+def suffix_packs(batch: Sequence[Example], num_virtual_tokens: int, tokens_per_pack: int) -> list[Sequence[Example]]:
     """The same for a prompt behind texts, which are known."""
     sizes = [num_virtual_tokens + len(row.label_ids) + len(row.input_ids) // KNOWN_TOKENS for row in batch]
     return cut(batch, sizes, tokens_per_pack)
@@ -32,8 +32,8 @@ def cut(batch: Sequence[Example], sizes: Sequence[int], most: int) -> list[Seque
     return [batch[rows.start : rows.stop] for rows in packs(sizes, most)]
 
 
-def backward_behind(
-    base: PreTrainedModel, prompt: Tensor, parts: Sequence[Sequence[Example]], texts: Texts | None
+def backward_suffix(
+    base: PreTrainedModel, prompt: Tensor, parts: Sequence[Sequence[Example]], texts: TextCache | None
 ) -> float:
     """Add the gradient of the mean loss of all parts to ``prompt.grad``; returns that loss.
 

@@ -20,7 +20,7 @@ from ..config.options import EMBEDDED_MODEL, TrainOptions
 from ..data.task import Task
 from ..data.tokenize import Encoder, default_end_token_id, show_example
 from ..engine.surgery.capture import check_layers
-from ..engine.text_cache import Texts
+from ..engine.text_cache import TextCache
 from ..errors import MissingExtraError
 from ..inference.evaluate import Classes, classes_of, evaluate
 from ..models.device import seed_everything
@@ -38,14 +38,15 @@ from ..storage.record import (
     ENSEMBLE_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
+    OLD_PROBE_NAME,
     OPTIONS_NAME,
-    READOUT_NAME,
+    PROBE_NAME,
     TRAIN_METRICS_NAME,
     Metrics,
     TrainerState,
 )
 from ..types import Example, Row
-from .callbacks import Listener
+from .callbacks import Callback
 from .classifier import as_it_decides, with_members
 from .loop import fit
 from .notes import tell_rows
@@ -83,7 +84,7 @@ class Prepared:
     unlabeled: list[Example]
 
 
-def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRows | None = None) -> Result | None:
+def train(options: TrainOptions, callback: Callback | None = None, rows: TaskRows | None = None) -> Result | None:
     """Train a soft prompt as the options say, evaluate it and write everything into ``output_dir``.
 
     Args:
@@ -95,21 +96,21 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
     Raises:
         SoftPromptError: bad options, data or base model, before anything is trained; or a run that cannot go on.
     """
-    listener = listener or Listener()
+    callback = callback or Callback()
     rows = rows or read_task_rows(options)
     options, task = follow(options, rows.task, len(rows.splits.train))
     resume_from = None if options.dry_run else check_output_dir(options)
     context = context_length(load_config(options))  # the config first: it says best what is no base model
     tokenizer = load_tokenizer(options)
-    prepared = prepare(options, replace(rows, task=task), tokenizer, context, listener)
+    prepared = prepare(options, replace(rows, task=task), tokenizer, context, callback)
     if options.dry_run:
         for example in prepared.train[:NUM_SHOWN]:
-            listener.note(show_example(tokenizer, example))
+            callback.note(show_example(tokenizer, example))
         if options.prompt_placement == "suffix":
-            listener.note("the prompt stands between input and label (prompt_placement suffix)")
+            callback.note("the prompt stands between input and label (prompt_placement suffix)")
         return None
     base = load_base(options)
-    if options.readout:
+    if options.linear_probe:
         check_layers(base.model)  # now, not when everything is trained
     model = start_model(options, base, prepared.task)
     texts = _texts(options, base)
@@ -118,8 +119,8 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
         options=options,
         task=prepared.task,
         examples=prepared.train,
-        validate=_validator(options, model, prepared, listener, texts),
-        listener=listener,
+        validate=_validator(options, model, prepared, callback, texts),
+        callback=callback,
         resume_from=resume_from,
         texts=texts,
         classes=prepared.classes,
@@ -136,20 +137,20 @@ def train(options: TrainOptions, listener: Listener | None = None, rows: TaskRow
             prepared = replace(prepared, classes=with_members(run, base.tokenizer, prepared.classes))
             state = replace(state, seconds=state.seconds + time.perf_counter() - started)
             _say_how_all_do(run, prepared)
-    metrics = _test(options, model, prepared, start, listener) if prepared.test else None
-    return _finish(options, model, prepared, state, metrics, listener)
+    metrics = _test(options, model, prepared, start, callback) if prepared.test else None
+    return _finish(options, model, prepared, state, metrics, callback)
 
 
-def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, listener: Listener) -> Prepared:
+def prepare(options: TrainOptions, rows: TaskRows, tokenizer: Any, context: int | None, callback: Callback) -> Prepared:
     """Encode the rows of a run."""
     task = replace(rows.task, end_token_id=default_end_token_id(tokenizer))
     encoder = Encoder(tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=context)
     parts = {name: encoder.encode_all(getattr(rows.splits, name)) for name in ("train", "validation", "test")}
     unlabeled = rows.splits.unlabeled
     parts["unlabeled"] = encoder.encode_all(_sample(unlabeled, options.seed), with_label=False)
-    tell_rows(options, rows.splits, task, parts, listener)
+    tell_rows(options, rows.splits, task, parts, callback)
     if len(unlabeled) > MOST_UNLABELED:
-        listener.note(f"of {len(unlabeled)} unlabeled rows a sample of {MOST_UNLABELED} is learned from")
+        callback.note(f"of {len(unlabeled)} unlabeled rows a sample of {MOST_UNLABELED} is learned from")
     return Prepared(task=task, classes=classes_of(task, encoder), **parts)
 
 
@@ -181,11 +182,11 @@ def start_model(options: TrainOptions, base: Base, task: Task) -> PeftModelForCa
     return model
 
 
-def _texts(options: TrainOptions, base: Base) -> Texts | None:
+def _texts(options: TrainOptions, base: Base) -> TextCache | None:
     """Where to keep what is known of texts that stand before a prompt; ``None`` for those behind it."""
     if options.prompt_placement == "prefix" and not options.num_folds:
         return None
-    return Texts(base.model, int(options.text_cache_memory * 2**30), options.output_dir)
+    return TextCache(base.model, int(options.text_cache_memory * 2**30), options.output_dir)
 
 
 def default_init_text(task: Task) -> str:
@@ -201,8 +202,8 @@ def _validator(
     options: TrainOptions,
     model: PeftModelForCausalLM,
     prepared: Prepared,
-    listener: Listener,
-    texts: Texts | None,
+    callback: Callback,
+    texts: TextCache | None,
 ) -> Callable[[], Metrics] | None:
     if not prepared.validation or options.eval_strategy == "no":
         return None
@@ -212,10 +213,10 @@ def _validator(
         nonlocal told
         classes = prepared.classes
         if classes is not None:
-            classes = as_it_decides(model, prepared.train, classes, options, listener)
-        if texts is not None and options.prompt_placement == "suffix" and not options.readout:
-            read_texts(texts, (example.input_ids for example in prepared.validation), listener)
-        with listener.rows("validating", len(prepared.validation)) as progress:
+            classes = as_it_decides(model, prepared.train, classes, options, callback)
+        if texts is not None and options.prompt_placement == "suffix" and not options.linear_probe:
+            read_texts(texts, (example.input_ids for example in prepared.validation), callback)
+        with callback.rows("validating", len(prepared.validation)) as progress:
             metrics = evaluate(
                 model,
                 prepared.validation,
@@ -227,7 +228,7 @@ def _validator(
             )
         if not told and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
             told = True
-            listener.note(
+            callback.note(
                 "validation: scores that are not finite count as wrong; training goes on. If the base is in float16, "
                 "try --dtype bfloat16 or float32"
             )
@@ -241,26 +242,26 @@ def _say_how_all_do(run: Run, prepared: Prepared) -> None:
     if run.validate is None or prepared.classes is None or prepared.classes.ensemble is None:
         return
     size = run.options.per_device_eval_batch_size
-    with run.listener.rows("validating", len(prepared.validation)) as progress:
+    with run.callback.rows("validating", len(prepared.validation)) as progress:
         found = evaluate(
             run.model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
         )
-    run.listener.note(f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}")
+    run.callback.note(f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}")
 
 
 def _test(
-    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, listener: Listener
+    options: TrainOptions, model: PeftModelForCausalLM, prepared: Prepared, start: torch.Tensor, callback: Callback
 ) -> Metrics:
     """Figures on the test rows, beside what they must beat."""
     size = options.per_device_eval_batch_size
-    with listener.rows("testing", len(prepared.test)) as progress:
+    with callback.rows("testing", len(prepared.test)) as progress:
         metrics = evaluate(model, prepared.test, prepared.classes, batch_size=size, progress=progress)
     if not options.baselines:
         return metrics
     tuned = model.prompt.detach().clone()
-    with torch.no_grad(), listener.rows("testing the untuned prompt", len(prepared.test)) as progress:
+    with torch.no_grad(), callback.rows("testing the untuned prompt", len(prepared.test)) as progress:
         model.prompt.copy_(start)
-        classes = prepared.classes and replace(prepared.classes, readout=None, ensemble=None)
+        classes = prepared.classes and replace(prepared.classes, linear_probe=None, ensemble=None)
         untuned = evaluate(model, prepared.test, classes, batch_size=size, progress=progress)
         model.prompt.copy_(tuned)
     baselines = {UNTUNED: _row(untuned)}
@@ -302,13 +303,13 @@ def _finish(
     prepared: Prepared,
     state: TrainerState,
     metrics: Metrics | None,
-    listener: Listener,
+    callback: Callback,
 ) -> Result:
     """Write the finished folder; the weights come last, so a folder that has them is complete."""
     folder = options.output_dir
     state = replace(state, finished=True, tested=metrics is not None)
     if options.resume_from_checkpoint:  # figures and pictures of the prompt as it was, evaluate's among them
-        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, READOUT_NAME, ENSEMBLE_NAME):
+        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME):
             (folder / name).unlink(missing_ok=True)
     if metrics is not None:
         metrics.save(folder)
@@ -317,12 +318,12 @@ def _finish(
         if metrics is not None and metrics.confusion_matrix and metrics.labels:
             plot_confusion_matrix(metrics.confusion_matrix, metrics.labels, folder / CONFUSION_PICTURE)
     except MissingExtraError as missing:
-        listener.note(f"no pictures: {missing}")
+        callback.note(f"no pictures: {missing}")
     prepared.task.save(folder)
     state.save(folder)
-    for voice in (prepared.classes.readout, prepared.classes.ensemble) if prepared.classes else ():
-        if voice is not None:
-            voice.save(folder)
+    for member in (prepared.classes.linear_probe, prepared.classes.ensemble) if prepared.classes else ():
+        if member is not None:
+            member.save(folder)
     config = model.active_peft_config
     assert isinstance(config, PromptTuningConfig)
     replace(config, inference_mode=True).save_pretrained(folder)

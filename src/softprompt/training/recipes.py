@@ -27,7 +27,7 @@ CLASSES: dict[str, Any] = {
     **SCHEDULE,
     "objective": "classes",
     "class_weights": "balanced",
-    "readout": True,
+    "linear_probe": True,
     "num_virtual_tokens": 8,
     "num_train_epochs": 25,
 }
@@ -65,17 +65,21 @@ def follow(options: TrainOptions, task: Task, num_rows: int) -> tuple[TrainOptio
     chosen = options.model_copy(update=values)
     _check(chosen, given, task, num_rows)
     if options.recipe != GUIDE and options.template is None:
-        task = replace(task, template=_template(task), cue=_cue(task) if chosen.prompt_placement == "prefix" else "")
-    if options.recipe != GUIDE and not (task.template + task.cue)[-1:].isspace():
+        task = replace(
+            task,
+            template=_template(task),
+            answer_prefix=_answer_prefix(task) if chosen.prompt_placement == "prefix" else "",
+        )
+    if options.recipe != GUIDE and not (task.template + task.answer_prefix)[-1:].isspace():
         task = replace(task, label_prefix=" ")  # so that a label has the tokens that it has in running text
     by_start = chosen.objective == "classes" or chosen.num_folds
-    return chosen, replace(task, label_scoring="start" if by_start else "text")
+    return chosen, replace(task, label_scoring="unique_prefix" if by_start else "text")
 
 
 def _check(chosen: TrainOptions, given: set[str], task: Task, num_rows: int) -> None:
     """Refuse what cannot be had together."""
     by_classes, folds = chosen.objective == "classes", bool(chosen.num_folds)
-    asked = {"readout": chosen.readout, "objective=classes": by_classes, "num_folds": folds}
+    asked = {"linear_probe": chosen.linear_probe, "objective=classes": by_classes, "num_folds": folds}
     asked["unlabeled_file"] = chosen.unlabeled_file is not None
     for what, wanted in asked.items():
         if wanted and not task.is_classification:
@@ -104,5 +108,5 @@ def _template(task: Task) -> str:
     return "".join(f"\n{line}" for line in lines)
 
 
-def _cue(task: Task) -> str:
+def _answer_prefix(task: Task) -> str:
     return "\nLabel:" if task.is_classification else f"\n{task.label_column}:"

@@ -46,8 +46,8 @@ def begin(run: Run, optimizer: torch.optim.Optimizer) -> TrainerState:
             fingerprint=fresh.fingerprint,
             finished=False,
         )
-        run.listener.note(f"resuming from {run.resume_from.name}, step {state.global_step} of {run.max_steps}")
-    run.listener.begin(state, run.task.is_classification)
+        run.callback.note(f"resuming from {run.resume_from.name}, step {state.global_step} of {run.max_steps}")
+    run.callback.begin(state, run.task.is_classification)
     return state
 
 

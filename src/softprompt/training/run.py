@@ -18,13 +18,13 @@ from ..config.adapter_config import PromptTuningConfig
 from ..config.options import TrainOptions
 from ..data.task import Task
 from ..engine.plans import default_tokens_per_pack
-from ..engine.text_cache import Texts
+from ..engine.text_cache import TextCache
 from ..inference.evaluate import Classes
 from ..inference.probe import class_weights
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import Example
-from .callbacks import Listener
+from .callbacks import Callback
 from .schedule import learning_rate
 
 
@@ -44,9 +44,9 @@ class Run:
     task: Task
     examples: Sequence[Example]
     validate: Callable[[], Metrics] | None
-    listener: Listener
+    callback: Callback
     resume_from: Path | None = None
-    texts: Texts | None = None
+    texts: TextCache | None = None
     classes: Classes | None = None
     embedding_rms: float = 1.0
     unlabeled: Sequence[Example] = ()
@@ -101,7 +101,7 @@ class Run:
         return self.options.tokens_per_pack or default_tokens_per_pack(self.model.prompt.device)
 
     @property
-    def behind(self) -> bool:
+    def suffix(self) -> bool:
         """Whether the prompt stands behind the text."""
         return self.model.prompt_placement == "suffix"
 
@@ -139,7 +139,7 @@ class Run:
             self.config.prompt_tuning_init,
             self.config.prompt_tuning_init_text,
             # What is as it was in older releases adds nothing, so that their runs go on.
-            *(["suffix"] if self.behind else []),
+            *(["suffix"] if self.suffix else []),
             *([self.options.objective, self._class_ids] if self.options.objective != "language_modeling" else []),
             *([self.options.class_weights] if self.options.class_weights != "none" else []),
         )
@@ -164,8 +164,8 @@ def batches_of_step(run: Run, step: int) -> list[list[Example]]:
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 
 
-def read_texts(texts: Texts, inputs: Iterable[tuple[int, ...]], listener: Listener) -> None:
+def read_texts(texts: TextCache, inputs: Iterable[tuple[int, ...]], callback: Callback) -> None:
     """Have the texts read that every epoch needs; it takes no time the second time."""
     inputs = set(inputs)
-    with listener.rows("reading the texts", len(inputs)) as progress:
+    with callback.rows("reading the texts", len(inputs)) as progress:
         texts.read(inputs, progress)

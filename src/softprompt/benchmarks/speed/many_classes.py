@@ -81,14 +81,14 @@ class ManyClasses(Subject):
         """Loss and gradient of one row, compared with those of its labels computed one by one."""
         pair = self.batches[0][0]
         gold = self.classes.names.index(str(pair[1].label))
-        loss, gradient = reference.choice_loss_and_gradient(
+        loss, gradient = reference.candidate_loss_and_gradient(
             self.alone, self.prompt, pair[1].input_ids, self.classes.ids, gold
         )
         return compare_steps([sides[OURS].run([pair])], loss, gradient, self.tolerance)
 
     def more(self, times: Sequence[float]) -> dict[str, Any]:
         """Numbers of classes, and of tokens and positions with logits in a step."""
-        size = ours.size_of_choices([right for _, right in self.batches[0]], self.classes)
+        size = ours.size_of_candidates([right for _, right in self.batches[0]], self.classes)
         return {"num_classes": len(self.classes.ids), "tokens_per_step": size[0], "positions_per_step": size[1]}
 
 

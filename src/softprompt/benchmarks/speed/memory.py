@@ -1,4 +1,4 @@
-"""Peak memory of one implementation, measured in a process of its own: ``python -m softprompt.benchmarks.speed.memory``."""
+"""Peak memory of one implementation, in a process of its own (``python -m softprompt.benchmarks.speed.memory``)."""
 
 from __future__ import annotations
 

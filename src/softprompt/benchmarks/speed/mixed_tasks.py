@@ -102,7 +102,7 @@ class OneStream(Side):
 
     def __init__(self, base: Any, prompts: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> None:
         self._base, self._labels = base, labels
-        self._prompts = [ours.compiled(base, prompt) for prompt in prompts]
+        self._prompts = [ours.prefilled(base, prompt) for prompt in prompts]
 
     def run(self, prepared: Sequence[Entry]) -> Tensor:
         """Label log-probabilities ``[B, C]``, in the stream's order."""

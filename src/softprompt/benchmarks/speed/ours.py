@@ -13,15 +13,15 @@ from torch import Tensor
 from ...config.adapter_config import PromptTuningConfig
 from ...config.options import TrainOptions
 from ...engine.accumulate import mean_loss
-from ...engine.kv_cache import Known
+from ...engine.kv_cache import KVCache
 from ...engine.loss import group_log_probs
-from ...engine.plans import default_tokens_per_pack, join, plan_choices
-from ...engine.prefill import compile_prompt
-from ...engine.text_cache import Texts
+from ...engine.plans import default_tokens_per_pack, join, plan_candidates
+from ...engine.prefill import prefill
+from ...engine.text_cache import TextCache
 from ...inference.evaluate import Classes, label_log_probs, plan_examples
 from ...peft.wrap import get_peft_model
-from ...training.objectives import backward_classes, packs_of_choices
-from ...training.packs import backward_behind, packs_behind, packs_in_front
+from ...training.objectives import backward_classes, packs_of_candidates
+from ...training.packs import backward_suffix, prefix_packs, suffix_packs
 from ...types import Example
 
 EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
@@ -38,7 +38,7 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
         The loss, and the seconds that went into building plans.
     """
     started = time.perf_counter()
-    parts = packs_in_front(batch, default_tokens_per_pack(prompt.device))
+    parts = prefix_packs(batch, default_tokens_per_pack(prompt.device))
     plans = [plan_examples(part, len(prompt), prompt.device) for part in parts]
     planning = time.perf_counter() - started
     loss = mean_loss(base, plans, prompt)
@@ -48,25 +48,25 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
 
 def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
     """As ``train_step``, with the cross-entropy between all labels; returns the loss."""
-    parts = packs_of_choices(batch, classes, len(prompt), 0, default_tokens_per_pack(prompt.device))
-    return backward_classes(base, prompt, parts, classes, None, behind=False)
+    parts = packs_of_candidates(batch, classes, len(prompt), 0, default_tokens_per_pack(prompt.device))
+    return backward_classes(base, prompt, parts, classes, None, suffix=False)
 
 
-def size_of_choices(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
+def size_of_candidates(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
     """Numbers of distinct text and label tokens in a batch, and of positions that need logits."""
-    plan = plan_choices(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
+    plan = plan_candidates(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
     return plan.tree.num_tokens - 1, len(plan.predictors.unique())  # type: ignore[no-untyped-call]
 
 
-def texts_of(base: Any) -> Texts:
+def texts_of(base: Any) -> TextCache:
     """Where ``softprompt train --prompt_placement suffix`` keeps what it knows of its texts; nothing yet."""
-    return Texts(base, TEXT_CACHE_BYTES)
+    return TextCache(base, TEXT_CACHE_BYTES)
 
 
-def train_step_behind(base: Any, prompt: Tensor, batch: Sequence[Example], texts: Texts) -> float:
+def train_step_suffix(base: Any, prompt: Tensor, batch: Sequence[Example], texts: TextCache) -> float:
     """As ``train_step``, where the prompt stands behind texts that are known; returns the loss."""
-    return backward_behind(
-        base, prompt, packs_behind(batch, len(prompt), default_tokens_per_pack(prompt.device)), texts
+    return backward_suffix(
+        base, prompt, suffix_packs(batch, len(prompt), default_tokens_per_pack(prompt.device)), texts
     )
 
 
@@ -80,9 +80,9 @@ def drop_in(base: Any, prompt: Tensor) -> Any:
 
 
 @torch.no_grad()
-def compiled(base: Any, prompt: Tensor) -> Known:
+def prefilled(base: Any, prompt: Tensor) -> KVCache:
     """The prompt as evaluation and serving keep it: computed once."""
-    return compile_prompt(base, prompt)
+    return prefill(base, prompt)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
 @torch.no_grad()
 def score_stream(
     base: Any,
-    prompts: Sequence[Known],
+    prompts: Sequence[KVCache],
     tasks: Sequence[int],
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
@@ -105,7 +105,10 @@ def score_stream(
         rows_of.setdefault(task, []).append(row)
     device = base.device
     plan = join(
-        [plan_choices(len(prompts[task]), [texts[i] for i in rows], labels, device) for task, rows in rows_of.items()]
+        [
+            plan_candidates(len(prompts[task]), [texts[i] for i in rows], labels, device)
+            for task, rows in rows_of.items()
+        ]
     )
     found = group_log_probs(base, plan, [prompts[task] for task in rows_of]).view(len(texts), len(labels)).cpu()
     order = torch.tensor([row for rows in rows_of.values() for row in rows])

@@ -13,7 +13,7 @@ from ...types import Example
 
 
 def loss_and_gradient(
-    base: Any, prompt: Tensor, batch: Sequence[Example], *, behind: bool = False
+    base: Any, prompt: Tensor, batch: Sequence[Example], *, suffix: bool = False
 ) -> tuple[float, Tensor]:
     """Mean loss over the supervised tokens of a batch, and its gradient ``[P, D]``, row by row.
 
@@ -24,14 +24,14 @@ def loss_and_gradient(
     count = sum(len(example.label_ids) for example in batch)
     total = 0.0
     for example in batch:
-        loss = -_log_probs(base, leaf, example.input_ids, example.label_ids, behind).sum() / count
+        loss = -_log_probs(base, leaf, example.input_ids, example.label_ids, suffix).sum() / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     assert leaf.grad is not None
     return total, leaf.grad
 
 
-def choice_loss_and_gradient(
+def candidate_loss_and_gradient(
     base: Any, prompt: Tensor, text: Sequence[int], labels: Sequence[Sequence[int]], gold: int
 ) -> tuple[float, Tensor]:
     """Cross-entropy between the labels behind a text, and its gradient ``[P, D]``, label by label."""
@@ -60,9 +60,9 @@ def greedy(base: Any, prompt: Tensor, text: Sequence[int], max_new_tokens: int) 
     return ids[len(text) :]
 
 
-def _log_probs(base: Any, prompt: Tensor, text: Sequence[int], label: Sequence[int], behind: bool = False) -> Tensor:
+def _log_probs(base: Any, prompt: Tensor, text: Sequence[int], label: Sequence[int], suffix: bool = False) -> Tensor:
     """Log-probability of each token of a label behind a text."""
-    before, after = (text, label) if behind else ((), (*text, *label))
+    before, after = (text, label) if suffix else ((), (*text, *label))
     logits = _logits(base, before, prompt, after, len(label) + 1)[:-1]
     targets = torch.tensor(label, device=logits.device)
     return -F.cross_entropy(logits.float(), targets, reduction="none")

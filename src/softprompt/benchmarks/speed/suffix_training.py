@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.text_cache import Texts
+from ...engine.text_cache import TextCache
 from ...types import Example
 from . import ours, reference
 from .measure import COMPARED_ROWS, Side, Subject, seconds_of
@@ -38,19 +38,19 @@ class SuffixTraining(Subject):
 
     def make_side(self, name: str) -> Side:
         """The prompt before the texts or behind them, by name."""
-        return OnEngine(self.base, self.prompt) if name == PREFIX else self._behind()
+        return OnEngine(self.base, self.prompt) if name == PREFIX else self._suffix()
 
     def agreement(self, sides: dict[str, Side]) -> dict[str, Any]:
         """Loss and gradient of a batch, against those of its rows alone, each of text, prompt and label."""
         batch = self.batches[0][:COMPARED_ROWS]
-        loss, gradient = reference.loss_and_gradient(self.alone, self.prompt, batch, behind=True)
+        loss, gradient = reference.loss_and_gradient(self.alone, self.prompt, batch, suffix=True)
         return compare_steps([sides[OURS].run(sides[OURS].prepare(batch))], loss, gradient, self.tolerance)
 
     def more(self, times: Sequence[float]) -> dict[str, Any]:
         """What reading the texts of all batches took."""
         return self._reading
 
-    def _behind(self) -> Side:
+    def _suffix(self) -> Side:
         texts = ours.texts_of(self.base)
         inputs = {example.input_ids for batch in self.batches for example in batch}
         texts.get(min(inputs))  # warms up, and is not kept
@@ -62,14 +62,14 @@ class SuffixTraining(Subject):
 class BehindKnownTexts(Side):
     """Rows straight to the engine, which knows their texts; plans are built under the clock."""
 
-    def __init__(self, base: Any, prompt: Tensor, texts: Texts) -> None:
+    def __init__(self, base: Any, prompt: Tensor, texts: TextCache) -> None:
         self._base, self._texts = base, texts
         self._prompt = torch.nn.Parameter(prompt.clone())
 
     def run(self, prepared: Sequence[Example]) -> tuple[float, Tensor]:
         """Loss and gradient ``[P, D]``."""
         self._prompt.grad = None
-        loss = ours.train_step_behind(self._base, self._prompt, prepared, self._texts)
+        loss = ours.train_step_suffix(self._base, self._prompt, prepared, self._texts)
         gradient: Tensor | None = self._prompt.grad
         assert gradient is not None
         return loss, gradient

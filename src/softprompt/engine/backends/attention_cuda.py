@@ -53,7 +53,7 @@ class Bucket:
         return self.query_depth[:, :, None] - self.key_depth[:, None]
 
 
-def attend_gathered(
+def attend_padded_blocks(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..kv_cache import Known, Layers
+from ..kv_cache import KVCache, Layers
 from ..surgery.capture import recording
-from ..surgery.checkpointing import frugal
-from ..surgery.fused import faster
+from ..surgery.checkpointing import checkpointed
+from ..surgery.fused import fused
 from ..surgery.view import view
 from ..tree import ROOT, Tree
 
@@ -32,11 +32,11 @@ CALL_OVERHEAD = 24
 """What one more call of the model costs, in tokens computed (SmolLM2-135M, 2 CPU cores: about 5 ms)."""
 
 
-def run_levels(
+def run_levelwise(
     backbone: nn.Module,
     tree: Tree,
     embeds: Tensor,
-    known: Mapping[int, Known],
+    known: Mapping[int, KVCache],
     keep: bool = False,
     states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
@@ -51,7 +51,7 @@ def run_levels(
 
     @functools.cache
     def copied(wanted: bool) -> nn.Module:
-        exchange = faster if wanted else frugal  # keys and values that others read must not be made twice
+        exchange = fused if wanted else checkpointed  # keys and values that others read must not be made twice
         return view(backbone, exchange if states is None else recording(exchange, answers))
 
     memory = _Memory(tree, known)
@@ -112,7 +112,7 @@ def _run_batch(
 class _Memory:
     """Keys and values of the tokens that others attend to, per layer ``[1, heads, M, head width]``."""
 
-    def __init__(self, tree: Tree, known: Mapping[int, Known]) -> None:
+    def __init__(self, tree: Tree, known: Mapping[int, KVCache]) -> None:
         self.tree = tree
         self.layers: Layers = []
         self.size = 0

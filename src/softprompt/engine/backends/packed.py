@@ -16,14 +16,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
-from ..kv_cache import Known, Layers
+from ..kv_cache import KVCache, Layers
 from ..surgery.capture import recording
-from ..surgery.checkpointing import frugal
-from ..surgery.fused import faster
+from ..surgery.checkpointing import checkpointed
+from ..surgery.fused import fused
 from ..surgery.view import view
 from ..tree import Tree
 from .attention_cpu import Packing, Rule, attend
-from .attention_cuda import attend_gathered
+from .attention_cuda import attend_padded_blocks
 
 PACKED = frozenset(
     (
@@ -41,7 +41,7 @@ def run_packed(
     backbone: nn.Module,
     tree: Tree,
     embeds: Tensor,
-    known: Mapping[int, Known],
+    known: Mapping[int, KVCache],
     keep: bool = False,
     states: list[Tensor] | None = None,
 ) -> tuple[Tensor, Layers]:
@@ -64,7 +64,7 @@ def run_packed(
 class _State:
     """What attention layers need to know of a run; each finds it on itself."""
 
-    def __init__(self, packing: Packing, known: Mapping[int, Known], keep: bool) -> None:
+    def __init__(self, packing: Packing, known: Mapping[int, KVCache], keep: bool) -> None:
         self.packing = packing
         self._known = {node: known[node] for node in packing.known}
         self.keep = keep
@@ -75,7 +75,7 @@ class _State:
         if self.keep:
             self.kept.append((key, value))
         known = {node: found.layers[layer] for node, found in self._known.items()}
-        by = attend_gathered if query.is_cuda else attend
+        by = attend_padded_blocks if query.is_cuda else attend
         return by(query, key, value, self.packing, rule, known)
 
 
@@ -84,7 +84,7 @@ def _view(backbone: nn.Module, state: _State, answers: list[Tensor] | None) -> n
     config._attn_implementation_internal = NAME
 
     # Keys and values that are handed out must not be made twice.
-    exchanged = faster if state.keep else frugal
+    exchanged = fused if state.keep else checkpointed
 
     def exchange(module: nn.Module) -> type[nn.Module]:
         return TreeBloomAttention if type(module) is BloomAttention else exchanged(module)

@@ -10,17 +10,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .fused import faster
+from .fused import fused
 
 
-def frugal(module: nn.Module) -> type[nn.Module]:
+def checkpointed(module: nn.Module) -> type[nn.Module]:
     """The class for a view of ``module``: faster where there is one, and recomputed where the base asks for it.
 
     ``base.gradient_checkpointing_enable()`` is what asks. transformers itself heeds it in ``train()`` only, and
     drops the cache there, with the prompt in it; so a view does it instead.
     """
     asks = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    return _recomputed(type(module)) if asks and torch.is_grad_enabled() else faster(module)
+    return _recomputed(type(module)) if asks and torch.is_grad_enabled() else fused(module)
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}

@@ -25,7 +25,7 @@ LARGE = 6_000_000
 _PRODUCT = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
-def faster(module: nn.Module) -> type[nn.Module]:
+def fused(module: nn.Module) -> type[nn.Module]:
     """The class that computes what ``module`` does, faster; its own where there is none.
 
     For ``view``. Only exact classes are exchanged: a subclass (quantized, with LoRA, ...) knows better.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ...errors import ConfigError
-from .fused import faster
+from .fused import fused
 from .view import variant, view
 
 _HARMLESS = ("accelerate", "torch", "transformers", "trl")
@@ -64,7 +64,7 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
             f"{type(base).__name__} has forward hooks or a replaced forward on the model itself, which scoring and "
             "training do not call; put the hooks on a module inside the model, or remove them"
         )
-    above = {name: view(child, faster) for name, child in base.named_children() if child is not base.base_model}
+    above = {name: view(child, fused) for name, child in base.named_children() if child is not base.base_model}
     copied = with_hidden_states(base, hidden, above)
     logits: Tensor = type(base).forward(copied, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
     return logits[0]

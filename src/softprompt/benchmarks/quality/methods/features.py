@@ -42,5 +42,5 @@ def last_states(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tenso
     mask = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
     output = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
     rows = torch.arange(len(texts), device=model.device)
-    behind = output.hidden_states[1:]  # the first are the embeddings, of one token that all texts end with
-    return torch.stack([states[rows, lengths - 1] for states in behind], dim=1).float().cpu()
+    suffix = output.hidden_states[1:]  # the first are the embeddings, of one token that all texts end with
+    return torch.stack([states[rows, lengths - 1] for states in suffix], dim=1).float().cpu()

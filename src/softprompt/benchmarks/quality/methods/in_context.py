@@ -22,7 +22,7 @@ from ....data.plain_text import PlainTokenizer, bare_ids
 from ....data.task import Task
 from ....data.template import Piece, Template
 from ....data.tokenize import Encoder
-from ....engine.prefill import compile_prompt
+from ....engine.prefill import prefill
 from ....errors import ConfigError, DataError
 from ....inference.score import score_labels
 from ....models.embeddings import embed
@@ -43,8 +43,8 @@ class ZeroShot(Method):
         """Label probabilities behind a prompt of tokens (special tokens in front not counted) and each test text."""
         base = self.work.frozen.base.model
         front, texts = self._texts(self.work.data.test, num_virtual_tokens=len(prompt_ids))
-        compiled = compile_prompt(base, embed(torch.tensor([*front, *prompt_ids]), base.get_input_embeddings()))
-        return Fitted(score_labels(base, compiled, texts, self._label_ids).cpu(), 0)
+        prefilled = prefill(base, embed(torch.tensor([*front, *prompt_ids]), base.get_input_embeddings()))
+        return Fitted(score_labels(base, prefilled, texts, self._label_ids).cpu(), 0)
 
     def _texts(self, rows: Sequence[Row], num_virtual_tokens: int) -> tuple[list[int], list[list[int]]]:
         """The special tokens that a text begins with, and the tokens of each row without them, cut to fit."""

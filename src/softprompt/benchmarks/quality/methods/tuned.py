@@ -65,5 +65,5 @@ class SoftPrompt(Method):
 def _trained_numbers(prompted: Prompted) -> int:
     """Numbers of all prompts, and of the readout where there is one."""
     prompts = prompted.model.prompt.numel() + (prompted.ensemble.prompts.numel() if prompted.ensemble else 0)
-    readout = prompted.readout
-    return prompts if readout is None else prompts + readout.weight.numel() + readout.bias.numel()
+    linear_probe = prompted.linear_probe
+    return prompts if linear_probe is None else prompts + linear_probe.weight.numel() + linear_probe.bias.numel()
