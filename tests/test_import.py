@@ -19,141 +19,49 @@ from cli_tools import PATIENCE
 
 SOURCE = Path(softprompt.__file__).parent
 
-#: A module imports from lower layers; modules of a folder may know each other, and so may those of one
-#: layer in ``SAME``. A folder is given as a whole.
-LAYERS = {
-    "__init__.py": 10,  # names of everything, loaded when they are used
-    "__main__.py": 10,
-    "absent.py": 0,
-    "errors.py": 0,
-    "types.py": 0,
-    "files.py": 0,
-    "version.py": 0,
-    "config.py": 1,
-    "options.py": 1,
-    "template.py": 1,
-    "metrics.py": 1,
-    "record.py": 1,
-    "task.py": 1,
-    "hubfiles.py": 1,
-    "families.py": 2,
-    "libraries.py": 2,
-    "device.py": 2,
-    "prompt.py": 2,
-    "initialize.py": 2,
-    "encode.py": 2,
-    "plain.py": 2,
-    "tensors.py": 2,
-    "adapter.py": 3,
-    "checkpoint.py": 3,
-    "inspection.py": 3,
-    "status.py": 3,
-    "data": 3,
-    "engine": 4,
-    "base.py": 4,
-    "output.py": 4,
-    "report": 4,
-    "forward.py": 5,
-    "fused.py": 5,
-    "model.py": 5,
-    "peft_model.py": 5,
-    "generate.py": 5,
-    "ensemble.py": 5,
-    "readout.py": 5,
-    "score.py": 5,
-    "vocabulary.py": 5,
-    "suffix.py": 5,
-    "evaluate.py": 6,
-    "loading.py": 6,
-    "wrap.py": 6,
-    "state.py": 6,
-    "saving.py": 6,
-    "predict.py": 7,
-    "train": 7,
-    "serve": 8,
-    "bench": 8,
-    "quality": 8,
-    "cli": 9,
-}
-#: Siblings of one layer that work as one folder would.
-SAME = {
-    ("files.py", "errors.py"),
-    ("checkpoint.py", "adapter.py"),
-    ("template.py", "options.py"),
-    ("task.py", "template.py"),
-    ("encode.py", "plain.py"),
-    ("config.py", "hubfiles.py"),
-    ("prompt.py", "initialize.py"),
-    ("forward.py", "generate.py"),
-    ("fused.py", "forward.py"),
-    ("model.py", "forward.py"),
-    ("model.py", "fused.py"),
-    ("model.py", "generate.py"),
-    ("model.py", "peft_model.py"),
-    ("peft_model.py", "model.py"),  # for type checkers: from_pretrained gives its subclass
-    ("model.py", "suffix.py"),
-    ("saving.py", "state.py"),
-    ("loading.py", "evaluate.py"),
-    ("suffix.py", "forward.py"),
-    ("suffix.py", "score.py"),
-}
-#: Methods of ``PeftModel`` that only hand on to a function of a higher layer, when they are called.
-DELEGATES = {("peft_model.py", "saving.py"), ("peft_model.py", "state.py")}
-#: The branches *learn* and *speak* meet only in the command line; cards and plots are made from records.
-APART = [
-    ("serve", {"data", "evaluate.py", "train"}),
-    ("report", {"model.py", "engine", "base.py", "adapter.py", "data"}),
-    ("engine", {"base.py", "output.py", "report"}),
-]
+#: A package imports only from those before it; nothing imports upwards, at import or later.
+ORDER = (
+    *("types", "errors", "version", "metrics", "storage", "config", "data", "models", "engine", "inference"),
+    *("reporting", "peft", "training", "export", "serving", "benchmarks", "cli"),
+)
+WITHOUT_TORCH = ("types", "errors", "version", "metrics", "config")
+MOST_PACKAGES, MOST_MODULES = 14, 6
 
 
 def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
-def key(path: Path) -> str:
-    """The entry of ``LAYERS`` that a module belongs to."""
-    return path.relative_to(SOURCE).parts[0]
-
-
 def name(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
-def target(parts: list[str]) -> str | None:
-    """The entry that a module of ours belongs to, by its name's parts; ``None`` for a name inside a module."""
-    if parts and (SOURCE / parts[0]).is_dir():
-        return parts[0]
-    return f"{parts[0]}.py" if parts and (SOURCE / f"{parts[0]}.py").is_file() else None
+def dotted(path: Path) -> str:
+    """``engine.tree`` for ``engine/tree.py``; a package's name for its ``__init__``."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def layer(entry: str) -> int:
-    assert entry in LAYERS, f"{entry} has no layer: decide on one and write it into LAYERS"
-    return LAYERS[entry]
+def room(module: str) -> str:
+    """The entry of ``ORDER`` that a module belongs to."""
+    return module.split(".")[0]
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Entries that a module imports, with whether it does so when it is itself imported."""
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a module imports: at import, inside functions, and for type checkers."""
+    known = {dotted(each) for each in modules()}
     package = list(path.relative_to(SOURCE).parts[:-1])
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node, eager in walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            if node.level:
-                prefix = package[: len(package) - node.level + 1]
-            elif (node.module or "").split(".")[0] == "softprompt":
-                prefix = []
-            else:
-                continue
-            own = (node.module or "").removeprefix("softprompt").strip(".") if not node.level else node.module or ""
-            parts = [*prefix, *filter(None, own.split("."))]
-            for found in [target(parts)] if parts else [target([alias.name]) for alias in node.names]:
-                if found:
-                    yield found, eager
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "softprompt"):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            own = (node.module or "").split(".") if node.level else (node.module or "").split(".")[1:]
+            home = ".".join([*above, *filter(None, own)])
+            inside = {".".join(filter(None, [home, alias.name])) for alias in node.names}
+            found |= {each if each in known else home for each in inside}
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                parts = alias.name.split(".")
-                if parts[0] == "softprompt" and (found := target(parts[1:])):
-                    yield found, eager
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {".".join(parts[1:]) for parts in names if parts[0] == "softprompt"}
+    return found - {"", dotted(path)}
 
 
 def walk(node: ast.AST, eager: bool = True) -> Iterator[tuple[ast.AST, bool]]:
@@ -233,71 +141,55 @@ def test_every_module_imports_and_is_documented() -> None:
             assert importlib.import_module(module).__doc__, module
 
 
-# --- layers ---------------------------------------------------------------------------------------
+# --- packages -------------------------------------------------------------------------------------
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {key(path) for path in modules()} <= LAYERS.keys()
+def test_few_entries_at_the_top() -> None:
+    entries = [path for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    assert sum(path.is_dir() for path in entries) <= MOST_PACKAGES
+    assert sum(path.is_file() for path in entries) <= MOST_MODULES
+
+
+def test_every_package_has_its_place() -> None:
+    assert {room(dotted(path)) for path in modules()} - {"", "__main__"} <= set(ORDER)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name)
-def test_a_module_imports_from_lower_layers(path: Path) -> None:
-    own, wrong = key(path), []
-    for other, eager in imports(path):
-        lower = other == own or layer(other) < layer(own)
-        delegated = not eager and (own, other) in DELEGATES
-        if not (lower or (own, other) in SAME or delegated):
-            wrong.append(f"{name(path)} (layer {layer(own)}) imports {other} (layer {layer(other)})")
-    assert not wrong
+def test_a_package_imports_from_those_before_it(path: Path) -> None:
+    own = room(dotted(path))
+    if own in ("", "__main__"):  # names of everything, loaded when they are used
+        return
+    later = ORDER[ORDER.index(own) + 1 :]
+    assert {module for module in imports(path) if room(module) in later} == set()
 
 
-@pytest.mark.parametrize(("own", "others"), APART, ids=lambda value: value if isinstance(value, str) else "")
-def test_branches_stay_apart(own: str, others: set[str]) -> None:
-    assert not {other for path in modules() if key(path) == own for other, _ in imports(path)} & others
+def test_modules_make_no_circle() -> None:
+    """No module reaches itself through its imports, inside functions or not."""
+    graph = {dotted(path): imports(path) for path in modules() if path.parent != SOURCE or path.stem[0] != "_"}
+    while graph:
+        free = [module for module, needs in graph.items() if not needs & graph.keys()]
+        assert free, f"a circle among {sorted(graph)}"
+        for module in free:
+            del graph[module]
 
 
-def test_layers_0_and_1_do_without_torch() -> None:
-    low = [path for path in modules() if layer(key(path)) <= 1]
-    assert len(low) > 8
+def test_serving_and_training_stay_apart() -> None:
+    for path in modules():
+        rooms = {room(module) for module in imports(path)}
+        if room(dotted(path)) in ("training", "serving"):
+            assert not ({"training", "serving"} - {room(dotted(path))}) & rooms, name(path)
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room(dotted(p)) in WITHOUT_TORCH], ids=name)
+def test_low_packages_do_without_torch(path: Path) -> None:
     heavy = {"torch", "transformers", "datasets", "numpy", "accelerate", "peft", "safetensors", "huggingface_hub"}
-    assert {name(path): foreign(path, eager=True) & heavy for path in low} == {name(path): set() for path in low}
+    assert not foreign(path, eager=True) & heavy
 
 
 def test_peft_is_never_imported() -> None:
-    apart = {"bench", "quality"}  # these compare with it
-    assert [name(path) for path in modules() if "peft" in foreign(path, eager=False) and key(path) not in apart] == []
-
-
-def test_the_table_has_no_cycle() -> None:
-    """Loading any module first works: what runs at import makes no circle."""
-    edges = {path: {found for found, eager in imports(path) if eager} for path in modules()}
-    graph: dict[str, set[str]] = {}
-    for path, found in edges.items():
-        if key(path) != "__init__.py":
-            graph.setdefault(key(path), set()).update(found - {key(path)})
-    while graph:
-        free = [node for node, needs in graph.items() if not needs & graph.keys()]
-        assert free, f"a circle among {sorted(graph)}"
-        for node in free:
-            del graph[node]
-
-
-@pytest.mark.parametrize("folder", sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()))
-def test_modules_of_a_folder_make_no_circle(folder: str) -> None:
-    graph: dict[str, set[str]] = {}
-    for path in (SOURCE / folder).glob("*.py"):
-        found = [
-            name
-            for node, eager in walk(ast.parse(path.read_text(encoding="utf-8")))
-            if eager and isinstance(node, ast.ImportFrom) and node.level == 1
-            for name in ([node.module] if node.module else [alias.name for alias in node.names])
-        ]
-        graph[path.stem] = set(found) - {path.stem}
-    while graph:
-        free = [node for node, needs in graph.items() if not needs & graph.keys()]
-        assert free, f"a circle among {sorted(graph)}"
-        for node in free:
-            del graph[node]
+    """Only benchmarks do, which compare with it."""
+    others = [path for path in modules() if room(dotted(path)) != "benchmarks"]
+    assert [name(path) for path in others if "peft" in foreign(path, eager=False)] == []
 
 
 CLOCKS = re.compile(
