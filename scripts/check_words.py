@@ -61,7 +61,9 @@ def _line_of(lines: list[str], offset: int) -> int:
 def files() -> list[Path]:
     """What is checked by default."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [path for path in [*sorted((ROOT / "src").rglob("*.py")), *pages] if str(path.relative_to(ROOT)) not in EXCEPT]
+    return [
+        path for path in [*sorted((ROOT / "src").rglob("*.py")), *pages] if str(path.relative_to(ROOT)) not in EXCEPT
+    ]
 
 
 def main(arguments: list[str]) -> int:
