@@ -156,7 +156,7 @@ def forked(*args: Any, cwd: Path, file_size: int | None = None) -> subprocess.Co
         file_size: most bytes that a file may have.
     """
     _FORKS.set_forkserver_preload(
-        ["softprompt.training.pipeline", "softprompt.inference.predict", "softprompt.peft.saving"]
+        ["softprompt.training.pipeline", "softprompt.inference.predict", "softprompt.peft.push"]
     )
     with tempfile.TemporaryDirectory() as name:
         out, err = Path(name, "out"), Path(name, "err")

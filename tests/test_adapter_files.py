@@ -145,7 +145,7 @@ def test_loading_never_loads_a_tokenizer(tmp_path, tokenizer_dir):
 def test_loading_draws_no_start(folder):
     """A file that asks for SAMPLE_VOCAB is not started anew, whatever it says of inference."""
     edit(folder, prompt_tuning_init="SAMPLE_VOCAB", inference_mode=False)
-    with mock.patch("softprompt.models.embeddings.sample_vocab") as draw:
+    with mock.patch("softprompt.peft.initialization.sample_vocab") as draw:
         model = load(folder, is_trainable=True)
     draw.assert_not_called()
     assert torch.equal(model.prompt, load_file(folder / WEIGHTS)["prompt_embeddings"])
@@ -278,7 +278,7 @@ TENSORS = {
     "integers": ({"prompt_embeddings": torch.zeros(P, tiny.WIDTH, dtype=torch.int64)}, "must be a matrix of floats"),
     "rows": ({"prompt_embeddings": torch.zeros(P + 1, tiny.WIDTH)}, "size mismatch"),
     "no-rows": ({"prompt_embeddings": torch.zeros(0, tiny.WIDTH)}, "size mismatch"),
-    "width": ({"prompt_embeddings": torch.zeros(P, 16)}, "width 16"),
+    "width": ({"prompt_embeddings": torch.zeros(P, 16)}, "virtual tokens have size 16"),
 }
 
 
@@ -329,7 +329,7 @@ def test_weights_of_other_number_types_become_float32(dtype, folder):
 @pytest.mark.parametrize(
     ("changes", "error", "fragment"),
     [
-        ({"token_dim": 16}, AdapterMismatchError, "width 16, this one has 32"),
+        ({"token_dim": 16}, AdapterMismatchError, "embedding size 16, this one has 32"),
         ({"num_layers": 3}, AdapterMismatchError, "layers 3, this one has 2"),
         ({"num_attention_heads": 8}, AdapterMismatchError, "attention heads 8, this one has 4"),
         ({"num_virtual_tokens": 6}, AdapterMismatchError, "says 6 virtual tokens"),
@@ -358,7 +358,7 @@ def test_configs_that_cannot_be_loaded(changes, error, fragment, folder):
 def test_wrong_base_is_refused_though_the_config_says_nothing(family, folder):
     """PEFT loads it without a word and fails at the first forward."""
     edit(folder, token_dim=..., num_layers=..., num_attention_heads=...)
-    with pytest.raises(AdapterMismatchError, match="width 32, the base model's embeddings 16"):
+    with pytest.raises(AdapterMismatchError, match="size 32, the base model's embeddings have size 16"):
         load(folder, family)
 
 

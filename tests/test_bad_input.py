@@ -178,7 +178,7 @@ SLOW: dict[str, Case] = {
     "adapter_with_nan": case(f"{PREDICT} adapter_nan", "adapter_nan", "NaN", "train it again"),
     "adapter_pickled": case(f"{PREDICT} pickled", "pickled", "pickle", "safe_serialization=True"),
     "adapter_truncated": case(f"{PREDICT} truncated", "truncated", "not a valid safetensors file"),
-    "adapter_of_other_width": case(f"{PREDICT} wide", "wide", "width 32", "16"),
+    "adapter_of_other_width": case(f"{PREDICT} wide", "wide", "embedding size 32", "16"),
     "adapter_of_other_base": case(
         f"{PREDICT} adapter --model_name_or_path wide_base", "was trained on", "base, not on wide_base"
     ),

@@ -136,7 +136,7 @@ def test_tokenizer_at_hand_is_used_instead_of_loading():
     ("text", "tokenizer", "fragment"),
     [
         ("", tiny.tokenizer(bos=False), "has no tokens"),
-        ("w7 strange", tiny.tokenizer(extra=["strange"]), "knows only 97"),
+        ("w7 strange", tiny.tokenizer(extra=["strange"]), "has only 97"),
     ],
     ids=["empty", "too-large"],
 )

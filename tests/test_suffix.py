@@ -27,6 +27,7 @@ from softprompt import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from softprompt.config.compatibility import read_config
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.engine import execute as running
@@ -37,8 +38,8 @@ from softprompt.engine.text_cache import TextCache, cached_texts
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference.evaluate import Classes, evaluate, label_log_probs, mean_loss
 from softprompt.inference.suffix import answer_losses, score_labels_with_suffix
-from softprompt.peft.saving import push_adapter
-from softprompt.storage.adapter import SUFFIX_KEY, read_config, read_prompt
+from softprompt.peft.push import push_adapter
+from softprompt.storage.adapter import SUFFIX_KEY, read_prompt
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import checkpoints
 from softprompt.training.loop import fit
@@ -509,7 +510,7 @@ def test_pushing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Pushed:
         repo_url = "pushed"
 
-    monkeypatch.setattr("softprompt.peft.saving.push_folder", lambda *_, **__: Pushed())
+    monkeypatch.setattr("softprompt.peft.push.push_folder", lambda *_, **__: Pushed())
     assert push_adapter(folder, "me/it", private=False, revision=None, commit_message="") == "pushed"
 
 

@@ -32,17 +32,16 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from .inference.score import score_labels
+    from .peft.auto import AutoPeftModelForCausalLM
+    from .peft.factory import get_peft_model, prepare_model_for_kbit_training
     from .peft.model import PeftModel, PeftModelForCausalLM
     from .peft.prompt import PromptEmbedding
-    from .peft.saving import AutoPeftModelForCausalLM
-    from .peft.state import (
+    from .peft.state_dict import (
         get_base_model_state_dict,
         get_peft_model_state_dict,
-        prepare_model_for_kbit_training,
         set_base_model_state_dict,
         set_peft_model_state_dict,
     )
-    from .peft.wrap import get_peft_model
 
 _HOME = {
     "config.adapter_config": (
@@ -64,18 +63,17 @@ _HOME = {
         "SoftPromptError",
         "TrainingError",
     ),
+    "inference.score": ("score_labels",),
+    "peft.auto": ("AutoPeftModelForCausalLM",),
+    "peft.factory": ("get_peft_model", "prepare_model_for_kbit_training"),
     "peft.model": ("PeftModel", "PeftModelForCausalLM"),
     "peft.prompt": ("PromptEmbedding",),
-    "peft.saving": ("AutoPeftModelForCausalLM",),
-    "inference.score": ("score_labels",),
-    "peft.state": (
+    "peft.state_dict": (
         "get_base_model_state_dict",
         "get_peft_model_state_dict",
-        "prepare_model_for_kbit_training",
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ),
-    "peft.wrap": ("get_peft_model",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,6 +1,6 @@
 """The small frozen values that pass between layers. No torch here.
 
-Legend used throughout the package: B rows, T tokens, P virtual tokens, D width of an embedding,
+Legend used throughout the package: B rows, T tokens, P virtual tokens, D size of an embedding,
 V size of the vocabulary, S supervised positions, N nodes of a token tree.
 """
 
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Placement = Literal["prefix", "suffix"]
+"""Position of a prompt: before the text (PEFT's prompt tuning), or after the text, before the label."""
 
 IGNORE_INDEX = -100
 """Label of a position that has no loss (the value that torch's cross-entropy ignores)."""

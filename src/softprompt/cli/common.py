@@ -42,7 +42,7 @@ def need_task(adapter: str) -> Task:
     fetch_adapter(adapter)
     task = read_task(adapter)
     if task is None:
-        from ..storage.adapter import read_config
+        from ..config.compatibility import read_config
 
         read_config(adapter)  # raises if this is not a prompt-tuning adapter
         raise ConfigError(

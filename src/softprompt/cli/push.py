@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Upload an adapter folder to the Hub."""
     with working(f"uploading to {repo_id} ..."):
-        from ..peft.saving import push_adapter
+        from ..peft.push import push_adapter
 
         info = push_adapter(adapter, repo_id, private=private, revision=revision, commit_message=commit_message)
     console.print(str(info), soft_wrap=True)

@@ -13,17 +13,17 @@ import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import AdapterError, ConfigError
+from ..storage.atomic import read_json, write_text
+from ..storage.hub import find_file
+from ..types import Placement
 from ..version import __version__
 
 CONFIG_NAME = "adapter_config.json"
 PEFT_FORMAT_VERSION = "0.21.2"
 """The PEFT release whose file format we write."""
-
-Placement = Literal["prefix", "suffix"]
-"""Where a prompt stands: before the text (PEFT's prompt tuning), or behind it, before the label."""
 
 
 class PeftType(str, Enum):
@@ -84,8 +84,6 @@ class PeftConfigMixin:
         Raises:
             AssertionError: ``save_directory`` is an existing file (as in PEFT).
         """
-        from ..storage.atomic import write_text
-
         folder = Path(save_directory)
         if folder.is_file():
             raise AssertionError(f"{folder} is a file; a folder is needed")
@@ -102,8 +100,6 @@ class PeftConfigMixin:
         Raises:
             SoftPromptError: the file is missing, not JSON, or implausibly large.
         """
-        from ..storage.atomic import read_json
-
         values = read_json(path_json_file)
         if values.pop("runtime_config", None) is not None:
             warnings.warn("The key `runtime_config` is not part of an adapter and is ignored.", stacklevel=2)
@@ -125,8 +121,6 @@ class PeftConfigMixin:
             AdapterError: no config is found there.
             ConfigError: its ``peft_type`` or values are not usable.
         """
-        from ..storage.hub import find_file
-
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
         _check_kinds(values, path)
@@ -143,7 +137,7 @@ class PeftConfigMixin:
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> PeftConfig:
         """Build the class that ``values["peft_type"]`` names; keys from newer releases are dropped, with a word."""
-        chosen = cls if values.get("peft_type") is None else _class_of(values["peft_type"])
+        chosen = cls if values.get("peft_type") is None else config_class(values["peft_type"])
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(chosen)})
         if unknown:
             if values.get("peft_type") is None:
@@ -300,20 +294,6 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
-def adopted(config: Any) -> Any:
-    """Convert a config object of PEFT to ours; return anything else unchanged.
-
-    Raises:
-        ConfigError: its ``peft_type`` or values are not usable.
-    """
-    if isinstance(config, PeftConfigMixin) or not hasattr(config, "peft_type") or not hasattr(config, "to_dict"):
-        return config
-    given = {name: getattr(value, "value", value) for name, value in config.to_dict().items()}
-    chosen = _class_of(given.get("peft_type"))
-    own = {field.name for field in dataclasses.fields(chosen)}
-    return chosen(**{name: value for name, value in given.items() if name in own and value is not None})
-
-
 def _check_kinds(values: dict[str, Any], path: Path) -> None:
     """Refuse a file whose names and numbers are something else, before anything stumbles over them.
 
@@ -327,7 +307,12 @@ def _check_kinds(values: dict[str, Any], path: Path) -> None:
                 raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
 
 
-def _class_of(peft_type: Any) -> type[PeftConfig]:
+def config_class(peft_type: Any) -> type[PeftConfig]:
+    """The config class of an adapter type, given as a string or an enum member.
+
+    Raises:
+        UnknownPeftTypeError: softprompt does not support the type.
+    """
     name = str(getattr(peft_type, "value", peft_type))
     if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UnknownPeftTypeError(f"this is {_of_type(name)}")

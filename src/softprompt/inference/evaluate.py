@@ -21,7 +21,6 @@ from ..engine.prefill import prefill
 from ..engine.text_cache import TextCache
 from ..engine.tree import Plan
 from ..peft.model import PeftModelForCausalLM
-from ..storage.adapter import placement_of
 from ..storage.record import Metrics
 from ..types import IGNORE_INDEX, Example
 from .ensemble import Ensemble
@@ -129,7 +128,7 @@ def mean_states(
 def _prefilled(model: PeftModelForCausalLM) -> Tensor | KVCache:
     """The active prompt for all batches of one call: computed once if it is a prefix, ``[P, D]`` if it is a suffix."""
     name = model.active_adapter  # once: another thread may call set_adapter meanwhile
-    prompt, placement = model.prompt_of(name), placement_of(model.peft_config[name])
+    prompt, placement = model.prompt_of(name), model.peft_config[name].prompt_placement or "prefix"
     return prompt if placement == "suffix" else prefill(model.base_model, prompt)
 
 

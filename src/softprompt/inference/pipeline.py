@@ -66,10 +66,11 @@ def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> 
         AdapterError: the adapter is missing, damaged or does not fit the base model.
         BaseModelError: the base model cannot be had.
     """
+    from ..config.compatibility import read_config
     from ..models.loading import load_base
     from ..models.vocabulary import grow, own_tokenizer
     from ..peft.model import PeftModel
-    from ..storage.adapter import find_weights, read_config
+    from ..storage.adapter import find_weights
 
     config = read_config(adapter)
     if not model_given:

@@ -1,21 +1,23 @@
-"""The guide's API: a frozen causal language model with soft prompts, over the engine.
+"""``PeftModel`` and ``PeftModelForCausalLM``: PEFT's interface to a causal language model with soft prompts.
 
-Names, signatures and files are PEFT's; the mathematics is the engine's. ``docs/peft.md`` has the table
-of what differs and why.
+Names, signatures and files are PEFT's; the engine computes. ``docs/peft.md`` lists the differences and their reasons.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
-from ..config.adapter_config import Placement
+from ..config.adapter_config import PeftConfig
 from ..engine.row_prompts import RowPrompts
 from ..engine.surgery.lm_head import is_hooked
 from ..errors import ConfigError
@@ -24,9 +26,14 @@ from ..inference.forward import Batch, forward_plain, forward_rows
 from ..inference.fused_lm_head import forward_fused, is_fused
 from ..inference.suffix import forward_suffix, text_lengths
 from ..models.families import base_facts
-from ..storage.adapter import placement_of
-from .adapters import BASE
-from .adapters import PeftModel as PeftModel
+from ..models.vocabulary import restore
+from ..storage.adapter import find_weights, key_of
+from ..types import Placement
+from .adapters import BASE, AdapterModel
+from .push import push_model
+from .saving import copy_loaded, load_into, read_adapter, save_adapters, update_model_card
+from .state_dict import set_peft_model_state_dict
+from .status import ModelStatus, count_parameters, model_status
 
 _PLAIN = ("past_key_values", "use_cache", "output_attentions", "output_hidden_states")
 """Keywords for which a call runs as one padded batch, with the prompt in each row."""
@@ -40,13 +47,140 @@ class UnknownKeywordError(ConfigError, TypeError):
     """A keyword that ``forward`` does not have."""
 
 
+class PeftModel(AdapterModel):
+    """A frozen base model and named soft prompts, one of them active.
+
+    Args:
+        model: the base, a transformers causal language model. It is frozen and put into ``eval()``.
+        peft_config: config of the first adapter; its ``None`` fields are set from the base, in place.
+        adapter_name: name of the first adapter.
+        tokenizer: for TEXT initialization; without one, the tokenizer that the config names is loaded.
+
+    Raises:
+        ConfigError: the config does not fit this base.
+        AdapterError: an adapter type, task or field that softprompt does not support.
+    """
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable and of all parameters (shared ones once; 4-bit ones unpacked)."""
+        return count_parameters(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print one line with the numbers of parameters."""
+        trainable, total = count_parameters(self)
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    def get_model_status(self) -> ModelStatus:
+        """The status of the adapters, under PEFT's names. PEFT itself does not support this for prompts."""
+        return model_status(self)
+
+    def get_layer_status(self) -> Any:
+        """Not supported for prompts, which have no layers (as in PEFT).
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("get_layer_status() is for adapters inside layers; a soft prompt has none")
+
+    def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> None:
+        """Make embeddings require a gradient unless ``model`` is quantised, as PEFT does. Not needed here."""
+        if not any(getattr(model, f"is_{kind}", False) for kind in ("loaded_in_8bit", "loaded_in_4bit", "quantized")):
+            model.enable_input_require_grads()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write each adapter: ``default`` into the folder itself, others into a sub-folder of their name.
+
+        Raises:
+            ConfigError: the path is a file, a name is unknown, or a pickle is asked for.
+        """
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False would write a pickle; softprompt writes safetensors only")
+        trainer = "state_dict" in kwargs
+        save_adapters(
+            self, Path(save_directory), selected_adapters, is_main_process=is_main_process, for_trainer=trainer
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> PeftModelForCausalLM:
+        """Load an adapter from a folder or the Hub onto a base model.
+
+        Args:
+            is_trainable: go on training it; otherwise the prompt is frozen and the model in ``eval()``.
+            config: use this config (it is changed in place) instead of reading the adapter's.
+            **kwargs: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            AdapterError: there is no adapter, it is damaged or unsafe, or it does not fit the base model.
+        """
+        if config is not None and not isinstance(config, PeftConfig):
+            raise ConfigError(f"config must be a PeftConfig, not {type(config).__name__}")
+        found, prompt = read_adapter(model, model_id, config, **kwargs)
+        restore(model, find_weights(model_id, **kwargs), str(model_id))
+        found.inference_mode = True  # no initial prompt is drawn, and no tokenizer is needed
+        loaded = PeftModelForCausalLM(model, found, adapter_name)
+        copy_loaded(loaded, adapter_name, prompt, is_trainable)
+        return loaded
+
+    def load_adapter(
+        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a prompt under a new name, or its numbers into an existing one.
+
+        Returns:
+            An object with empty ``missing_keys`` and ``unexpected_keys``.
+
+        Raises:
+            AdapterError: as in ``from_pretrained``.
+        """
+        return load_into(self, model_id, adapter_name, is_trainable, **kwargs)
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the model card of the active adapter into ``output_dir/README.md``, below a card of ``Trainer``."""
+        update_model_card(self, Path(output_dir))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload the adapters to a repository of the Hub, which is created if need be.
+
+        Args:
+            **kwargs: ``commit_message``, ``commit_description``, ``private``, ``token`` (or the older
+                ``use_auth_token``), ``revision``, ``create_pr``.
+
+        Returns:
+            The ``CommitInfo`` of huggingface_hub.
+        """
+        return push_model(self, repo_id, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a full state dict, or the tensors of an adapter file, as Trainer without PEFT does."""
+        if self.peft_config and key_of(self.active_peft_config.prompt_placement) in state_dict:
+            set_peft_model_state_dict(self, state_dict, self.active_adapter)
+            return nn.modules.module._IncompatibleKeys([], [])
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
 class PeftModelForCausalLM(PeftModel):
     """A causal language model with a soft prompt in front of every text, or behind it."""
 
     @property
     def prompt_placement(self) -> Placement:
         """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
-        return placement_of(self.active_peft_config)
+        return self.active_peft_config.prompt_placement or "prefix"
 
     def forward(
         self,
@@ -148,7 +282,7 @@ class PeftModelForCausalLM(PeftModel):
         """The prompts of a batch, looked up once per call: another thread may call ``set_adapter`` meanwhile."""
         if adapter_names is None:
             name = self._active()
-            return RowPrompts.of([self.prompt_of(name)]), placement_of(self.peft_config[name])
+            return RowPrompts.of([self.prompt_of(name)]), self.peft_config[name].prompt_placement or "prefix"
         if isinstance(adapter_names, str) or len(adapter_names) != rows:
             raise ConfigError(
                 f"adapter_names needs one name per row: the batch has {rows} rows, the names are {adapter_names!r}"
@@ -157,7 +291,7 @@ class PeftModelForCausalLM(PeftModel):
         for name in names:
             if name != BASE:
                 self._require(name)
-                if placement_of(self.peft_config[name]) == "suffix":
+                if self.peft_config[name].prompt_placement == "suffix":
                     raise ConfigError(f"adapter_names takes prefix prompts only; {name!r} has prompt_placement suffix")
         nothing = torch.empty(0, base_facts(self.base_model)["token_dim"] or 0, device=self.base_model.device)
         prompts = [nothing if name == BASE else self.prompt_of(name) for name in names]

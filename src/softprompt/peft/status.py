@@ -1,11 +1,13 @@
-"""The status of a model with adapters, under PEFT's names."""
+"""Parameter counts and status of a model with adapters, under PEFT's names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from torch import nn
 
 from ..config.adapter_config import PeftType
+from .adapters import AdapterModel
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,22 @@ class ModelStatus:
     quantization_backend: str | None = None
 
 
-def model_status(model: Any) -> ModelStatus:
-    """The status of a ``PeftModel``."""
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers of trainable and of all parameters (shared ones once; 4-bit ones unpacked)."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel() or getattr(parameter, "ds_numel", 0)
+        if type(parameter).__name__ == "Params4bit":
+            count *= 2 * getattr(getattr(parameter, "quant_storage", None), "itemsize", 1)
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def model_status(model: AdapterModel) -> ModelStatus:
+    """The status of a model's adapters."""
     prompts = {name: model.prompt_of(name) for name in model.peft_config}
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = count_parameters(model)
     return ModelStatus(
         base_model_type=type(model.base_model).__name__,
         adapter_model_type=type(model).__name__,

@@ -1,4 +1,4 @@
-"""The adapter folder on disk, in PEFT's format both ways; every file is read as if a stranger had sent it."""
+"""The weights file of an adapter, in PEFT's format. Every file is read as untrusted input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config.adapter_config import PeftConfig, PeftType, Placement, PromptTuningConfig, TaskType
-from ..errors import AdapterError, AdapterMismatchError
+from ..errors import AdapterError
+from ..types import Placement
 from .atomic import atomic_path
 from .hub import FileAbsentError, find_file
 
@@ -23,18 +23,13 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 PROMPT_KEY = "prompt_embeddings"
 SUFFIX_KEY = "suffix_prompt_embeddings"
-"""The tensor of a prompt behind the text. Another name, so that no reader of PEFT's files puts it in front."""
+"""The tensor of a suffix prompt. Its name differs so that PEFT cannot read it as a prefix."""
 START_NAME = "initial_prompt.safetensors"
 MAX_PROMPT_BYTES = 1 << 30
 
 
-def placement_of(config: PeftConfig) -> Placement:
-    """Where the prompt of a config stands."""
-    return (config.prompt_placement if isinstance(config, PromptTuningConfig) else None) or "prefix"
-
-
 def key_of(placement: Placement | None) -> str:
-    """Name of the tensor of a prompt that stands there."""
+    """Name of a prompt's tensor in the weights file."""
     return SUFFIX_KEY if placement == "suffix" else PROMPT_KEY
 
 
@@ -55,11 +50,11 @@ def write_prompt(
 
 
 def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
-    """Read a prompt ``[P, D]`` from a safetensors file that is not trusted. Other tensors are left alone.
+    """Read a prompt ``[P, D]`` from an untrusted safetensors file. Other tensors are not read.
 
     Raises:
-        AdapterError: not a safetensors file, too large, no such tensor (that of the other placement, maybe),
-            not a matrix of finite numbers.
+        AdapterError: the file is damaged or too large, has no prompt of this placement, or the prompt is not a
+            matrix of finite numbers.
     """
     key = key_of(placement)
     try:
@@ -99,59 +94,3 @@ def find_weights(model_id: str | os.PathLike[str], **hub: Any) -> Path:
             "Load it once in PEFT and save it again with safe_serialization=True"
         )
     raise AdapterError(f"{absent}; the adapter has no weights")
-
-
-def read_config(model_id: str | os.PathLike[str], **hub: Any) -> PromptTuningConfig:
-    """The config of an adapter, checked to be prompt tuning for a causal language model.
-
-    Raises:
-        AdapterError: it is of another type or task.
-    """
-    config = PeftConfig.from_pretrained(model_id, **hub)
-    check_supported(config, str(model_id))
-    assert isinstance(config, PromptTuningConfig)
-    return config
-
-
-def check_supported(config: PeftConfig, where: str) -> None:
-    """Refuse what softprompt would otherwise silently get wrong.
-
-    Raises:
-        AdapterError: another adapter type, another task, or a field we do not support.
-    """
-    if config.peft_type not in list(PeftType) or not isinstance(config, PromptTuningConfig):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise AdapterError(f"{where}: peft_type {kind} is not supported; softprompt handles PROMPT_TUNING")
-    if config.task_type not in (None, TaskType.CAUSAL_LM):
-        task = getattr(config.task_type, "value", config.task_type)
-        raise AdapterError(f"{where}: task_type {task} is not supported; softprompt handles CAUSAL_LM")
-    if config.modules_to_save:
-        raise AdapterError(
-            f"{where}: modules_to_save {config.modules_to_save} is not supported; softprompt keeps the base frozen"
-        )
-    if config.num_transformer_submodules not in (None, 1):
-        raise AdapterError(
-            f"{where}: num_transformer_submodules {config.num_transformer_submodules} is for encoder-decoder models"
-        )
-
-
-def check_fit(config: PromptTuningConfig, facts: dict[str, int | None], where: str) -> None:
-    """Compare what the adapter says of its base model with the base at hand.
-
-    Args:
-        facts: ``token_dim``, ``num_layers``, ``num_attention_heads`` of the base.
-
-    Raises:
-        AdapterMismatchError: they differ.
-    """
-    for name, what in (
-        ("token_dim", "width"),
-        ("num_layers", "layers"),
-        ("num_attention_heads", "attention heads"),
-    ):
-        theirs, ours = getattr(config, name), facts[name]
-        if theirs is not None and ours is not None and theirs != ours:
-            trained_on = f" ({config.base_model_name_or_path})" if config.base_model_name_or_path else ""
-            raise AdapterMismatchError(
-                f"{where} was trained on another base model{trained_on}: it has {what} {theirs}, this one has {ours}"
-            )

@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..config.adapter_config import Placement, PromptTuningConfig
+from ..config.adapter_config import PromptTuningConfig
 from ..data.task import Task
 from ..errors import AdapterError, ConfigError
 from ..storage.adapter import WEIGHTS_NAME, read_prompt, write_prompt
 from ..storage.atomic import write_folder
 from ..storage.record import STATE_NAME, TrainerState
+from ..types import Placement
 
 OPTIMIZER_NAME = "optimizer.safetensors"
 _FOLDER = re.compile(r"checkpoint-(\d+)")

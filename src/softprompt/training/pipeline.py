@@ -27,8 +27,8 @@ from ..models.device import seed_everything
 from ..models.embeddings import embedding_rms
 from ..models.families import context_length
 from ..models.loading import Base, load_base, load_config, load_tokenizer
+from ..peft.factory import get_peft_model
 from ..peft.model import PeftModelForCausalLM
-from ..peft.wrap import get_peft_model
 from ..reporting.folder import write_card
 from ..reporting.plots import plot_confusion_matrix, plot_loss
 from ..storage.adapter import START_NAME, read_prompt, write_prompt

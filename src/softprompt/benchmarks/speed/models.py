@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...models.device import choose_device, choose_dtype
-from ...models.embeddings import sample_vocab
 from ...models.loading import load_base, load_tokenizer
+from ...peft.initialization import sample_vocab
 from .settings import BenchOptions
 from .shapes import random_base
 

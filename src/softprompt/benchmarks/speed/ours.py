@@ -19,7 +19,7 @@ from ...engine.plans import default_tokens_per_pack, join, plan_candidates
 from ...engine.prefill import prefill
 from ...engine.text_cache import TextCache
 from ...inference.evaluate import Classes, label_log_probs, plan_examples
-from ...peft.wrap import get_peft_model
+from ...peft.factory import get_peft_model
 from ...training.objectives import backward_classes, packs_of_candidates
 from ...training.packs import backward_suffix, prefix_packs, suffix_packs
 from ...types import Example

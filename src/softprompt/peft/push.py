@@ -1,0 +1,130 @@
+"""Uploading adapters to the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..config.adapter_config import CONFIG_NAME
+from ..config.compatibility import read_config
+from ..data.task import TASK_NAME
+from ..errors import AdapterError
+from ..reporting.folder import CARD_NAME, write_card
+from ..reporting.merge import update_card
+from ..storage.adapter import START_NAME, WEIGHTS_NAME, find_weights, read_prompt
+from ..storage.atomic import write_text
+from ..storage.record import (
+    CONFUSION_PICTURE,
+    ENSEMBLE_NAME,
+    LOSS_PICTURE,
+    METRICS_NAME,
+    OLD_PROBE_NAME,
+    PROBE_NAME,
+    STATE_NAME,
+    TRAIN_METRICS_NAME,
+)
+from .adapters import AdapterModel
+from .saving import save_adapters
+
+SHARED = [
+    WEIGHTS_NAME,
+    START_NAME,
+    PROBE_NAME,
+    OLD_PROBE_NAME,
+    ENSEMBLE_NAME,
+    CONFIG_NAME,
+    TASK_NAME,
+    CARD_NAME,
+    METRICS_NAME,
+    TRAIN_METRICS_NAME,
+    STATE_NAME,
+    LOSS_PICTURE,
+    CONFUSION_PICTURE,
+]
+"""What ``push`` uploads of a folder: no checkpoints, no options with the paths of this machine, no data."""
+
+
+def push_model(
+    model: AdapterModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    use_auth_token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **_: Any,
+) -> Any:
+    """What ``PeftModel.push_to_hub`` does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_adapters(model, folder)
+        write_card(folder, repo_id)
+        return push_folder(
+            folder,
+            repo_id,
+            commit_message=commit_message or "Upload soft prompt",
+            commit_description=commit_description,
+            private=private,
+            token=token if token is not None else use_auth_token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | None, commit_message: str) -> str:
+    """Upload a finished adapter folder, without its checkpoints; returns the address of the repository.
+
+    Raises:
+        AdapterError: the folder is not an adapter, or is damaged.
+        AdapterError: the Hub cannot be reached, or refuses.
+    """
+    if not folder.is_dir():
+        raise AdapterError(f"there is no folder {folder}; give the folder of an adapter")
+    config = read_config(folder)
+    read_prompt(find_weights(folder), config.prompt_placement)
+    write_card(folder, repo_id)
+    commit = {"commit_message": commit_message, "revision": revision, "create_pr": False}
+    info = push_folder(folder, repo_id, private=private, token=None, allow_patterns=SHARED, **commit)
+    return str(info.repo_url)
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool | str | None, **commit: Any) -> Any:
+    """Upload a folder to a repository of the Hub, which is created if need be; returns its ``CommitInfo``.
+
+    Raises:
+        AdapterError: the Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if commit.get("revision") and not commit["create_pr"]:
+            api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
+        _keep_card(api, repo_id, folder, commit.get("revision"))
+        # What decided beside an older prompt must not beside this one; files that are uploaded again are spared.
+        older = [PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME]
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=older, **commit)
+    except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise AdapterError(
+            f"cannot upload to {repo_id}: {reason}. Check the name, the network and your log-in (hf auth login)"
+        ) from error
+
+
+def _keep_card(api: Any, repo_id: str, folder: Path, revision: str | None) -> None:
+    """Put our fresh card into the README that the repository has."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    card = folder / CARD_NAME
+    try:
+        there = Path(api.hf_hub_download(repo_id, card.name, revision=revision)).read_text(encoding="utf-8")
+    except LocalEntryNotFoundError:
+        raise  # not reached: then nobody knows what is there
+    except EntryNotFoundError:
+        return
+    write_text(card, update_card(there, card.read_text(encoding="utf-8")))
