@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.families import is_verified
-from .backends.levelwise import run_levelwise
-from .backends.packed import PACKED, run_packed
+from .backends.levelwise import levelwise_view, run_levelwise
+from .backends.packed import PACKED, packed_view, run_packed
 from .kv_cache import KVCache, Layers
 from .surgery.lm_head import is_intercepted
 from .tree import Tree
@@ -47,7 +47,9 @@ def run(
         ``[T, D']`` last hidden states in flat order, known ones included (D' may differ from D, as in OPT-350m).
     """
     known = known or {}
-    hidden, _ = _run(backbone, tree, embeds, known, backend, states=states)
+    hidden, _, outputs = _run(backbone, tree, embeds, known, backend, capture=states is not None)
+    if states is not None:
+        states += outputs
     return _with_known(hidden, tree, known)
 
 
@@ -60,7 +62,7 @@ def compute(
 ) -> dict[int, KVCache]:
     """Keys, values and hidden states of each node that is not known; arguments as for ``run``."""
     known = known or {}
-    hidden, layers = _run(backbone, tree, embeds, known, backend, keep=True)
+    hidden, layers, _ = _run(backbone, tree, embeds, known, backend, keep=True)
     found = {}
     for node, (start, stop) in enumerate(pairwise(tree.starts_without(known))):
         if node not in known:
@@ -76,14 +78,17 @@ def _run(
     known: Mapping[int, KVCache],
     backend: Backend | None,
     keep: bool = False,
-    states: list[Tensor] | None = None,
-) -> tuple[Tensor, Layers]:
-    """Hidden states ``[T', D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too."""
+    capture: bool = False,
+) -> tuple[Tensor, Layers, list[Tensor]]:
+    """Hidden states, keys and values, and layer outputs of the tokens that are not cached."""
     if known and not len(embeds):  # nothing is new: empty rows, labels of one token
         nothing = next(iter(known.values())).map(lambda states: states[..., :0, :])
-        return nothing.hidden, list(nothing.layers)
-    runs = {"packed": run_packed, "levelwise": run_levelwise}[backend or backends(backbone)[0]]
-    return runs(backbone, tree, embeds, known, keep=keep, states=states)
+        return nothing.hidden, list(nothing.layers), []
+    make, run = _BACKENDS[backend or backends(backbone)[0]]
+    return run(make(backbone), tree, embeds, known, keep=keep, capture=capture)
+
+
+_BACKENDS = {"packed": (packed_view, run_packed), "levelwise": (levelwise_view, run_levelwise)}
 
 
 def backends(backbone: nn.Module) -> tuple[Backend, ...]:

@@ -1,134 +1,123 @@
-"""Running a token tree level by level: the way that works on every decoder.
+"""The levelwise backend: a token tree level by level, on any decoder.
 
-Each level of the tree is an ordinary right-padded batch, whose cache holds the keys and values of its
-ancestors: read, never grown. Stock transformers code does the rest, so this is exact for every decoder
-that can continue from a cache, whatever its attention, positions or windows::
+Each level of the tree is an ordinary right-padded batch, whose cache holds the keys and values of its ancestors and
+does not grow. Stock transformers code does the rest, so this is exact for every decoder that can continue from a
+cache, whatever its attention, positions or windows::
 
     keys a batch sees:   [ pads | ancestors | own tokens | pads ]      padding never separates the two
 
-The prompt runs once per call. Autograd adds up what each row sends back through the prompt's keys and
-values, and then goes through the prompt once: that sum is the gradient of the prompt.
+The prompt runs once per call. Autograd adds up the gradients that rows send back through the prompt's keys and values,
+and then goes through the prompt once: that sum is the gradient of the prompt.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from ..kv_cache import KVCache, Layers
-from ..surgery.capture import recording
+from ..surgery.call import CallCache
+from ..surgery.capture import capturing
 from ..surgery.checkpointing import checkpointed
-from ..surgery.fused import fused
 from ..surgery.view import view
 from ..tree import ROOT, Tree
 
 CALL_OVERHEAD = 24
-"""What one more call of the model costs, in tokens computed (SmolLM2-135M, 2 CPU cores: about 5 ms)."""
+"""Cost of one more call of the model, in tokens computed (SmolLM2-135M, 2 CPU cores: about 5 ms)."""
+
+
+def levelwise_view(backbone: nn.Module) -> nn.Module:
+    """A view of a decoder with fused layers, checkpointed where the base asks for it."""
+    return view(backbone, capturing(checkpointed))
 
 
 def run_levelwise(
-    backbone: nn.Module,
+    model: nn.Module,
     tree: Tree,
     embeds: Tensor,
-    known: Mapping[int, KVCache],
+    cached: Mapping[int, KVCache],
+    *,
     keep: bool = False,
-    states: list[Tensor] | None = None,
-) -> tuple[Tensor, Layers]:
-    """Hidden states ``[T, D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too.
-
-    Args:
-        embeds: ``[T, D]`` in flat order.
-        known: what has been computed already, by node.
-        states: filled with what each layer answers, ``[T, D]``.
-    """
-    answers: list[Tensor] = []  # of the layers of a batch
-
-    @functools.cache
-    def copied(wanted: bool) -> nn.Module:
-        exchange = fused if wanted else checkpointed  # keys and values that others read must not be made twice
-        return view(backbone, exchange if states is None else recording(exchange, answers))
-
-    memory = _Memory(tree, known)
-    *starts, total = tree.starts_without(known)
+    capture: bool = False,
+) -> tuple[Tensor, Layers, list[Tensor]]:
+    """Run a tree on a view from ``levelwise_view``; arguments and results as for ``packed.run_packed``."""
+    memory = _Memory(tree, cached)
+    *starts, total = tree.starts_without(cached)
     parts: list[Tensor] = []
     order: list[Tensor] = []
-    between: list[list[Tensor]] = []
+    captured: list[list[Tensor]] = []  # of each batch: the outputs of its layers
     for level in tree.levels:
-        for nodes in buckets([node for node in level if node not in known], tree.lengths):
-            wanted = keep or any(node in tree.inner for node in nodes)
-            answers.clear()
-            flat, real, hidden = _run_batch(copied(wanted), tree, nodes, starts, embeds, memory, wanted)
-            order.append(flat)
-            parts.append(hidden)
-            between.append([answer.to(embeds.device)[real] for answer in answers])
+        for nodes in buckets([node for node in level if node not in cached], tree.lengths):
+            batch = _Batch(tree, nodes, starts, embeds.device)
+            batch_keep = keep or any(node in tree.inner for node in nodes)
+            cache, mask = memory.prefix(nodes, embeds.device, keep=batch_keep, capture=capture)
+            hidden = batch.run(model, embeds, cache, mask)
+            if batch_keep:
+                memory.keep(cache, nodes, batch.flat, batch.real)
+            order.append(batch.flat[batch.real])
+            parts.append(hidden[batch.real])
+            captured.append([output.to(embeds.device)[batch.real] for output in cache.layer_outputs or ()])
     back = torch.empty(total, dtype=torch.long, device=embeds.device)
     back[torch.cat(order)] = torch.arange(total, device=embeds.device)
-    if states is not None:
-        states += [torch.cat(layer)[back] for layer in zip(*between, strict=True)]
-    return torch.cat(parts)[back], memory.in_order(range(total)) if keep else []
+    outputs = [torch.cat(layer)[back] for layer in zip(*captured, strict=True)]
+    return torch.cat(parts)[back], memory.in_order(range(total)) if keep else [], outputs
 
 
-def _run_batch(
-    backbone: nn.Module,
-    tree: Tree,
-    nodes: list[int],
-    first: Sequence[int],
-    embeds: Tensor,
-    memory: _Memory,
-    wanted: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run some nodes of one level.
+class _Batch:
+    """Nodes of one level as a right-padded batch ``[B, L]``.
 
-    Returns:
-        Where their tokens are in the run ``[t]``, in the batch ``[B, L]``, and their hidden states ``[t, D']``.
+    Attributes:
+        real: ``[B, L]``, false at padding.
+        flat: ``[B, L]`` place of each token among those of the run; a pad repeats the node's first token.
+        position_ids: ``[B, L]``.
     """
-    device = embeds.device
-    lengths = torch.tensor([tree.lengths[node] for node in nodes], device=device)
-    starts = torch.tensor([first[node] for node in nodes], device=device)
-    depths = torch.tensor([tree.depths[node] for node in nodes], device=device)
-    steps = torch.arange(int(lengths.max()), device=device)
-    real = steps < lengths[:, None]  # [B, L]
-    flat = starts[:, None] + steps * real  # [B, L]; a pad repeats the node's first token
-    prefix, seen = memory.prefix(nodes, device)
-    output = backbone(
-        inputs_embeds=embeds[flat],
-        attention_mask=torch.cat([seen.expand(len(nodes), -1), real.long()], dim=1),
-        position_ids=depths[:, None] + steps,
-        past_key_values=prefix,
-        use_cache=True,
-    )
-    if wanted:
-        memory.keep(prefix, nodes, flat, real)
-    # A base that is spread over devices answers on the last one.
-    return flat[real], real, output.last_hidden_state.to(device)[real]
+
+    def __init__(self, tree: Tree, nodes: Sequence[int], starts: Sequence[int], device: torch.device) -> None:
+        lengths = torch.tensor([tree.lengths[node] for node in nodes], device=device)
+        first = torch.tensor([starts[node] for node in nodes], device=device)
+        depths = torch.tensor([tree.depths[node] for node in nodes], device=device)
+        steps = torch.arange(int(lengths.max()), device=device)
+        self.real = steps < lengths[:, None]
+        self.flat = first[:, None] + steps * self.real
+        self.position_ids = depths[:, None] + steps
+
+    def run(self, model: nn.Module, embeds: Tensor, cache: CallCache, mask: Tensor) -> Tensor:
+        """Hidden states ``[B, L, D']``, given the ancestors' ``cache`` and its ``mask`` ``[B or 1, S]``."""
+        output = model(
+            inputs_embeds=embeds[self.flat],
+            attention_mask=torch.cat([mask.expand(len(self.real), -1), self.real.long()], dim=1),
+            position_ids=self.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden.to(embeds.device)  # a base that is spread over devices answers on the last one
 
 
 class _Memory:
-    """Keys and values of the tokens that others attend to, per layer ``[1, heads, M, head width]``."""
+    """Keys and values of the M tokens that others attend to, of each layer, ``[1, heads, M, d]``."""
 
-    def __init__(self, tree: Tree, known: Mapping[int, KVCache]) -> None:
+    def __init__(self, tree: Tree, cached: Mapping[int, KVCache]) -> None:
         self.tree = tree
         self.layers: Layers = []
         self.size = 0
         self.first: dict[int, int] = {}  # node -> place of its first token among the M
         self.place: dict[int, int] = {}  # token of the run -> place among the M
-        given = [node for node in known if tree.lengths[node]]
+        given = [node for node in cached if tree.lengths[node]]
         if given:
-            layers = zip(*(known[node].layers for node in given), strict=True)
+            layers = zip(*(cached[node].layers for node in given), strict=True)
             self._add(
                 given, [(torch.cat([k for k, _ in each], -2), torch.cat([v for _, v in each], -2)) for each in layers]
             )
 
-    def keep(self, ran: Cache, nodes: list[int], flat: Tensor, real: Tensor) -> None:
-        """Remember what a batch has computed for its real tokens."""
+    def keep(self, cache: CallCache, nodes: list[int], flat: Tensor, real: Tensor) -> None:
+        """Store the keys and values that a batch has computed for its real tokens."""
         self.place |= {index: self.size + i for i, index in enumerate(flat[real].tolist())}
-        self._add(nodes, [(_pick(layer.new[0], real), _pick(layer.new[1], real)) for layer in ran.layers])
+        self._add(nodes, [(_pick(layer.new[0], real), _pick(layer.new[1], real)) for layer in cache.layers])
 
     def _add(self, nodes: list[int], new: Layers) -> None:
         for node in nodes:
@@ -144,22 +133,25 @@ class _Memory:
         slots = [self.place[token] for token in tokens]
         return [(keys[:, :, slots], values[:, :, slots]) for keys, values in self.layers]
 
-    def prefix(self, nodes: list[int], device: torch.device) -> tuple[Cache, Tensor]:
+    def prefix(
+        self, nodes: Sequence[int], device: torch.device, *, keep: bool, capture: bool
+    ) -> tuple[CallCache, Tensor]:
         """A cache with each node's ancestors, right-aligned, and its mask ``[B or 1, S]``.
 
-        Nodes that share all ancestors (the usual batch: all hang on the prompt) share one copy.
+        Nodes that share all ancestors (the usual batch: all below the prompt) share one copy.
         """
         paths = [self._path(node) for node in nodes]
         longest = max(len(path) for path in paths)
         if longest == 0:
-            return Cache(layer_class_to_replicate=PrefixLayer), torch.ones(1, 0, dtype=torch.long, device=device)
+            empty = CallCache(keep=keep, capture=capture, layer_class_to_replicate=PrefixLayer)
+            return empty, torch.ones(1, 0, dtype=torch.long, device=device)
         if all(path == paths[0] for path in paths):
             paths = paths[:1]
         slots = torch.tensor([[0] * (longest - len(path)) + path for path in paths], device=device)
         lengths = torch.tensor([len(path) for path in paths], device=device)
         seen = torch.arange(longest, device=device) >= longest - lengths[:, None]
         layers = [PrefixLayer(_gather(keys, slots), _gather(values, slots)) for keys, values in self.layers]
-        return Cache(layers=layers), seen.long()
+        return CallCache(keep=keep, capture=capture, layers=layers), seen.long()
 
     def _path(self, node: int) -> list[int]:
         """Places of all tokens above a node, in reading order."""
@@ -171,9 +163,9 @@ class _Memory:
 
 
 class PrefixLayer(DynamicLayer):
-    """One layer's cache: hands out the ancestors' keys and values and remembers the new ones, apart.
+    """One layer's cache: the ancestors' keys and values, which do not change, and the new ones in ``new``.
 
-    Nothing grows, so one copy of the prompt (batch size 1) serves a batch of any size.
+    One copy of the prompt (batch size 1) serves a batch of any size.
     """
 
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, **_: Any) -> None:
@@ -184,7 +176,7 @@ class PrefixLayer(DynamicLayer):
         self.new: tuple[Tensor, Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[B, heads, S + L, head width]`` to attend to."""
+        """Keys and values ``[B, heads, S + L, d]`` to attend to."""
         self.new = (key_states, value_states)
         if self.keys is None or self.values is None:
             return key_states, value_states
@@ -230,5 +222,5 @@ def _pick(states: Tensor, real: Tensor) -> Tensor:
 def _gather(states: Tensor, slots: Tensor) -> Tensor:
     """``[1, heads, M, d]`` and ``[B, S]`` -> ``[B, heads, S, d]``."""
     if len(slots) == 1 and slots.shape[1] == states.shape[2] and bool((slots[0].diff() == 1).all()):
-        return states  # everything remembered, in order: the prompt alone
+        return states  # all tokens, in order: the prompt alone
     return states[0][:, slots].transpose(0, 1)

@@ -1,7 +1,8 @@
-"""Running a token tree in one sequence: every token once, no padding, one call of the model.
+"""The packed backend: a token tree in one sequence, every token once, no padding, one call of the model.
 
-The call is made on a view of the base whose attention layers read the tree (``attention.py``); their
-other layers are stock code, or its faster equal (``kernels.py``). Nothing is installed on the base.
+The call is made on a view of the base whose attention layers read the tree (``attention_cpu.py``,
+``attention_cuda.py``); its other layers are stock code or fused (``surgery/fused.py``). Nothing is installed on the
+base. What differs between calls travels in their arguments (``TreeCache``), so any number of threads can use one view.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
+from transformers.models.stablelm.modeling_stablelm import StableLmAttention
 
 from ..kv_cache import KVCache, Layers
-from ..surgery.capture import recording
+from ..surgery.call import CallCache
+from ..surgery.capture import capturing
 from ..surgery.checkpointing import checkpointed
-from ..surgery.fused import fused
 from ..surgery.view import view
 from ..tree import Tree
 from .attention_cpu import Packing, Rule, attend
@@ -37,63 +39,69 @@ NAME = "softprompt_tree"
 """Our attention in transformers' registry; only views of a base ever name it."""
 
 
-def run_packed(
-    backbone: nn.Module,
-    tree: Tree,
-    embeds: Tensor,
-    known: Mapping[int, KVCache],
-    keep: bool = False,
-    states: list[Tensor] | None = None,
-) -> tuple[Tensor, Layers]:
-    """Hidden states ``[T, D']`` of the tokens that are not known; with ``keep``, each layer's keys and values too.
-
-    Args:
-        embeds: ``[T, D]`` in flat order.
-        known: what has been computed already, by node.
-        states: filled with what each layer answers, ``[T, D]``.
-    """
-    packing = Packing(tree, frozenset(node for node in known if tree.lengths[node]), embeds.device)
-    state, answers = _State(packing, known, keep), list[Tensor]()
-    copied = _view(backbone, state, None if states is None else answers)
-    output = copied(inputs_embeds=embeds[None], position_ids=packing.positions[None], use_cache=False)
-    if states is not None:
-        states += [answer[0] for answer in answers]
-    return output.last_hidden_state[0], state.kept
-
-
-class _State:
-    """What attention layers need to know of a run; each finds it on itself."""
-
-    def __init__(self, packing: Packing, known: Mapping[int, KVCache], keep: bool) -> None:
-        self.packing = packing
-        self._known = {node: known[node] for node in packing.known}
-        self.keep = keep
-        self.kept: Layers = []
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """``[1, T, heads, d]``."""
-        if self.keep:
-            self.kept.append((key, value))
-        known = {node: found.layers[layer] for node, found in self._known.items()}
-        by = attend_padded_blocks if query.is_cuda else attend
-        return by(query, key, value, self.packing, rule, known)
-
-
-def _view(backbone: nn.Module, state: _State, answers: list[Tensor] | None) -> nn.Module:
+def packed_view(backbone: nn.Module) -> nn.Module:
+    """A view of a decoder whose attention layers read the tree that a call brings with it."""
     config: Any = copy.copy(backbone.config)
     config._attn_implementation_internal = NAME
+    return view(backbone, capturing(_exchange), {"config": config})
 
-    # Keys and values that are handed out must not be made twice.
-    exchanged = fused if state.keep else checkpointed
 
-    def exchange(module: nn.Module) -> type[nn.Module]:
-        return TreeBloomAttention if type(module) is BloomAttention else exchanged(module)
+def run_packed(
+    model: nn.Module,
+    tree: Tree,
+    embeds: Tensor,
+    cached: Mapping[int, KVCache],
+    *,
+    keep: bool = False,
+    capture: bool = False,
+) -> tuple[Tensor, Layers, list[Tensor]]:
+    """Run a tree on a view from ``packed_view``.
 
-    copied = view(backbone, exchange if answers is None else recording(exchange, answers), {"config": config})
-    for module in copied.modules():
-        if "layer_idx" in module.__dict__:
-            module.__dict__["tree_state"] = state
-    return copied
+    Args:
+        embeds: ``[T, D]`` input embeddings in flat order, of the nodes that are not cached.
+        cached: KV caches of nodes that have been computed already.
+        keep: return keys and values.
+        capture: return the outputs of all decoder layers.
+
+    Returns:
+        Of the T tokens: hidden states ``[T, D']``, keys and values of each layer, and the output ``[T, D']`` of each
+        layer. The latter two are empty lists where they were not asked for.
+    """
+    packing = Packing(tree, frozenset(node for node in cached if tree.lengths[node]), embeds.device)
+    cache = TreeCache(packing, cached, keep, capture)
+    # Most families hand keywords on to the attention function; in all of them attention layers get the cache.
+    output = model(
+        inputs_embeds=embeds[None],
+        position_ids=packing.positions[None],
+        past_key_values=cache,
+        use_cache=False,
+        tree_cache=cache,
+    )
+    return output.last_hidden_state[0], cache.kept, [each[0] for each in cache.layer_outputs or ()]
+
+
+class TreeCache(CallCache):
+    """One call's tree, and the keys and values of its cached nodes."""
+
+    def __init__(self, packing: Packing, cached: Mapping[int, KVCache], keep: bool, capture: bool) -> None:
+        super().__init__(keep=keep, capture=capture, layers=[])
+        self.packing = packing
+        self.kept: Layers = []
+        self._cached = {node: cached[node] for node in packing.known}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new keys and values alone; attention adds those of cached nodes where they are read."""
+        return key_states, value_states
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Attention of all new tokens, ``[1, T, heads, d]``."""
+        if self.keep:
+            self.kept.append((key, value))
+        cached = {node: each.layers[layer] for node, each in self._cached.items()}
+        attention = attend_padded_blocks if query.is_cuda else attend
+        return attention(query, key, value, self.packing, rule, cached)
 
 
 def _attend_registered(
@@ -105,32 +113,56 @@ def _attend_registered(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    *,
+    tree_cache: TreeCache,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The signature of transformers' attention functions."""
+    """The signature of transformers' attention functions, with the keyword that ``run_packed`` adds."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    state: _State = module.tree_state
-    return state.attend(module.layer_idx, query, key, value, Rule(scale, sliding_window, softcap)), None
+    return tree_cache.attend(module.layer_idx, query, key, value, Rule(scale, sliding_window, softcap)), None
 
 
 AttentionInterface.register(NAME, _attend_registered)
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)
 
 
+class TreeStableLmAttention(StableLmAttention):
+    """StableLM's attention; its decoder layer hands on the cache, but no keywords."""
+
+    def forward(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        """As in transformers."""
+        return super().forward(*args, past_key_values=past_key_values, tree_cache=past_key_values, **kwargs)
+
+
 class TreeBloomAttention(BloomAttention):
     """Bloom's attention, which is not in the registry, over a tree; ALiBi counts a token's depth."""
 
-    tree_state: _State
-
     def forward(
-        self, hidden_states: Tensor, residual: Tensor, alibi: Tensor, *_: Any, **__: Any
+        self,
+        hidden_states: Tensor,
+        residual: Tensor,
+        alibi: Tensor,
+        attention_mask: Tensor | None,
+        layer_past: TreeCache,
+        **_: Any,
     ) -> tuple[Tensor, None]:
-        """As in transformers; biases that count flat positions (``alibi``) are of no use here."""
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
-        cache = self.tree_state.packing.cache
+        """As in transformers, except that ``alibi`` is not used: it counts flat positions."""
+        states = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, 3, self.head_dim))
+        query, key, value = states.transpose(1, 2).unbind(3)
+        cache = layer_past.packing.cache
         if "slopes" not in cache:
             first_two = torch.ones(1, 2, device=query.device)
             cache["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
         rule = Rule(self.inv_norm_factor, slopes=cache["slopes"])
-        out = self.tree_state.attend(self.layer_idx, query, key, value, rule)
+        out = layer_past.attend(self.layer_idx, query, key, value, rule)
         return self.dense(out.flatten(2)) + residual, None
+
+
+_ATTENTION: dict[type[nn.Module], type[nn.Module]] = {
+    BloomAttention: TreeBloomAttention,
+    StableLmAttention: TreeStableLmAttention,
+}
+
+
+def _exchange(module: nn.Module) -> type[nn.Module]:
+    return _ATTENTION.get(type(module)) or checkpointed(module)

@@ -1,7 +1,8 @@
-"""Hidden states between the layers: what a frozen model represents on its way to an answer."""
+"""Activation capture: the hidden states that a frozen model's decoder layers return."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...errors import ConfigError
+from .call import cache_of
 from .view import Exchange
 
 
@@ -26,31 +28,30 @@ def check_layers(model: nn.Module) -> None:
         )
 
 
-def recording(exchange: Exchange, into: list[Tensor]) -> Exchange:
-    """For ``view``: the classes that ``exchange`` names, and decoder layers that append what they answer to ``into``.
+def capturing(exchange: Exchange) -> Exchange:
+    """For ``view``: the classes that ``exchange`` returns, and decoder layers that append their output to the call's.
 
-    transformers' own ``output_hidden_states`` puts hooks on modules, which a view shares with its base.
+    The call's list is ``CallCache.layer_outputs``. transformers' own ``output_hidden_states`` puts hooks on modules,
+    which a view shares with its base.
     """
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
 
     def choose(module: nn.Module) -> type[nn.Module]:
         kind = exchange(module)
-        if not isinstance(module, GradientCheckpointingLayer):
-            return kind
-        if kind not in classes:
-            classes[kind] = _recorded(kind, into)
-        return classes[kind]
+        return _capturing_class(kind) if isinstance(module, GradientCheckpointingLayer) else kind
 
     return choose
 
 
-def _recorded(kind: type[nn.Module], into: list[Tensor]) -> type[nn.Module]:
+@functools.cache
+def _capturing_class(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = kind.forward(self, *args, **kwargs)
-        into.append(output[0] if isinstance(output, tuple) else output)
+        cache = cache_of(args, kwargs)
+        if cache is not None and cache.layer_outputs is not None:
+            cache.layer_outputs.append(output[0] if isinstance(output, tuple) else output)
         return output
 
-    return type(f"Recorded{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Capturing{kind.__name__}", (kind,), {"forward": forward})
 
 
 class Means:
