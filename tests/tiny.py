@@ -130,10 +130,10 @@ _PLAIN = (
 PASSING = {kind: {} for kind in _PLAIN.split()} | dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), _LATENT)
 """Decoders that are not verified and pass the self-check, with what their configs need beside ``_SMALL``."""
 FAILING = {
-    "cpmant": "takes no embeddings",
-    "git": "a row's tokens see later ones",
-    "openai-gpt": "has no cache of keys and values",
-    "trocr": "its positions count padding",
+    "cpmant": "does not accept `inputs_embeds`",
+    "git": "attention is not causal",
+    "openai-gpt": "has no KV cache",
+    "trocr": "positions include padding",
 }
 """Decoders that fail it, and why."""
 _SMALL = _SIZES | {
