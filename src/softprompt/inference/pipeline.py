@@ -11,7 +11,7 @@ from ..config.options import ModelOptions
 from ..data.task import TASK_NAME, Task
 from ..data.tokenize import Encoder
 from ..errors import AdapterError, ConfigError
-from ..storage.hub import FileAbsentError, find_file, looks_like_path, snapshot
+from ..storage.hub import FileAbsentError, find_file, looks_like_path, snapshot_adapter
 
 if TYPE_CHECKING:  # read_task serves without torch, so that a command can check its data before it waits for that
     from ..peft.model import PeftModelForCausalLM
@@ -114,7 +114,7 @@ def fetch_adapter(adapter: str) -> None:
             cached.
     """
     if not Path(adapter).exists() and not looks_like_path(adapter):
-        snapshot(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
+        snapshot_adapter(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
     PeftConfig.from_pretrained(adapter)
 
 

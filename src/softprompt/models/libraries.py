@@ -1,14 +1,13 @@
-"""What transformers and huggingface_hub raise and print, in our manner: one line, or nothing."""
+"""Errors of transformers and safetensors as one line, and lines on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from huggingface_hub import utils as hub_utils
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from ..errors import BaseModelError, SoftPromptError
 
@@ -20,7 +19,7 @@ def say(line: str) -> None:
 
 
 def essence(error: BaseException) -> str:
-    """The first line of a message, and not too much of it."""
+    """The first line of a message, at most 200 characters of it."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
@@ -28,10 +27,10 @@ def essence(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Turn what libraries raise over a model's files into BaseModelError, in one line."""
+    """Turn errors that libraries raise while reading a model's files into a BaseModelError of one line."""
     try:
         yield
-    except (SoftPromptError, RuntimeError, MemoryError):  # too little memory is torch's to say
+    except (SoftPromptError, RuntimeError, MemoryError):  # torch's own message says that memory is full
         raise
     except SafetensorError as error:
         raise BaseModelError(f"{what} cannot be read, a file is damaged: {essence(error)}") from error
@@ -41,21 +40,15 @@ def plain_errors(what: str) -> Iterator[None]:
         raise BaseModelError(f"{what} cannot be read: {essence(error)}") from error
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines and progress bars of transformers and huggingface_hub; afterwards all is as it was."""
-    logs = [(log, log.get_verbosity()) for log in (transformers_logging, hub_utils.logging)]
-    bars = transformers_logging.is_progress_bar_enabled()
-    hub_bars = not hub_utils.are_progress_bars_disabled()
-    for log, _ in logs:
-        log.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # and with it those of the Hub
-    try:
-        yield
-    finally:
-        for log, level in logs:
-            log.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if hub_bars:
-            hub_utils.enable_progress_bars()
+def check_complete(info: dict[str, Any], name: str) -> None:
+    """Refuse a checkpoint that lacks weights. transformers sets them to random values, with a warning.
+
+    Args:
+        info: from ``from_pretrained(output_loading_info=True)``.
+    """
+    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if absent:
+        raise BaseModelError(
+            f"the weights of {name} do not fill the model: {len(absent)} are missing or of another shape,"
+            f" the first is {absent[0]}"
+        )

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.options import EMBEDDED_MODEL, ModelOptions, build_options
+from ..config.options import ModelOptions, build_options
 from ..errors import AdapterError, AdapterMismatchError, SoftPromptError
 from ..storage.atomic import expand
-from ..storage.hub import FileAbsentError, find_file, snapshot
+from ..storage.hub import FileAbsentError, find_file, snapshot_adapter
+from .gguf import is_gguf
 from .libraries import plain_errors
 from .loading import SIDE_FILES, load_config
 
@@ -37,7 +38,7 @@ def own_tokenizer(adapter: str, *, trust_remote_code: bool = False, **hub: Any) 
     except FileAbsentError:
         return None
     if not Path(expand(adapter)).is_dir():
-        folder = snapshot(adapter, SIDE_FILES, **hub)
+        folder = snapshot_adapter(adapter, SIDE_FILES, **hub)
     with plain_errors(f"the tokenizer of {adapter}"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
@@ -143,7 +144,7 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
 def _vocabulary_of(name: str, revision: str | None) -> int | None:
     """Vocabulary size in a base model's checkpoint; ``None`` if that is not on this machine."""
     try:
-        if name == EMBEDDED_MODEL or name.endswith(".gguf"):
+        if is_gguf(name):
             config = load_config(build_options(ModelOptions, {"model_name_or_path": name}))
         else:
             config = AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)

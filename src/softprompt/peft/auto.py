@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from ..config.adapter_config import PeftConfig
 from ..config.compatibility import read_config
-from ..config.options import EMBEDDED_MODEL, ModelOptions, build_options
+from ..config.options import ModelOptions, build_options
 from ..errors import AdapterMismatchError, BaseModelError
+from ..models.gguf import is_gguf
+from ..models.libraries import essence
 from ..models.loading import load_base
 from ..models.vocabulary import grow, own_tokenizer
 from ..storage.adapter import find_weights
@@ -18,7 +20,7 @@ from .model import PeftModelForCausalLM
 
 
 class AutoPeftModelForCausalLM:
-    """Loads an adapter together with the base model that its config names."""
+    """Loads an adapter and the base model that its config names."""
 
     @classmethod
     def from_pretrained(
@@ -37,12 +39,12 @@ class AutoPeftModelForCausalLM:
 
         Args:
             revision: of the adapter's repository; the base model's revision is in the adapter's config.
-            **kwargs: ``subfolder``, ``token``, ``cache_dir``, ``local_files_only`` for the adapter; what
-                else there is goes to ``AutoModelForCausalLM.from_pretrained`` (``dtype``, ``device_map``).
+            **kwargs: ``subfolder``, ``token``, ``cache_dir``, ``local_files_only`` for the adapter; others are passed
+                to ``AutoModelForCausalLM.from_pretrained`` (``dtype``, ``device_map``).
 
         Raises:
-            AdapterError: there is no adapter, it is damaged, or it does not say what its base model is.
-            BaseModelError: the base model cannot be had.
+            AdapterError: there is no adapter, it is damaged, or it does not name its base model.
+            BaseModelError: the base model cannot be loaded.
         """
         hub: dict[str, Any] = {
             k: kwargs.pop(k) for k in ("subfolder", "token", "cache_dir", "local_files_only") if k in kwargs
@@ -51,11 +53,11 @@ class AutoPeftModelForCausalLM:
         found = config or read_config(pretrained_model_name_or_path, **hub)
         if not found.base_model_name_or_path:
             raise AdapterMismatchError(
-                f"{pretrained_model_name_or_path} does not say what base model it is for; load that yourself and "
-                "use PeftModel.from_pretrained(model, ...)"
+                f"{pretrained_model_name_or_path} does not name its base model; load the base model yourself and use "
+                "PeftModel.from_pretrained(model, ...)"
             )
         name = found.base_model_name_or_path
-        if name == EMBEDDED_MODEL or name.endswith(".gguf"):
+        if is_gguf(name):
             known = {
                 k: str(v).removeprefix("torch.") for k, v in kwargs.items() if k in ("dtype", "attn_implementation")
             }
@@ -64,10 +66,9 @@ class AutoPeftModelForCausalLM:
             try:
                 base = AutoModelForCausalLM.from_pretrained(name, revision=found.revision, **kwargs)
             except OSError as error:
-                reason = str(error).strip().split("\n")[0]
-                raise BaseModelError(f"the base model {name} cannot be had: {reason}") from error
+                raise BaseModelError(f"the base model {name} cannot be loaded: {essence(error)}") from error
         adapter, code = str(pretrained_model_name_or_path), kwargs.get("trust_remote_code", False)
-        outside = {name: value for name, value in hub.items() if name != "subfolder"}  # where PEFT looks for it
+        outside = {name: value for name, value in hub.items() if name != "subfolder"}  # PEFT looks for the tokenizer there
         tokenizer = own_tokenizer(adapter, trust_remote_code=code, **outside)
         grow(base, find_weights(adapter, **hub), tokenizer)
         return PeftModelForCausalLM.from_pretrained(

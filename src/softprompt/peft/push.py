@@ -14,6 +14,7 @@ from ..reporting.folder import CARD_NAME, write_card
 from ..reporting.merge import update_card
 from ..storage.adapter import START_NAME, WEIGHTS_NAME, find_weights, read_prompt
 from ..storage.atomic import write_text
+from ..storage.hub import upload_errors
 from ..storage.record import (
     CONFUSION_PICTURE,
     ENSEMBLE_NAME,
@@ -42,7 +43,7 @@ SHARED = [
     LOSS_PICTURE,
     CONFUSION_PICTURE,
 ]
-"""What ``push`` uploads of a folder: no checkpoints, no options with the paths of this machine, no data."""
+"""Files of an adapter folder that are uploaded: no checkpoints, no options with local paths, no data."""
 
 
 def push_model(
@@ -58,7 +59,7 @@ def push_model(
     create_pr: bool = False,
     **_: Any,
 ) -> Any:
-    """What ``PeftModel.push_to_hub`` does."""
+    """Upload a model's adapters; see ``PeftModel.push_to_hub``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_adapters(model, folder)
@@ -76,11 +77,10 @@ def push_model(
 
 
 def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | None, commit_message: str) -> str:
-    """Upload a finished adapter folder, without its checkpoints; returns the address of the repository.
+    """Upload an adapter folder, without its checkpoints; returns the address of the repository.
 
     Raises:
-        AdapterError: the folder is not an adapter, or is damaged.
-        AdapterError: the Hub cannot be reached, or refuses.
+        AdapterError: the folder is not an adapter or is damaged; the Hub cannot be reached, or refuses.
     """
     if not folder.is_dir():
         raise AdapterError(f"there is no folder {folder}; give the folder of an adapter")
@@ -93,7 +93,7 @@ def push_adapter(folder: Path, repo_id: str, *, private: bool, revision: str | N
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool | str | None, **commit: Any) -> Any:
-    """Upload a folder to a repository of the Hub, which is created if need be; returns its ``CommitInfo``.
+    """Upload a folder to a repository of the Hub, created if it does not exist; returns its ``CommitInfo``.
 
     Raises:
         AdapterError: the Hub cannot be reached, or refuses.
@@ -101,30 +101,25 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    try:
+    with upload_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if commit.get("revision") and not commit["create_pr"]:
             api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
         _keep_card(api, repo_id, folder, commit.get("revision"))
-        # What decided beside an older prompt must not beside this one; files that are uploaded again are spared.
+        # A linear probe or an ensemble of an older prompt would be wrong beside this one; new ones are uploaded.
         older = [PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME]
         return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=older, **commit)
-    except Exception as error:  # beside its own errors, those of its HTTP library, whichever that is
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise AdapterError(
-            f"cannot upload to {repo_id}: {reason}. Check the name, the network and your log-in (hf auth login)"
-        ) from error
 
 
 def _keep_card(api: Any, repo_id: str, folder: Path, revision: str | None) -> None:
-    """Put our fresh card into the README that the repository has."""
+    """Merge the new model card into the README that is in the repository."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     card = folder / CARD_NAME
     try:
         there = Path(api.hf_hub_download(repo_id, card.name, revision=revision)).read_text(encoding="utf-8")
     except LocalEntryNotFoundError:
-        raise  # not reached: then nobody knows what is there
+        raise  # the Hub was not reached, so its README is unknown
     except EntryNotFoundError:
         return
     write_text(card, update_card(there, card.read_text(encoding="utf-8")))

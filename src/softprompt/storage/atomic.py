@@ -1,11 +1,11 @@
-"""Files: atomic writes, size limits, safe joins. Nothing a user made is lost to a crash half-way."""
+"""Files: atomic writes, size limits, safe joins. A crash during a write loses no file."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +22,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(target)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, target)
     finally:
@@ -46,19 +44,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> None:
-    """Create the folder ``path`` with what ``fill(folder)`` writes, all of it or nothing.
+    """Create the folder ``path`` with the files that ``fill(folder)`` writes: all of them or none.
 
     An existing folder at ``path`` is replaced after ``fill`` has succeeded.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+    temporary = _temporary(target)
+    temporary.mkdir()
     try:
         fill(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())
         old = temporary.with_suffix(".old")
         if target.exists():
-            os.replace(target, old)  # set aside, not deleted, until the new one stands in its place
+            os.replace(target, old)  # deleted only once the new folder is in its place
         os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -66,7 +64,7 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -> 
 
 
 def read_json(path: str | os.PathLike[str], *, max_bytes: int = 1 << 20) -> dict[str, Any]:
-    """Read a small JSON object from a file that is not trusted.
+    """Read a small JSON object from an untrusted file.
 
     Raises:
         SoftPromptError: the file is missing, larger than ``max_bytes``, not JSON, or not an object.
@@ -105,7 +103,7 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     """Join ``name`` to ``folder``, refusing a name that leads out of it.
 
     Raises:
-        SoftPromptError: ``name`` is absolute or climbs out with ``..``.
+        SoftPromptError: ``name`` is absolute, or leads out with ``..``.
     """
     root = Path(folder).resolve()
     joined = (root / name).resolve()
@@ -114,10 +112,9 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     return joined
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary(target: Path) -> Path:
+    """An unused name beside ``target``. Unlike with ``tempfile``, what is created there has the usual permissions."""
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
 
 
 def _sync(path: Path) -> None:

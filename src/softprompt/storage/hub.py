@@ -1,4 +1,4 @@
-"""Finding the files of an adapter: in a folder, else in a repository of the Hub."""
+"""The Hub: whether a name is a path or a repository, finding and downloading files, and the messages of its errors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterError
+from ..errors import AdapterError, BaseModelError
 from .atomic import expand
 
 
 class FileAbsentError(AdapterError):
-    """A folder or repository without the file that was looked for."""
+    """The folder or repository has no such file."""
 
 
 def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
-    """The local path of ``name`` in a folder, or its download from the Hub's cache.
+    """The local path of an adapter's file: in a folder, or downloaded from the Hub into the cache.
 
     Keyword arguments that ``snapshot_download`` does not take are ignored.
 
     Raises:
-        FileAbsentError: the folder or repository is there, the file is not.
+        FileAbsentError: the folder or repository exists, the file does not.
         AdapterError: there is no such folder or repository, or the Hub cannot be reached.
     """
     folder = Path(expand(repo_or_folder), subfolder or "")
@@ -37,8 +37,8 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
         raise AdapterError(f"Can't find '{name}' at '{folder}': there is no such folder")
     inside = f"{subfolder}/{name}" if subfolder else name
     try:
-        path = snapshot(repo_or_folder, [inside], **kwargs) / inside
-    except AdapterError as error:  # PEFT's message begins so
+        path = snapshot_adapter(repo_or_folder, [inside], **kwargs) / inside
+    except AdapterError as error:  # the message begins as PEFT's does
         raise AdapterError(f"Can't find '{name}' at '{repo_or_folder}': {error}") from error
     if not path.is_file():
         where = f"{repo_or_folder}/{subfolder}" if subfolder else repo_or_folder
@@ -46,68 +46,96 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
     return path
 
 
-def snapshot(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
+def snapshot_adapter(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
     """Download an adapter's files that match the patterns into the cache, and return their folder.
 
-    The Hub is asked once, without retries: ``hf_hub_download`` retries for half a minute. Without a network the cache
-    is used.
-
     Args:
-        **kwargs: ``revision``, ``token``, ``cache_dir``, ``local_files_only``; others are ignored.
+        **kwargs: ``revision``, ``token`` (or the older ``use_auth_token``), ``cache_dir``, ``local_files_only``;
+            others are ignored.
 
     Raises:
         AdapterError: there is no such repository or no access to it, or the Hub cannot be reached and it is not cached.
     """
     if "/" not in repo_id:
         raise AdapterError(f"there is no folder {repo_id!r}; an adapter on the Hub is named owner/name")
+    if kwargs.get("use_auth_token") is not None:
+        kwargs = {"token": kwargs["use_auth_token"], **kwargs}
+    return _snapshot(repo_id, patterns, AdapterError, **kwargs)
+
+
+def snapshot_model(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Path:
+    """Download a base model's files that match the patterns into the cache, and return their folder.
+
+    Raises:
+        BaseModelError: as :func:`snapshot_adapter`.
+    """
+    return _snapshot(repo_id, patterns, BaseModelError, **kwargs)
+
+
+def _snapshot(
+    repo_id: str, patterns: Sequence[str], error_class: type[AdapterError | BaseModelError], **kwargs: Any
+) -> Path:
+    """Download files in one request for the revision; without a network, use the cache.
+
+    ``hf_hub_download`` and ``from_pretrained`` ask for each file, and retry for half a minute without a network.
+    """
     import huggingface_hub
 
     known = inspect.signature(huggingface_hub.snapshot_download).parameters
     options = {k: v for k, v in kwargs.items() if k in known and v is not None}
-    if kwargs.get("use_auth_token") is not None:
-        options.setdefault("token", kwargs["use_auth_token"])
     try:
-        with _quiet():
-            return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
     except Exception as error:  # the Hub client's errors, and those of its HTTP library
         partial = getattr(error, "snapshot_path", None)  # no network, and some of the files are not cached
         if partial is not None:
             return Path(partial)
-        raise AdapterError(_reason(error, repo_id, options.get("revision"))) from error
+        kind = "an adapter" if error_class is AdapterError else "a model"
+        raise error_class(_reason(error, repo_id, options.get("revision"), kind)) from error
+
+
+@contextmanager
+def upload_errors(repo_id: str) -> Iterator[None]:
+    """Turn errors of the Hub's client in this context into one line.
+
+    Raises:
+        AdapterError: in their place.
+    """
+    try:
+        yield
+    except Exception as error:  # the Hub client's errors, and those of its HTTP library
+        raise AdapterError(
+            f"cannot upload to {repo_id}: {_essence(error, 300)}. Check the name, the network and your log-in "
+            "(hf auth login)"
+        ) from error
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether ``name`` is a path rather than a repository (``owner/name``) or a bare name."""
-    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/")
+    """Whether ``name`` can only be a path: neither a repository (``owner/name``) nor a bare name."""
+    return (
+        os.path.isabs(name)
+        or name.startswith((".", "~", "/"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or "\\" in name
+    )
 
 
-def _reason(error: Exception, repo_id: str, revision: str | None) -> str:
+def _reason(error: Exception, repo_id: str, revision: str | None, kind: str) -> str:
     from huggingface_hub import constants, errors
 
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo_id!r} is neither a folder here nor a name that the Hub allows (owner/name)"
     if isinstance(error, errors.GatedRepoError):
         address = f"{constants.ENDPOINT}/{repo_id}"
         return f"{repo_id} is gated; ask for access at {address} and log in (hf auth login)"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r} on the Hub"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{repo_id} is neither a folder here nor an adapter on the Hub (if it is private: hf auth login)"
+        return f"{repo_id} is neither a folder here nor {kind} on the Hub (if it is private: hf auth login)"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo_id} is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{repo_id} is not a folder here, and the download from the Hub failed: {reason}"
+    return f"{repo_id} is not a folder here, and the download from the Hub failed: {_essence(error, 200)}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence log lines and progress bars of the Hub's client inside this context."""
-    from huggingface_hub import utils
-
-    level, bars = utils.logging.get_verbosity(), not utils.are_progress_bars_disabled()
-    utils.logging.set_verbosity_error()
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.logging.set_verbosity(level)
-        if bars:
-            utils.enable_progress_bars()
+def _essence(error: Exception, most_characters: int) -> str:
+    return " ".join(str(error).split())[:most_characters] or type(error).__name__

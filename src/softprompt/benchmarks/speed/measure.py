@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...errors import TrainingError
-from ...models.libraries import quiet
+from ..quiet import quiet
 from .inputs import read_work
 from .models import load_models, twin
 from .names import DROP_IN, GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ...models.libraries import quiet
+from ..quiet import quiet
 from .settings import BenchOptions
 from .workloads import make_subject
 

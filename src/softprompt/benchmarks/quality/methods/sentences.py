@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ....models.libraries import quiet
 from ....types import Row
+from ...quiet import quiet
 from . import SetfitOptions
 from .cross_validation import best, cross_validated
 from .linear import Logistic
