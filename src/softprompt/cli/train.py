@@ -23,19 +23,19 @@ def command(
         build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
     options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
 
-    from ..training.task_rows import read_task_rows
+    from ..data.sources import load_training_splits
+    from .progress import TrainingProgress
     from .show import console, metrics_table, what_next, working
-    from .watch import Watcher
 
-    with working("starting ...") as status, Watcher(options, status) as watcher:
-        rows = read_task_rows(options)  # mistakes in the data show at once; torch takes seconds to import
+    with working("starting ...") as status, TrainingProgress(status) as progress:
+        splits = load_training_splits(options)  # mistakes in the data show at once; importing torch takes seconds
 
         from ..training.pipeline import train
 
         try:
-            result = train(options, watcher, rows)
+            result = train(options, progress, splits)
         except KeyboardInterrupt:
-            if not watcher.begun:  # what lies in output_dir is not of this run
+            if not progress.has_begun:  # the checkpoints in output_dir, if any, are of an older run
                 raise
             from ..training.checkpoint import checkpoints
 
