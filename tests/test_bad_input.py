@@ -154,10 +154,10 @@ SLOW: dict[str, Case] = {
     "output_is_unfinished": train("--output_dir half", "half", "--overwrite_output_dir", "--resume_from_checkpoint"),
     "output_is_a_file": train("--output_dir train.csv", "output_dir train.csv is a file"),
     "resume_without_checkpoint": train(
-        "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "leave the option out"
+        "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "omit the option"
     ),
     "resume_elsewhere": train(
-        "--resume_from_checkpoint half/checkpoint-1", "half/checkpoint-1 does not lie in output_dir new", "copy it"
+        "--resume_from_checkpoint half/checkpoint-1", "half/checkpoint-1 is not in output_dir new", "copy it"
     ),
     "resume_other_seed": train("--output_dir half --resume_from_checkpoint last --seed 1", "checkpoint-1", "same rows"),
     "output_has_a_file": train("--output_dir mine", "output_dir mine has a metrics.json", "--overwrite_output_dir"),
