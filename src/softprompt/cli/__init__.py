@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ class ResumableInterrupt(Exception):
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
     _print_safely()
+    warnings.formatwarning = _warning_line
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -72,6 +74,11 @@ def _print_safely() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as one line, without the place in the code that ``warnings`` shows."""
+    return f"softprompt: {' '.join(str(message).split())}\n"
 
 
 def build_app(wanted: str | None) -> typer.Typer:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.options import TrainOptions, build_options, read_yaml
+from ..config.options import TrainOptions, build_options, current_names, read_yaml
 from . import ResumableInterrupt
 from .arguments import takes
 
@@ -18,10 +18,11 @@ def command(
     **given: Any,
 ) -> None:
     """Train a soft prompt."""
-    values = read_yaml(config, as_written=True) if config else {}
+    values: dict[str, Any] = {}
     if config:
-        build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
-    options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
+        values = current_names(TrainOptions, read_yaml(config, as_written=True), where=str(config))
+        build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))  # its errors name the file
+    options = build_options(TrainOptions, values | current_names(TrainOptions, given))
 
     from ..data.sources import load_training_splits
     from .progress import TrainingProgress
