@@ -260,7 +260,7 @@ def test_python_takes_an_old_option_name(value: bool, tmp_path: Path) -> None:
         options = build_options(TrainOptions, values, where="old.yaml")
     assert (options.linear_probe, len(warned)) == (value, 1)
     with pytest.raises(ConfigError, match="readout is the old name of linear_probe; give only linear_probe"):
-        TrainOptions(output_dir="x", readout=value, linear_probe=value)
+        build_options(TrainOptions, {"output_dir": "x", "readout": value, "linear_probe": value})
 
 
 @pytest.mark.parametrize(
