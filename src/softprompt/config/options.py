@@ -70,8 +70,8 @@ class DataOptions(_Options):
     )
     dataset_config_name: str | None = Field(None, description="Configuration of the Hub dataset.")
     train_split: str = Field("train", description="Split of the dataset to train on.")
-    validation_split: str | None = Field(None, description="Split to validate on [default: 'validation' if it exists].")
-    test_split: str | None = Field(None, description="Split to test on [default: 'test' if it exists and has labels].")
+    validation_split: str | None = Field(None, description="Split to validate on. [default: 'validation' if it exists]")
+    test_split: str | None = Field(None, description="Split to test on. [default: 'test' if it exists and has labels]")
     train_file: Path | None = Field(None, description="Training rows: .csv, .tsv, .json, .jsonl or .parquet.")
     validation_file: Path | None = Field(None, description="Validation rows, scored after each epoch.")
     test_file: Path | None = Field(None, description="Test rows, scored after training.")
@@ -84,8 +84,8 @@ class DataOptions(_Options):
     )
     template: str | None = Field(
         None,
-        description="Input text with {column} fields; \\n is a line break "
-        "[default: by recipe; guide: '{text_column} : {text} Label : '].",
+        description="Input text with {column} fields; \\n is a line break. "
+        "[default: by recipe; guide: '{text_column} : {text} Label : ']",
     )
     task: Literal["auto", "classification", "generation"] = Field(
         "auto", description="auto: classification if most labels repeat and there are at most 100, else generation."
@@ -93,12 +93,12 @@ class DataOptions(_Options):
     labels: list[str] | None = Field(
         None,
         min_length=2,
-        description="All labels in order; repeat the option for each [default: in order of first appearance].",
+        description="All labels in order; repeat the option for each. [default: in order of first appearance]",
     )
     max_length: int | None = Field(
         None,
         ge=1,
-        description="Maximum tokens of text and label; longer texts are truncated [default: what fits the model].",
+        description="Maximum tokens of text and label; longer texts are truncated. [default: what fits the model]",
     )
     unlabeled_file: Path | None = Field(
         None,
@@ -157,7 +157,7 @@ class PromptOptions(_Options):
         description="Initial prompt: the embeddings of prompt_tuning_init_text, of random tokens, or random numbers.",
     )
     prompt_tuning_init_text: str | None = Field(
-        None, description="Initial text, for prompt_tuning_init=TEXT [default: an instruction that names the labels]."
+        None, description="Initial text, for prompt_tuning_init=TEXT. [default: an instruction that names the labels]"
     )
     prompt_placement: Literal["prefix", "suffix"] = Field(
         "prefix",
@@ -171,8 +171,8 @@ class PromptOptions(_Options):
     num_folds: int = Field(
         0,
         ge=0,
-        description="Number of folds; trains one suffix prompt per fold on the remaining rows and ensembles them "
-        "(classification). 0 disables.",
+        description="Number of folds; trains one suffix prompt per fold on the remaining rows and ensembles them. "
+        "0 disables.",
     )
     fold_repeats: int = Field(
         1, ge=1, description="Number of different splits into folds; each trains its own prompts."
@@ -218,8 +218,8 @@ class OptimizerOptions(_Options):
     tokens_per_pack: int | None = Field(
         None,
         ge=1,
-        description="Maximum tokens computed at once; larger batches are split, with the same gradient "
-        "[default: 1024 on a CPU, else 16384].",
+        description="Maximum tokens computed at once; larger batches are split, with the same gradient. "
+        "[default: 1024 on a CPU, else 16384]",
     )
     text_cache_memory: float = Field(
         2.0,
@@ -273,7 +273,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
         True, description="Finish with the prompt that validated best, not the last one."
     )
     metric_for_best_model: Literal["macro_f1", "accuracy", "eval_loss"] | None = Field(
-        None, description="Metric that ranks prompts [default: macro_f1 for classification, else eval_loss]."
+        None, description="Metric that ranks prompts. [default: macro_f1 for classification, else eval_loss]"
     )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")
