@@ -68,13 +68,15 @@ QUICK: dict[str, Case] = {
     "option_of_a_script": train("--max-train-steps 5", "no option max_train_steps", "max_steps"),
     "option_of_another_command": case(f"{PREDICT} adapter --batch_size 5", "No such option", "--batch_size"),
     "option_without_value": case("bench train --model", "--model", "argument"),
-    "no_steps": train("--max_steps 0", "max_steps", "-1"),
+    "no_steps": train("--max_steps 0", "invalid max_steps=0: must be >= 1, or -1"),
+    "learning_rate_negative": train("--learning_rate -1", "invalid learning_rate=-1: must be > 0"),
+    "one_fold": train("--num_folds 1", "invalid num_folds=1: must be 0 or >= 2"),
     "home_of_nobody": train("--output_dir ~nobody-here/run", "there is no user 'nobody-here'"),
     "unknown_value": train("--prompt_tuning_init RANDON", "prompt_tuning_init", "RANDON", "did you mean 'RANDOM'"),
     "unknown_scheduler": train("--lr-scheduler-type cosin", "lr_scheduler_type", "did you mean 'cosine'"),
-    "not_a_number": train("--learning_rate fast", "learning_rate='fast'", "number"),
-    "no_virtual_tokens": train("--num_virtual_tokens 0", "num_virtual_tokens", "greater than or equal to 1"),
-    "negative_virtual_tokens": train("--num_virtual_tokens -3", "num_virtual_tokens", "greater than or equal to 1"),
+    "not_a_number": train("--learning_rate fast", "invalid learning_rate='fast': must be a number"),
+    "no_virtual_tokens": train("--num_virtual_tokens 0", "invalid num_virtual_tokens=0: must be >= 1"),
+    "negative_virtual_tokens": train("--num_virtual_tokens -3", "invalid num_virtual_tokens=-3: must be >= 1"),
     "steps_without_number": train("--save_strategy steps", "save_strategy=steps needs save_steps"),
     "accuracy_of_free_text": train("--task generation --metric_for_best_model accuracy", "needs classes", "eval_loss"),
     "two_sources": train("--dataset_name complaints", "dataset_name and train_file exclude each other"),
@@ -154,10 +156,10 @@ SLOW: dict[str, Case] = {
     "output_is_unfinished": train("--output_dir half", "half", "--overwrite_output_dir", "--resume_from_checkpoint"),
     "output_is_a_file": train("--output_dir train.csv", "output_dir train.csv is a file"),
     "resume_without_checkpoint": train(
-        "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "leave the option out"
+        "--resume_from_checkpoint last", "resume_from_checkpoint", "new", "omit the option"
     ),
     "resume_elsewhere": train(
-        "--resume_from_checkpoint half/checkpoint-1", "half/checkpoint-1 does not lie in output_dir new", "copy it"
+        "--resume_from_checkpoint half/checkpoint-1", "half/checkpoint-1 is not in output_dir new", "copy it"
     ),
     "resume_other_seed": train("--output_dir half --resume_from_checkpoint last --seed 1", "checkpoint-1", "same rows"),
     "output_has_a_file": train("--output_dir mine", "output_dir mine has a metrics.json", "--overwrite_output_dir"),

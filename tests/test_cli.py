@@ -313,7 +313,7 @@ def test_an_interrupt_before_a_checkpoint_promises_none(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("softprompt.training.loop._backward", stop)
+    monkeypatch.setattr("softprompt.training.loop.forward_backward", stop)
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
         main(["train", "config.yaml", "--output_dir", str(place / "stopped"), "--num_train_epochs", "1"])

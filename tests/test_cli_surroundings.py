@@ -19,11 +19,11 @@ import typer
 from pydantic import BaseModel
 
 import softprompt as package
-from cli_tools import make_base, rows, softprompt, write_rows
+from cli_tools import forked, make_base, rows, softprompt, write_rows
 from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions
 from softprompt.benchmarks.speed.settings import BenchOptions
 from softprompt.cli import COMMANDS, build_app, main
-from softprompt.config.options import TrainOptions, build_options
+from softprompt.config.options import TrainOptions, build_options, read_yaml
 from softprompt.config.training_arguments import ABSENT
 from softprompt.errors import ConfigError
 from softprompt.storage.atomic import expand
@@ -242,3 +242,51 @@ def test_advice_names_options_that_exist() -> None:
 def test_values_as_trainer_takes_them(given: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
     options = build_options(TrainOptions, {"output_dir": "x", **given})
     assert {name: getattr(options, name) for name in kept} == kept
+
+
+# --- renamed options --------------------------------------------------------------------------------
+
+RENAMED = "the option readout is now called linear_probe"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_python_takes_an_old_option_name(value: bool, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match=f"^{RENAMED}$") as warned:
+        options = TrainOptions(output_dir="x", readout=value)
+    assert (options.linear_probe, len(warned), warned[0].filename) == (value, 1, __file__)
+    (tmp_path / "old.yaml").write_text(f"output_dir: x\nreadout: {value}\n")
+    values = read_yaml(tmp_path / "old.yaml", as_written=True)
+    with pytest.warns(FutureWarning, match=f"^old.yaml: {RENAMED}$") as warned:
+        options = build_options(TrainOptions, values, where="old.yaml")
+    assert (options.linear_probe, len(warned)) == (value, 1)
+    with pytest.raises(ConfigError, match="readout is the old name of linear_probe; give only linear_probe"):
+        build_options(TrainOptions, {"output_dir": "x", "readout": value, "linear_probe": value})
+
+
+@pytest.mark.parametrize(
+    ("old", "given", "where", "value"),
+    [
+        (None, "--readout", "", True),
+        (None, "--no_readout", "", False),
+        ("true", "", "old.yaml: ", True),
+        ("false", "", "old.yaml: ", False),
+        ("true", "--no_linear_probe", "old.yaml: ", False),
+        ("false", "--linear-probe", "old.yaml: ", True),
+    ],
+)
+def test_the_command_line_takes_an_old_option_name(
+    place: Path, old: str | None, given: str, where: str, value: bool
+) -> None:
+    """With one line that warns. A linear probe is an error for free text, which shows its value."""
+    file = []
+    if old is not None:
+        (place / "old.yaml").write_text(f"readout: {old}\ntrain_file: train.csv\n")
+        file = ["old.yaml"]
+    command = "--model_name_or_path base --train_file train.csv --task generation --output_dir x --dry_run"
+    done = forked("train", *file, *command.split(), *given.split(), cwd=place)
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"softprompt: {where}{RENAMED}"
+    assert done.returncode == (2 if value else 0)
+    assert len(lines) == (2 if value else 1)
+    if value:
+        assert "linear_probe needs classes" in lines[1]

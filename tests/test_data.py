@@ -20,11 +20,18 @@ from hypothesis import strategies as st
 
 from softprompt.config.options import DataOptions
 from softprompt.data.formats import ENDINGS, columns_of, open_writer, read_rows
-from softprompt.data.sources import Splits, check_labels, labels_alike, load_splits, make_task, new_labels
+from softprompt.data.sources import (
+    Splits,
+    check_labels,
+    labels_alike,
+    load_splits,
+    load_training_splits,
+    make_task,
+    new_labels,
+)
 from softprompt.data.task import Task
 from softprompt.data.template import Template
 from softprompt.errors import ConfigError, DataError
-from softprompt.training.task_rows import read_task_rows
 from softprompt.types import Row
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -239,7 +246,7 @@ def test_packaged_complaints():
     assert set(task.labels) == {"complaint", "no complaint"}
     assert task.template == "text : {text} Label : "
     assert task.end_token_id == 2
-    check_labels(splits.test, task)
+    check_labels(splits.test, task.labels, DataOptions())
 
 
 def words(row):
@@ -443,15 +450,15 @@ def test_task_carries_the_options():
 
 
 def test_check_labels():
-    task = task_of(["complaint", "no complaint"] * 2)
-    check_labels(rows_of(["complaint"]), task)
-    message = refused(check_labels, rows_of(["complaint", "complant"], "B.csv"), task)
+    labels, options = ("complaint", "no complaint"), DataOptions()
+    check_labels(rows_of(["complaint"]), labels, options)
+    message = refused(check_labels, rows_of(["complaint", "complant"], "B.csv"), labels, options)
     assert message == (
         "B.csv, row 2: the label 'complant' does not occur in training, whose labels are 'complaint' and "
         "'no complaint'; did you mean 'complaint'?"
     )
-    check_labels(rows_of(["anything"]), task_of("abab", task="generation"))
-    assert refused(check_labels, rows_of(["praise"]), task).endswith(
+    check_labels(rows_of(["anything"]), (), options)
+    assert refused(check_labels, rows_of(["praise"]), labels, options).endswith(
         "; if it is correct, list all labels in the option labels"
     )
 
@@ -711,7 +718,7 @@ def test_max_train_samples_is_named_where_it_may_be_the_reason(tmp_path):
     message = refused(make_task, load_splits(options), options, end_token_id=None)
     assert message.endswith("(max_train_samples=3 reads only the first rows; shuffle the file or raise it)")
     options = options.model_copy(update={"max_train_samples": 6})
-    message = refused(read_task_rows, options)
+    message = refused(load_training_splits, options)
     assert message.startswith("A.csv, row 7: the label 'c' does not occur in training")
     assert message.endswith("(max_train_samples=6 reads only the first rows; shuffle the file or raise it)")
 

@@ -36,12 +36,12 @@ from softprompt.inference.suffix import score_labels_with_suffix
 from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.storage.record import ENSEMBLE_NAME, PROBE_NAME
 from softprompt.training.callbacks import Callback
-from softprompt.training.classifier import UNLABELED_WEIGHT, _temperature, soft_weights
-from softprompt.training.folds import FoldData, cut_folds, fold_data, out_of_fold, train_prompts
-from softprompt.training.objectives import gold_of
+from softprompt.training.fit_classifier import UNLABELED_WEIGHT, _temperature, self_training_weights
+from softprompt.training.folds import FoldData, held_out_scores, make_folds, stratified_folds, train_fold_prompts
+from softprompt.training.lr_schedule import lr_multiplier
+from softprompt.training.objectives import class_indices
 from softprompt.training.pipeline import train
 from softprompt.training.run import Run, rows_of_step
-from softprompt.training.schedule import share_of_peak
 from softprompt.types import Example
 
 P = 4
@@ -187,7 +187,7 @@ def test_starts_tell_labels_apart(labels: list[tuple[int, ...]]) -> None:
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(2, 6), st.integers(0, 9))
 def test_parts_are_even(gold: list[int], number: int, seed: int) -> None:
-    parts = cut_folds(gold, number, seed)
+    parts = stratified_folds(gold, number, seed)
     sizes = [parts.count(part) for part in range(number)]
     assert max(sizes) - min(sizes) <= 1
     for each in set(gold):
@@ -196,7 +196,7 @@ def test_parts_are_even(gold: list[int], number: int, seed: int) -> None:
             for k in range(number)
         ]
         assert max(mine) - min(mine) <= 1
-    assert cut_folds(gold, number, seed) == parts
+    assert stratified_folds(gold, number, seed) == parts
 
 
 def make_run(folder: Path, *, texts: TextCache | None = None, **options: Any) -> Run:
@@ -229,9 +229,9 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str, max_ste
     run = make_run(tmp_path, class_weights=weights, max_grad_norm=0.5, max_steps=max_steps)
     steps = 4 if max_steps == 4 else 6
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    data = fold_data(run, CLASSES)
-    prompts = train_prompts(run, CLASSES, data, start, "three prompts")
-    gold = gold_of(run.examples, CLASSES)
+    data = make_folds(run, CLASSES)
+    prompts = train_fold_prompts(run, CLASSES, data, start, "three prompts")
+    gold = class_indices(run.examples, CLASSES)
     allowed = data.weights > 0
     assert allowed.shape == (3, 10)
     assert (~allowed).sum(0).tolist() == [1] * 10
@@ -253,10 +253,10 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str, max_ste
             if prompt.grad is None:
                 prompt.grad = torch.zeros_like(prompt)
             torch.nn.utils.clip_grad_norm_([prompt], 0.5)
-            optimizer.param_groups[0]["lr"] = 0.1 * share_of_peak(step, steps, run.options)
+            optimizer.param_groups[0]["lr"] = 0.1 * lr_multiplier(step, steps, run.options)
             optimizer.step()
         torch.testing.assert_close(found, prompt.detach(), rtol=1e-3, atol=1e-4)
-    scored, means = out_of_fold(run, prompts, data, CLASSES)
+    scored, means = held_out_scores(run, prompts, data, CLASSES)
     for row, said in enumerate(scored):
         blind = prompts[~allowed[:, row]][0]
         scores = [plain_score(run.model.base_model, blind, run.examples[row].input_ids, ids) for ids in CLASSES.ids]
@@ -269,14 +269,16 @@ def test_folds_learn_as_if_they_were_alone(tmp_path: Path, weights: str, max_ste
 def test_repeats_cut_anew_and_packs_change_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, fold_repeats=2)
     start = tiny.prompt_for(run.model.base_model, P).detach()
-    data = fold_data(run, CLASSES)
+    data = make_folds(run, CLASSES)
     assert data.weights.shape == (6, 10)
     assert (data.weights == 0).sum(0).tolist() == [2] * 10
     assert not torch.equal(data.weights[:3], data.weights[3:])
-    prompts = train_prompts(run, CLASSES, data, start, "prompts")
+    prompts = train_fold_prompts(run, CLASSES, data, start, "prompts")
     with TextCache(run.model.base_model, 1 << 30) as kept:
         small = make_run(tmp_path, fold_repeats=2, tokens_per_pack=1, texts=kept)
-        torch.testing.assert_close(train_prompts(small, CLASSES, data, start, "prompts"), prompts, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            train_fold_prompts(small, CLASSES, data, start, "prompts"), prompts, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_soft_targets(tmp_path: Path) -> None:
@@ -284,11 +286,11 @@ def test_soft_targets(tmp_path: Path) -> None:
     run = make_run(tmp_path, per_device_train_batch_size=40, fold_epochs=3)
     start = tiny.prompt_for(run.model.base_model, P).detach()
     targets = torch.tensor([[0.25, 0.75]] * 10)
-    soft = train_prompts(run, CLASSES, FoldData(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
+    soft = train_fold_prompts(run, CLASSES, FoldData(run.examples, targets, torch.ones(1, 10)), start, "a prompt")
     twice = [*run.examples, *run.examples]
     hard = torch.eye(2)[[0] * 10 + [1] * 10]
     weights = torch.tensor([[0.25] * 10 + [0.75] * 10])
-    split = train_prompts(run, CLASSES, FoldData(twice, hard, weights), start, "a prompt")
+    split = train_fold_prompts(run, CLASSES, FoldData(twice, hard, weights), start, "a prompt")
     torch.testing.assert_close(soft, split, rtol=1e-3, atol=1e-4)
 
 
@@ -297,16 +299,16 @@ def test_rows_without_labels_count_as_their_classes_do() -> None:
     targets = torch.eye(2)[[0, 0, 1]]
     own = torch.tensor([[0.75, 0.75, 1.5], [2.0, 0.0, 0.0]])
     said = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    found = soft_weights(own, targets, said)
+    found = self_training_weights(own, targets, said)
     assert torch.equal(found[:, :3], own)
     torch.testing.assert_close(found[:, 3:] / UNLABELED_WEIGHT, torch.tensor([[0.75, 1.125], [2.0, 1.0]]))
 
 
 def test_a_rate_that_is_too_high(tmp_path: Path) -> None:
     run = make_run(tmp_path, fold_learning_rate=1e38)
-    start, data = tiny.prompt_for(run.model.base_model, P).detach(), fold_data(run, CLASSES)
+    start, data = tiny.prompt_for(run.model.base_model, P).detach(), make_folds(run, CLASSES)
     with pytest.raises(TrainingError, match="Lower fold_learning_rate"):
-        train_prompts(run, CLASSES, data, start, "prompts")
+        train_fold_prompts(run, CLASSES, data, start, "prompts")
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------
@@ -362,16 +364,16 @@ def test_a_few_steps_bound_all_prompts(place: Path) -> None:
     steps: Counter[str] = Counter()
 
     class Steps(Callback):
-        def step(self, step: int, loss: float) -> None:
+        def on_step_end(self, step: int, loss: float) -> None:
             steps["prompt"] += 1
 
         @contextmanager
-        def rows(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-            yield lambda done: steps.update({what: done})
+        def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+            yield lambda done: steps.update({description: done})
 
     result = train(options_for(place, output_dir=place / "few", max_steps=2, fold_epochs=9), Steps())
     assert result is not None
-    assert (steps["prompt"], steps["training 3 more prompts"], result.state.global_step) == (2, 2, 2)
+    assert (steps["prompt"], steps["training 3 fold prompts"], result.state.global_step) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
@@ -415,7 +417,7 @@ def test_how_sure_the_members_are_is_learned(place: Path, monkeypatch: pytest.Mo
 
     given = {"prompt_placement": placement, "seed": 1}
     train(options_for(place, output_dir=place / f"plain_{placement}", linear_probe=True, num_folds=0, **given))
-    monkeypatch.setattr("softprompt.training.classifier.fit_temperature", watched)
+    monkeypatch.setattr("softprompt.training.fit_classifier.fit_temperature", watched)
     train(options_for(place, output_dir=place / f"sure_{placement}", **given))
     assert [said.shape for said in asked] == [(20, 2)] * 2
     assert float(load_file(place / f"sure_{placement}" / ENSEMBLE_NAME)["temperature"]) == 2.5
@@ -448,7 +450,7 @@ def test_a_run_goes_on_with_the_same_classes_only(place: Path) -> None:
 
 def test_one_row_has_none_to_leave_out(place: Path) -> None:
     write_rows(place / "one.csv", rows(1))
-    with pytest.raises(ConfigError, match="leaves rows out"):
+    with pytest.raises(ConfigError, match="num_folds needs at least 2 training rows"):
         train(options_for(place, output_dir=place / "one", train_file=place / "one.csv", labels=["yes", "no"]))
 
 

@@ -13,7 +13,8 @@ from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
 from softprompt.engine.plans import plan_candidates, plan_rows
 from softprompt.engine.surgery import lm_head as head
 from softprompt.inference.evaluate import Classes
-from softprompt.training.objectives import backward_classes, packs_of_candidates
+from softprompt.training.objectives import Classification
+from softprompt.training.step import forward_backward
 from softprompt.types import Example
 
 CPU = torch.device("cpu")
@@ -128,7 +129,7 @@ def test_a_step_of_many_classes_is_planned_in_packs(monkeypatch):
     classes = Classes(tuple(map(str, range(len(candidates)))), candidates)
     batch = [Example(tuple(row.tolist()), (), str(i)) for i, row in enumerate(tiny.ids(12, 9, 20, 5))]
     prompt, below = tiny.prompt_for(base), len(beginnings(candidates))
-    parts = packs_of_candidates(batch, classes, len(prompt), 0, 2 * below + 40)
-    assert len(parts) > 1
-    backward_classes(base, prompt, parts, classes, None, suffix=False)
+    objective = Classification(base=base, placement="prefix", tokens_per_pack=2 * below + 40, classes=classes)
+    assert len(objective.packs(batch, prompt)) > 1
+    forward_backward(objective, prompt, [batch])
     assert sum(tokens) == len(prompt) + 46 + 4 * below

@@ -11,7 +11,8 @@ from softprompt.engine import plans
 from softprompt.engine.plans import branch_tokens
 from softprompt.inference.evaluate import Classes
 from softprompt.models.device import seed_everything
-from softprompt.training.objectives import backward_classes, gold_of
+from softprompt.training.objectives import Classification, class_indices
+from softprompt.training.step import forward_backward
 from softprompt.types import Example
 
 FAMILIES = ["llama", "gemma3", "bloom", "mpt"]
@@ -89,10 +90,13 @@ CHOICES = Classes(tuple("abcde"), LABELS)
 ROWS = [Example(tuple(row.tolist()), (), name) for row, name in zip(tiny.ids(9, 5, 12, 1, 7), "abcda", strict=True)]
 
 
-def class_step(base, prompt, parts, **given):
-    """Loss and gradient of a step between classes."""
+def class_step(base, prompt, parts, weights=None):
+    """Loss and gradient of a step between classes; each part is a pack."""
+    objective = Classification(base=base, placement="prefix", tokens_per_pack=1000, classes=CHOICES, weights=weights)
     prompt.grad = None
-    return backward_classes(base, prompt, parts, CHOICES, None, suffix=False, **given), prompt.grad
+    loss, count = forward_backward(objective, prompt, parts)
+    assert count == len(ROWS)
+    return loss, prompt.grad
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 0.5, 2.0, 0.0, 3.0)])
@@ -104,7 +108,7 @@ def test_classes_in_packs_are_those_of_rows_alone(family, weights):
         prompt, given = tiny.prompt_for(base), None if weights is None else torch.tensor(weights)
         scores = torch.stack([torch.stack([tiny.plain_score(base, prompt, row.input_ids, label) for label in LABELS])
                               for row in ROWS])  # fmt: skip
-        gold = torch.tensor(gold_of(ROWS, CHOICES))
+        gold = torch.tensor(class_indices(ROWS, CHOICES))
         loss = F.cross_entropy(scores, gold, weight=given, reduction="sum") / len(ROWS)
         (gradient,) = torch.autograd.grad(loss, prompt)
         for parts in ([ROWS], [ROWS[:2], ROWS[2:3], ROWS[3:]]):

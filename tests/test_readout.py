@@ -21,7 +21,7 @@ from softprompt.inference.evaluate import Classes, mean_states
 from softprompt.inference.probe import LinearProbe, fit_probe, middle_layers
 from softprompt.storage.record import PROBE_NAME
 from softprompt.training.callbacks import Callback
-from softprompt.training.classifier import as_it_decides
+from softprompt.training.fit_classifier import classifier_to_validate
 from softprompt.training.pipeline import train
 from softprompt.types import Example
 
@@ -241,7 +241,7 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
     shares = {}
     for folds in (0, 3):
         options = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=True, num_folds=folds)
-        found = as_it_decides(model, given, classes, options, Callback())
+        found = classifier_to_validate(model, given, classes, options, Callback())
         assert found.linear_probe is not None
         shares[folds] = round(float(found.linear_probe.share), 6)
         means = mean_states(model, given, classes, batch_size=2)
@@ -249,7 +249,7 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
         torch.testing.assert_close(found.linear_probe.log_probs(means), expected.log_probs(means))
     assert shares == {0: 0.85, 3: 1.0}
     plain = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=False)
-    assert as_it_decides(model, given, classes, plain, Callback()) is classes
+    assert classifier_to_validate(model, given, classes, plain, Callback()) is classes
 
 
 def test_states_are_read_without_scoring_labels(monkeypatch) -> None:

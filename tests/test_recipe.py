@@ -16,20 +16,26 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.models.embeddings import embedding_rms
 from softprompt.training.pipeline import train
-from softprompt.training.recipes import RECIPES, follow
+from softprompt.training.recipes import RECIPES, apply_recipe, build_task
 
 CLASSES = Task(("text",), "label", "text : {text} Label : ", labels=("yes", "no"))
 FREE = Task(("question", "hint"), "answer", "question : {question} hint : {hint} Label : ")
 
 
 def chosen(task: Task = CLASSES, **given: Any) -> tuple[TrainOptions, Task]:
-    return follow(TrainOptions(output_dir="out", **given), task, 50)
+    """Options and task of a run on rows that make ``task`` by the guide's recipe."""
+    columns = {"text_column": list(task.text_columns), "label_column": task.label_column}
+    options = apply_recipe(
+        TrainOptions(output_dir="out", **columns, **given), is_classification=task.is_classification, num_rows=50
+    )
+    return options, build_task(options, [*task.text_columns, task.label_column], task.labels, task.end_token_id)
 
 
 @pytest.mark.parametrize("task", [CLASSES, FREE], ids=["classes", "free"])
 def test_the_guide_is_what_the_options_say(task: Task) -> None:
     options, resolved = chosen(task, recipe="guide")
-    assert options == TrainOptions(output_dir="out", recipe="guide")
+    columns = {"text_column": list(task.text_columns), "label_column": task.label_column}
+    assert options == TrainOptions(output_dir="out", recipe="guide", **columns)
     assert resolved == task
 
 
@@ -48,12 +54,13 @@ def test_what_is_given_wins(recipe: str, task: Task) -> None:
 
 def test_many_rows_are_gone_through_fewer_times() -> None:
     def epochs(rows: int, **given: Any) -> tuple[int, int]:
-        options, _ = follow(TrainOptions(output_dir="out", recipe="best", **given), CLASSES, rows)
+        options = TrainOptions(output_dir="out", **{"recipe": "best", **given})
+        options = apply_recipe(options, is_classification=True, num_rows=rows)
         return options.num_train_epochs, options.fold_epochs
 
     assert [epochs(rows) for rows in (10, 100, 200, 500, 50_000)] == [(25, 15), (25, 15), (12, 7), (5, 3), (3, 3)]
     assert epochs(500, num_train_epochs=40, fold_epochs=2) == (40, 2)
-    assert follow(TrainOptions(output_dir="out", recipe="guide"), CLASSES, 5000)[0].num_train_epochs == 50
+    assert epochs(5000, recipe="guide") == (50, 15)
 
 
 def test_every_value_of_a_recipe_is_valid() -> None:
@@ -74,7 +81,7 @@ def test_a_warm_up_in_steps_replaces_the_recipes_share() -> None:
 
 
 def test_rows_without_labels_need_folds() -> None:
-    with pytest.raises(ConfigError, match="take recipe=best"):
+    with pytest.raises(ConfigError, match=r"unlabeled_file needs num_folds.*use recipe=best"):
         chosen(unlabeled_file="new.csv")
     assert chosen(recipe="best", unlabeled_file="new.csv")[0].unlabeled_file == Path("new.csv")
 
@@ -88,7 +95,7 @@ def test_class_weights_that_were_asked_for_are_not_ignored() -> None:
 
 @pytest.mark.parametrize("given", [{"fold_repeats": 3}, {"fold_epochs": 2}, {"fold_learning_rate": 0.5}])
 def test_options_of_folds_need_folds(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="there are none; take recipe=best"):
+    with pytest.raises(ConfigError, match="needs num_folds; use recipe=best"):
         chosen(**given)
     assert chosen(recipe="best", **given)[0].num_folds == 5
     unsaid = {name: TrainOptions.model_fields[name].default for name in given}  # as a resolved train_config.yaml has it

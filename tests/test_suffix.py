@@ -43,7 +43,6 @@ from softprompt.storage.adapter import SUFFIX_KEY, read_prompt
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import checkpoints
 from softprompt.training.loop import fit
-from softprompt.training.packs import prefix_packs, suffix_packs
 from softprompt.training.run import Run, batches_of_step
 from softprompt.types import Example
 
@@ -522,7 +521,7 @@ class Watch(Callback):
         self.losses: list[float] = []
         self.stop_after = stop_after
 
-    def step(self, step: int, loss: float) -> None:
+    def on_step_end(self, step: int, loss: float) -> None:
         self.losses.append(loss)
         if step == self.stop_after:
             raise KeyboardInterrupt
@@ -530,7 +529,7 @@ class Watch(Callback):
 
 def make_run(folder: Path, placement: str = "suffix", *, memory: int | None = 1 << 30, **options: Any) -> Run:
     """A run on a tiny Llama, 10 rows, 2 a batch; ``memory`` for the texts, ``None`` to read them in each step."""
-    watch = options.pop("listener", None) or Watch()
+    watch = options.pop("callback", None) or Watch()
     values = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "num_virtual_tokens": P, "learning_rate": 0.3}
     chosen = TrainOptions(output_dir=folder, **{**values, "prompt_placement": placement, **options})
     torch.manual_seed(0)
@@ -589,15 +588,9 @@ def test_a_batch_that_is_cut_trains_the_same(tmp_path: Path, placement: str) -> 
     whole = make_run(tmp_path / "whole", placement, **sizes)
     cut = make_run(tmp_path / "cut", placement, **sizes, tokens_per_pack=12)
     (batch, _) = batches_of_step(cut, 0)
-
-    def packs(run: Run) -> list[Sequence[Example]]:
-        if placement == "prefix":
-            return prefix_packs(batch, run.tokens_per_pack)
-        return suffix_packs(batch, len(run.model.prompt), run.tokens_per_pack)
-
-    assert len(packs(whole)) == 1
-    assert 1 < len(packs(cut)) <= 5
-    assert [row for pack in packs(cut) for row in pack] == batch
+    (at_once,), packs = (run.objective.packs(batch, run.prompt) for run in (whole, cut))
+    assert 1 < len(packs) <= 5
+    assert torch.cat([pack.plan.targets for pack in packs]).tolist() == at_once.plan.targets.tolist()
     fit(whole)
     fit(cut)
     torch.testing.assert_close(cut.model.prompt, whole.model.prompt, rtol=0, atol=2e-5)

@@ -14,8 +14,7 @@ import torch
 import transformers
 
 import softprompt.inference.evaluate
-import softprompt.training.loop as loop
-import softprompt.training.schedule as schedule
+import softprompt.training.step as step_module
 import tiny
 from cli_tools import make_base, rows, write_rows
 from softprompt.config.adapter_config import PromptTuningConfig
@@ -32,9 +31,9 @@ from softprompt.storage.record import Metrics, TrainerState
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import checkpoints, write_checkpoint
 from softprompt.training.loop import fit
+from softprompt.training.lr_schedule import lr_multiplier, num_warmup_steps
 from softprompt.training.pipeline import train
 from softprompt.training.run import Run, batches_of_step
-from softprompt.training.schedule import learning_rate
 from softprompt.types import Example
 
 P = 3
@@ -71,7 +70,7 @@ class Watch(Callback):
         self.prompts: list[torch.Tensor] = []
         self.stop_after = stop_after
 
-    def step(self, step: int, loss: float) -> None:
+    def on_step_end(self, step: int, loss: float) -> None:
         self.losses.append(loss)
         self.prompts.append(self.run.model.prompt.detach().clone())
         if step == self.stop_after:
@@ -231,14 +230,14 @@ def test_the_schedule_is_that_of_transformers(kind: str, warmup_ratio: float) ->
         theirs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert [learning_rate(step, steps, options) for step in range(steps)] == pytest.approx(theirs, abs=1e-12)
+    assert [0.3 * lr_multiplier(step, steps, options) for step in range(steps)] == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 0.5, 1, 4.9, 40])
 def test_warm_up_in_steps_is_that_of_transformers(warmup_steps: float) -> None:
     options = OptimizerOptions(learning_rate=1.0, warmup_steps=warmup_steps, warmup_ratio=0.0)
     theirs = transformers.TrainingArguments(warmup_steps=warmup_steps, report_to="none").get_warmup_steps(17)
-    assert schedule.warmup_steps(17, options) == min(theirs, 17)
+    assert num_warmup_steps(17, options) == min(theirs, 17)
 
 
 def test_a_run_of_steps_ends_as_an_epoch_does(tmp_path: Path) -> None:
@@ -409,18 +408,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at_call: int, how: str) -> None:
     """Make one call of the loss go wrong."""
-    real, calls = loop.mean_loss, iter(range(1000))
+    real, calls = step_module.summed_loss, iter(range(1000))
 
-    def losses(base: Any, plans: Any, prompt: torch.Tensor, count: int) -> torch.Tensor:
-        found = real(base, plans, prompt, count)
+    def losses(base: Any, packs: Any, prompt: torch.Tensor) -> torch.Tensor:
+        found = real(base, packs, prompt)
         if next(calls) != at_call:
             return found
         return found * math.nan if how == "loss" else found + (prompt * 0).sum().sqrt()  # sqrt: no gradient at 0
 
-    monkeypatch.setattr(loop, "mean_loss", losses)
+    monkeypatch.setattr(step_module, "summed_loss", losses)
 
 
-@pytest.mark.parametrize(("how", "says"), [("loss", "loss is nan"), ("gradient", "gradient has numbers that are not")])
+@pytest.mark.parametrize(("how", "says"), [("loss", "loss is nan"), ("gradient", "gradient is not finite")])
 def test_it_stops_before_a_step_that_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, says: str
 ) -> None:
@@ -648,7 +647,7 @@ class Notes(Callback):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -678,7 +677,7 @@ def test_only_a_checkpoint_of_the_output_folder_is_resumed(place: Path) -> None:
     (place / "two").mkdir()
     elsewhere = str(checkpoints(place / "one")[-1])
     for folder in (place / "two", place / "three"):
-        with pytest.raises(ConfigError, match=r"does not lie in output_dir.*copy it there, or give"):
+        with pytest.raises(ConfigError, match=r"is not in output_dir.*copy it there, or set"):
             train(options_for(place, output_dir=folder, resume_from_checkpoint=elsewhere))
     assert contents(place / "one") == before
     assert not list((place / "two").iterdir())
@@ -729,7 +728,7 @@ def test_overwriting_deletes_nothing_where_no_run_is(place: Path) -> None:
 
 def test_a_run_that_never_came_to_a_checkpoint_is_in_nobodys_way(place: Path) -> None:
     class Stop(Callback):
-        def step(self, step: int, loss: float) -> None:
+        def on_step_end(self, step: int, loss: float) -> None:
             raise KeyboardInterrupt
 
     folder = place / "false-start"
@@ -747,7 +746,7 @@ def test_the_weights_come_last(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
         there.append({path.name for path in target.iterdir()})
         write_prompt(target, prompt, **name)
 
-    monkeypatch.setattr("softprompt.training.pipeline.write_prompt", writing)
+    monkeypatch.setattr("softprompt.training.output_dir.write_prompt", writing)
     train(options_for(place, output_dir=folder, test_file=place / "test.csv", save_strategy="no"))
     assert there[-1] == {path.name for path in folder.iterdir()} - {"adapter_model.safetensors"}
     assert {"adapter_config.json", "README.md", "metrics.json", "trainer_state.json", "task.json"} <= there[-1]

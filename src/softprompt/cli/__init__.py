@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ class ResumableInterrupt(Exception):
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``softprompt``: exit status 0, or 2 with one line on stderr."""
     _print_safely()
+    warnings.formatwarning = _warning_line
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -80,6 +82,11 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, "error")
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         os.environ.setdefault(name, "1")
+
+
+def _warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as one line, without the place in the code that ``warnings`` shows."""
+    return f"softprompt: {' '.join(str(message).split())}\n"
 
 
 def build_app(wanted: str | None) -> typer.Typer:

@@ -13,8 +13,8 @@ from ..data.template import listed
 from ..errors import ConfigError, DataError, MissingExtraError, SoftPromptError
 from .arguments import takes
 from .common import Adapter, load
+from .progress import progress_bar
 from .show import console, metrics_table
-from .watch import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ def command(
     options = build_options(DataOptions, values)
 
     from ..data.sources import load_splits, new_labels
-    from ..training.notes import alike_note, empty_note
+    from ..training.data_summary import alike_note, empty_note
 
     splits = load_splits(options, need_train=False)
     split, rows = ("test", splits.test) if splits.test else ("validation", splits.validation)

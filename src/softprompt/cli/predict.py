@@ -15,8 +15,8 @@ from ..errors import ConfigError, DataError
 from ..types import Row
 from .arguments import takes
 from .common import Adapter, load, need_task
+from .progress import progress_bar
 from .show import console
-from .watch import progress_bar
 
 if TYPE_CHECKING:
     from ..data.empty_rows import RowsWithContent
@@ -147,7 +147,7 @@ def _check_texts(source: _Source, task: Task, *, need_all: bool) -> int:
     Raises:
         DataError: a row has no text.
     """
-    from ..training.notes import empty_note
+    from ..training.data_summary import empty_note
 
     rows = source.rows()
     total = without = 0

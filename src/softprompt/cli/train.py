@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.options import TrainOptions, build_options, read_yaml
+from ..config.options import TrainOptions, build_options, current_names, read_yaml
 from . import ResumableInterrupt
 from .arguments import takes
 
@@ -18,24 +18,25 @@ def command(
     **given: Any,
 ) -> None:
     """Train a soft prompt."""
-    values = read_yaml(config, as_written=True) if config else {}
+    values: dict[str, Any] = {}
     if config:
-        build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))
-    options = build_options(TrainOptions, {**{k.replace("-", "_"): v for k, v in values.items()}, **given})
+        values = current_names(TrainOptions, read_yaml(config, as_written=True), where=str(config))
+        build_options(TrainOptions, {"output_dir": "-", **values}, where=str(config))  # its errors name the file
+    options = build_options(TrainOptions, values | current_names(TrainOptions, given))
 
-    from ..training.task_rows import read_task_rows
+    from ..data.sources import load_training_splits
+    from .progress import TrainingProgress
     from .show import console, metrics_table, what_next, working
-    from .watch import Watcher
 
-    with working("starting ...") as status, Watcher(options, status) as watcher:
-        rows = read_task_rows(options)  # mistakes in the data show at once; torch takes seconds to import
+    with working("starting ...") as status, TrainingProgress(status) as progress:
+        splits = load_training_splits(options)  # mistakes in the data show at once; importing torch takes seconds
 
         from ..training.pipeline import train
 
         try:
-            result = train(options, watcher, rows)
+            result = train(options, progress, splits)
         except KeyboardInterrupt:
-            if not watcher.begun:  # what lies in output_dir is not of this run
+            if not progress.has_begun:  # the checkpoints in output_dir, if any, are of an older run
                 raise
             from ..training.checkpoint import checkpoints
 

@@ -1,6 +1,6 @@
-"""Options of a run: names, defaults, ranges and help texts, once. Inert: no torch.
+"""Options of a run: names, defaults, ranges and help texts, without importing torch.
 
-The command line, the YAML file and the library all use these classes. Names are those of
+The command line, YAML files and the library all use these classes. Names are those of
 ``transformers.TrainingArguments`` or of PEFT's config where one exists there.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,11 +23,20 @@ EMBEDDED_MODEL = "smollm2-135m"
 
 
 NameOrPath = Annotated[str, AfterValidator(expand)]
-"""A path or another name; a leading ``~`` or ``~user`` is expanded, as in every ``Path``."""
+"""A path or another name; a leading ``~`` or ``~user`` is expanded, as in ``Path`` options."""
+
+
+RENAMED = {"readout": "linear_probe"}
+"""Option names of version 0.1, still accepted with a warning: old name -> new name."""
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        return current_names(cls, values, stacklevel=4) if isinstance(values, dict) else values
 
     @field_validator("*", mode="after")
     @classmethod
@@ -35,7 +45,7 @@ class _Options(BaseModel):
 
 
 class ModelOptions(_Options):
-    """Which base model, and how it is loaded."""
+    """The base model, and how it is loaded."""
 
     model_name_or_path: NameOrPath = Field(
         EMBEDDED_MODEL,
@@ -43,56 +53,59 @@ class ModelOptions(_Options):
     )
     revision: str | None = Field(None, description="Revision of the base model on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number type of the base model; auto takes the checkpoint's own."
+        "auto", description="Dtype of the base model; auto keeps that of its checkpoint."
     )
-    device: str = Field("auto", description="auto (cuda, mps, cpu: the first there is), or a torch device.")
-    attn_implementation: str | None = Field(None, description="Attention of transformers: sdpa, eager, ...")
-    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository brings.")
+    device: str = Field("auto", description="A torch device, or auto: cuda, mps or cpu, the first available.")
+    attn_implementation: str | None = Field(
+        None, description="Attention implementation in transformers: sdpa, eager, ..."
+    )
+    trust_remote_code: bool = Field(False, description="Allow running Python code from the model's repository.")
 
 
 class DataOptions(_Options):
-    """Where rows come from, and how one becomes a text."""
+    """The rows, and how a row becomes text."""
 
     dataset_name: NameOrPath | None = Field(
-        None, description="A data set of the Hub, or 'complaints' (comes with softprompt)."
+        None, description="A dataset on the Hub, or 'complaints' (included in softprompt)."
     )
-    dataset_config_name: str | None = Field(None, description="Configuration of the Hub data set.")
-    train_split: str = Field("train", description="Split of the Hub data set to train on.")
-    validation_split: str | None = Field(None, description="Split to validate on [default: 'validation' if there].")
-    test_split: str | None = Field(None, description="Split to test on [default: 'test' if there and labelled].")
+    dataset_config_name: str | None = Field(None, description="Configuration of the Hub dataset.")
+    train_split: str = Field("train", description="Split of the dataset to train on.")
+    validation_split: str | None = Field(None, description="Split to validate on. [default: 'validation' if it exists]")
+    test_split: str | None = Field(None, description="Split to test on. [default: 'test' if it exists and has labels]")
     train_file: Path | None = Field(None, description="Training rows: .csv, .tsv, .json, .jsonl or .parquet.")
-    validation_file: Path | None = Field(None, description="Validation rows, for the table of each epoch.")
-    test_file: Path | None = Field(None, description="Test rows, for the figures at the end.")
-    text_column: list[str] = Field(
-        ["text"], min_length=1, description="Column of the text; may be given several times."
-    )
-    label_column: str = Field("label", description="Column of the label or target text.")
+    validation_file: Path | None = Field(None, description="Validation rows, scored after each epoch.")
+    test_file: Path | None = Field(None, description="Test rows, scored after training.")
+    text_column: list[str] = Field(["text"], min_length=1, description="Text column; repeat the option for several.")
+    label_column: str = Field("label", description="Column with the label or target text.")
     column_names: list[str] | None = Field(
         None,
         min_length=1,
-        description="Names of the columns, such as label,text, for .csv and .tsv files without a header.",
+        description="Column names for .csv and .tsv files without a header, such as label,text.",
     )
     template: str | None = Field(
         None,
-        description="What the model reads, with {column} fields; \\n is a line break "
-        "[default: by recipe; guide: '{text_column} : {text} Label : '].",
+        description="Input text with {column} fields; \\n is a line break. "
+        "[default: by recipe; guide: '{text_column} : {text} Label : ']",
     )
     task: Literal["auto", "classification", "generation"] = Field(
-        "auto", description="auto: classification when most labels repeat and there are up to 100, else generation."
+        "auto", description="auto: classification if most labels repeat and there are at most 100, else generation."
     )
     labels: list[str] | None = Field(
-        None, min_length=2, description="All labels in order; may be given several times [default: as they come]."
+        None,
+        min_length=2,
+        description="All labels in order; repeat the option for each. [default: in order of first appearance]",
     )
     max_length: int | None = Field(
         None,
         ge=1,
-        description="Most tokens of text and label together; longer texts are cut [default: what fits].",
+        description="Maximum tokens of text and label; longer texts are truncated. [default: what fits the model]",
     )
     unlabeled_file: Path | None = Field(
-        None, description="Rows without labels, of which the prompts of num_folds learn more (150 of them; classes)."
+        None,
+        description="Unlabeled rows for self-training; needs num_folds. At most 150 of them are used (classification).",
     )
-    max_train_samples: int | None = Field(None, ge=1, description="Use only the first so many training rows.")
-    max_eval_samples: int | None = Field(None, ge=1, description="Use only the first so many validation and test rows.")
+    max_train_samples: int | None = Field(None, ge=1, description="Use only the first N training rows.")
+    max_eval_samples: int | None = Field(None, ge=1, description="Use only the first N validation and test rows.")
 
     @field_validator("text_column", mode="before")
     @classmethod
@@ -119,7 +132,7 @@ class DataOptions(_Options):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        """Turn numbers into text, which labels are in the rows."""
+        """Turn numbers into text, since the labels of rows are text."""
         if not isinstance(value, (list, tuple)):
             return value
         return [str(each) if isinstance(each, (int, float)) else each for each in value]
@@ -127,137 +140,149 @@ class DataOptions(_Options):
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
         if self.dataset_name and self.train_file:
-            raise ValueError("dataset_name and train_file exclude each other; give one of them")
+            raise ValueError("dataset_name and train_file exclude each other; give only one")
         if self.labels and len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels has {max(self.labels, key=self.labels.count)!r} twice")
         if self.labels and self.task == "generation":
-            raise ValueError("labels are for classification; leave them out, or task=generation")
+            raise ValueError("labels needs task=classification; omit labels, or task=generation")
         return self
 
 
 class PromptOptions(_Options):
-    """The soft prompt and its start."""
+    """The soft prompt, its initial value, and what is trained along with it."""
 
-    num_virtual_tokens: int = Field(8, ge=1, description="Rows of the learned matrix.")
+    num_virtual_tokens: int = Field(8, ge=1, description="Number of virtual tokens of the prompt.")
     prompt_tuning_init: Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"] = Field(
-        "TEXT", description="Where the prompt starts."
+        "TEXT",
+        description="Initial prompt: the embeddings of prompt_tuning_init_text, of random tokens, or random numbers.",
     )
     prompt_tuning_init_text: str | None = Field(
-        None, description="Text to start from, for TEXT [default: an instruction made of the labels]."
+        None, description="Initial text, for prompt_tuning_init=TEXT. [default: an instruction that names the labels]"
     )
     prompt_placement: Literal["prefix", "suffix"] = Field(
         "prefix",
-        description="prefix: prompt, text, label. suffix: text, prompt, label; each text is read once for all epochs.",
+        description="prefix: prompt, text, label. suffix: text, prompt, label; texts are computed once for all epochs.",
     )
     linear_probe: bool = Field(
-        False, description="Also learn a linear read-out of the hidden states, which decides with the prompt (classes)."
+        False,
+        description="Also fit a linear probe on hidden states and average its predictions with the prompt's "
+        "(classification).",
     )
     num_folds: int = Field(
         0,
         ge=0,
-        description="Cut the rows into so many parts and train a prompt behind the text without each; these decide "
-        "together in place of the one prompt, as surely as the rows left out prove right (classes). 0 is off.",
+        description="Number of folds; trains one suffix prompt per fold on the remaining rows and ensembles them. "
+        "0 disables.",
     )
-    fold_repeats: int = Field(1, ge=1, description="Cut the rows anew so many times, with new prompts each time.")
-    fold_epochs: int = Field(15, ge=1, description="Passes over the training rows for these prompts.")
+    fold_repeats: int = Field(
+        1, ge=1, description="Number of different splits into folds; each trains its own prompts."
+    )
+    fold_epochs: int = Field(15, ge=1, description="Passes over the training rows for the fold prompts.")
     fold_learning_rate: float = Field(
-        1.0, gt=0, description="Their peak learning rate, in units of the size (RMS) of the base's input embeddings."
+        1.0,
+        gt=0,
+        description="Peak learning rate of the fold prompts, in units of the RMS of the base model's input embeddings.",
     )
 
 
 class OptimizerOptions(_Options):
-    """How the prompt learns."""
+    """The loss, the optimizer and its schedule."""
 
     objective: Literal["language_modeling", "classes"] = Field(
         "language_modeling",
-        description="language_modeling: the loss of the label's tokens, as in the guide. "
-        "classes: cross-entropy between the label texts, so that only telling them apart counts.",
+        description="language_modeling: cross-entropy of the label's tokens over the vocabulary. "
+        "classes: cross-entropy between the labels.",
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rows of rare classes count more, so that all classes count alike."
+        "none", description="balanced: weight rows inversely to the frequency of their class."
     )
     learning_rate: float = Field(3e-2, gt=0, description="Peak learning rate of AdamW.")
     scale_learning_rate: bool = Field(
-        False, description="Take learning_rate in units of the size (RMS) of the base's input embeddings."
+        False, description="Scale learning_rate by the RMS of the base model's input embeddings."
     )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Beta 1 of AdamW.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Beta 2 of AdamW.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
-    max_grad_norm: float = Field(0.0, ge=0, description="Gradient clipping; 0 is off, as in the guide.")
+    max_grad_norm: float = Field(0.0, ge=0, description="Maximum gradient norm, for clipping; 0 disables.")
     num_train_epochs: float = Field(50, gt=0, description="Passes over the training rows.")
     max_steps: int = Field(
         -1,
         ge=-1,
-        description="Optimiser steps, in place of num_train_epochs; also a limit for each prompt of num_folds. "
-        "-1 is off.",
+        description="Optimizer steps; overrides num_train_epochs, and limits the steps of the fold prompts. "
+        "-1 disables.",
     )
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows of one forward and backward pass.")
-    per_device_eval_batch_size: int = Field(32, ge=1, description="Rows of one evaluation pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Rows per batch.")
+    per_device_eval_batch_size: int = Field(32, ge=1, description="Rows per evaluation batch.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
     tokens_per_pack: int | None = Field(
         None,
         ge=1,
-        description="Tokens computed at once; a batch with more is cut, its gradient is the same "
-        "[default: 1024 on a CPU, else 16384].",
+        description="Maximum tokens computed at once; larger batches are split, with the same gradient. "
+        "[default: 1024 on a CPU, else 16384]",
     )
     text_cache_memory: float = Field(
-        2.0, ge=0, description="GiB of memory for what is known of texts before a prompt; the rest goes to disk."
+        2.0,
+        ge=0,
+        description="GiB of memory for the KV cache of texts that precede a suffix prompt; the rest goes to disk.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Keep only the input of each layer for the backward pass: less memory, a third slower."
+        False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="Course of the learning rate."
+        "linear", description="Learning rate schedule."
     )
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Share of the steps that warm up.")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="Fraction of the steps used for warm-up.")
     warmup_steps: float = Field(
-        0, ge=0, description="Warm-up steps, in place of warmup_ratio; below 1, a share of all steps. 0 is off."
+        0, ge=0, description="Warm-up steps; overrides warmup_ratio. A value below 1 is a fraction of all steps."
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the start and of the order of rows.")
-    full_determinism: bool = Field(False, description="Deterministic algorithms alone (slower on a GPU).")
+    seed: int = Field(42, ge=0, lt=2**32, description="Random seed of the initial prompt and of the order of rows.")
+    full_determinism: bool = Field(False, description="Use deterministic algorithms only (slower on a GPU).")
 
     @field_validator("max_steps")
     @classmethod
     def _some_steps(cls, value: int) -> int:
         if value == 0:
-            raise ValueError("give a number of steps, or -1 for num_train_epochs")
+            raise ValueError("must be >= 1, or -1 to use num_train_epochs")
         return value
 
 
 class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
     """All options of ``softprompt train``, flat, as in a YAML file.
 
-    Defaults are the guide's. A recipe replaces those that were not given (``train/recipe.py``).
+    The defaults are those of Hugging Face's guide. A recipe supplies others for options that are omitted
+    (``training/recipes.py``).
     """
 
     recipe: Literal["guide", "default", "best"] = Field(
         "default",
-        description="What is not given is set by: guide, Hugging Face's guide; default, quick and steady; "
-        "best, slower and better.",
+        description="A recipe supplies defaults for options you omit: guide, those of Hugging Face's guide; "
+        "default, fast and reliable; best, slower and more accurate.",
     )
-    output_dir: Path = Field(..., description="Folder for the adapter, metrics, pictures and checkpoints.")
+    output_dir: Path = Field(..., description="Folder for the adapter, metrics, plots and checkpoints.")
     overwrite_output_dir: bool = Field(False, description="Replace a finished run in output_dir.")
     resume_from_checkpoint: NameOrPath | None = Field(
-        None, description="'true' or 'last' for the newest checkpoint in output_dir, or a checkpoint folder."
+        None, description="A checkpoint folder, or 'last' (or 'true') for the newest one in output_dir."
     )
     eval_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to validate.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between validations, for eval_strategy=steps.")
     save_strategy: Literal["no", "epoch", "steps"] = Field("epoch", description="When to write a checkpoint.")
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, for save_strategy=steps.")
-    save_total_limit: int | None = Field(2, ge=1, description="Checkpoints kept, beside the best one.")
-    load_best_model_at_end: bool = Field(True, description="End with the prompt that validated best.")
+    save_total_limit: int | None = Field(2, ge=1, description="Checkpoints to keep, in addition to the best one.")
+    load_best_model_at_end: bool = Field(
+        True, description="Finish with the prompt that validated best, not the last one."
+    )
     metric_for_best_model: Literal["macro_f1", "accuracy", "eval_loss"] | None = Field(
-        None, description="What 'best' means [default: macro_f1 for classification, else eval_loss]."
+        None, description="Metric that ranks prompts. [default: macro_f1 for classification, else eval_loss]"
     )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     baselines: bool = Field(True, description="Also score the majority class and the untuned prompt on the test rows.")
-    dry_run: bool = Field(False, description="Show the first rows as the model will see them, and stop.")
+    dry_run: bool = Field(False, description="Show the first rows as the model sees them, and exit.")
 
     @field_validator("resume_from_checkpoint", mode="before")
     @classmethod
     def _as_in_trainer(cls, value: Any) -> Any:
-        """YAML's ``true`` and ``false``, as ``Trainer.train`` takes them."""
+        """Accept YAML's ``true`` and ``false``, as ``Trainer.train`` does."""
         return ("true" if value else None) if isinstance(value, bool) else value
 
     @field_validator("metric_for_best_model", mode="before")
@@ -275,25 +300,52 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
         if self.metric_for_best_model in ("macro_f1", "accuracy") and self.task == "generation":
             raise ValueError(f"metric_for_best_model={self.metric_for_best_model} needs classes; use eval_loss")
         if self.num_folds == 1:
-            raise ValueError("num_folds=1 would leave no rows to learn from; give 0, or 2 and more")
+            raise ValueError("invalid num_folds=1: must be 0 or >= 2, since one fold leaves no rows to train on")
         return self
 
-
-RENAMED = {"readout": "linear_probe"}
-"""Option names of version 0.1, still accepted with a warning: old name -> new name."""
 
 OptionsT = TypeVar("OptionsT", bound=_Options)
 
 
-def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "") -> OptionsT:
-    """Make options from a plain dictionary, turning the first mistake into one clear line.
+def build_options(cls: type[OptionsT], values: Mapping[str, Any], *, where: str = "") -> OptionsT:
+    """Make options from a mapping; the first mistake becomes an error of one line.
 
     Args:
         values: option name -> value; names may be written with dashes.
-        where: what to blame in the message, e.g. the YAML file.
+        where: source of the values for error messages, e.g. the YAML file.
 
     Raises:
-        ConfigError: an unknown name (the nearest one is suggested), or a value out of range.
+        ConfigError: an unknown name (the nearest one is suggested), or an invalid value.
+    """
+    prefix = f"{where}: " if where else ""
+    values = current_names(cls, values, where=where, stacklevel=3)
+    for name in values:
+        if name not in cls.model_fields:
+            advice = absent(name) if issubclass(cls, TrainOptions) else None
+            raise ConfigError(f"{prefix}{advice or f'unknown option {name!r}{nearest(name, cls.model_fields)}'}")
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        if not name:
+            raise ConfigError(f"{prefix}{first['msg'].removeprefix('Value error, ')}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{prefix}the option {name} is required") from None
+        raise ConfigError(f"{prefix}invalid {name}={_shown(first['input'])}: {_reason(first)}") from None
+
+
+def current_names(
+    cls: type[_Options], values: Mapping[str, Any], *, where: str = "", stacklevel: int = 2
+) -> dict[str, Any]:
+    """Values under current option names, with underscores; a renamed option gives a warning.
+
+    Args:
+        where: as for ``build_options``.
+        stacklevel: of the warning, as for ``warnings.warn``.
+
+    Raises:
+        ConfigError: an option is given under both its old and its new name.
     """
     prefix = f"{where}: " if where else ""
     values = {name.replace("-", "_"): value for name, value in values.items()}
@@ -301,31 +353,17 @@ def build_options(cls: type[OptionsT], values: dict[str, Any], *, where: str = "
         new, value = RENAMED[old], values.pop(old)
         if new in values:
             raise ConfigError(f"{prefix}{old} is the old name of {new}; give only {new}")
-        warnings.warn(f"{prefix}the option {old} is now called {new}", FutureWarning, stacklevel=2)
+        warnings.warn(f"{prefix}the option {old} is now called {new}", FutureWarning, stacklevel=stacklevel)
         values[new] = value
-    for name in values:
-        if name not in cls.model_fields:
-            why = absent(name) if issubclass(cls, TrainOptions) else None
-            raise ConfigError(f"{prefix}{why or f'unknown option {name!r}{nearest(name, cls.model_fields)}'}")
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:1])
-        message = first["msg"].removeprefix("Value error, ")
-        if not name:
-            raise ConfigError(f"{prefix}{message}") from None
-        if first["type"] == "missing":
-            raise ConfigError(f"{prefix}the option {name} is required") from None
-        raise ConfigError(f"{prefix}{name}={_shown(first['input'])} is not valid: {_plain(first)}") from None
+    return values
 
 
 def read_yaml(path: str | os.PathLike[str], *, as_written: bool = False) -> dict[str, Any]:
     """Read a YAML file of options.
 
     Args:
-        as_written: keep scalars as text, except that an option without a value is ``None``. The options define the
-            types; YAML itself would read the labels ``[yes, 010]`` as ``[True, 8]``.
+        as_written: keep scalars as text, except that an option without a value is ``None``. The option classes
+            define the types; YAML itself would read the labels ``[yes, 010]`` as ``[True, 8]``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
@@ -367,13 +405,13 @@ def _load_as_written(text: str) -> Any:
 
 
 def nearest(name: str, known: Any, least: float = 0.6) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known name, or nothing; ``least`` is how near, in 0..1."""
+    """``"; did you mean 'x'?"`` for the most similar name, or nothing; ``least`` is the required similarity, 0..1."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _shown(value: Any) -> str:
-    """A value as the user wrote it: numbers from a command line or YAML arrive as text."""
+    """A value as the user wrote it; numbers from the command line or YAML are text."""
     try:
         float(value)
         return str(value)
@@ -381,9 +419,35 @@ def _shown(value: Any) -> str:
         return repr(value)
 
 
-def _plain(error: Any) -> str:
-    if error["type"] == "literal_error":
+_BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<")}
+_BOUNDS["less_than_equal"] = ("le", "<=")
+_KINDS = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "finite",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+}
+
+
+def _reason(error: Any) -> str:
+    """Why a value is invalid: a validation error of pydantic in plain words."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "literal_error":
         given = str(error["input"])
-        candidates = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return f"choose one of {', '.join(candidates)}{nearest(given, candidates)}"
+        candidates = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"must be one of {', '.join(candidates)}{nearest(given, candidates)}"
+    if kind in _BOUNDS:
+        name, sign = _BOUNDS[kind]
+        return f"must be {sign} {context[name]:g}"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}"
+    if kind == "too_short":
+        return f"must have at least {context['min_length']} {'item' if context['min_length'] == 1 else 'items'}"
     return str(error["msg"][0].lower() + error["msg"][1:]).removeprefix("value error, ")

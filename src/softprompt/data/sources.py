@@ -12,7 +12,7 @@ underscores. A split whose labels are withheld (-1, or ``Unlabeled`` as in RAFT)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,27 +87,50 @@ def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
     return Splits(rows["train"], rows["validation"], rows["test"], labels, unlabeled, num_empty + empty)
 
 
+def load_training_splits(options: DataOptions) -> Splits:
+    """Read the rows of a training run, and check all that can be checked without a tokenizer.
+
+    Raises:
+        ConfigError: no source is given, or options that exclude each other.
+        DataError: a source, column, label or template is wrong.
+    """
+    splits = load_splits(options)
+    find_template(list(splits.train[0].fields), options)
+    labels = find_labels(splits, options)
+    for rows in (splits.train, splits.validation, splits.test):
+        check_labels(rows, labels, options)
+    return splits
+
+
 def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None) -> Task:
-    """What the training rows ask for: the resolved template, and the classes if there are any.
+    """The task of the training rows, with the template of the options.
 
     Raises:
         DataError: the template does not fit the columns or reads the label, or there is only one class.
     """
-    columns = list(splits.train[0].fields)
+    return Task(
+        text_columns=tuple(options.text_column),
+        label_column=options.label_column,
+        template=find_template(list(splits.train[0].fields), options),
+        labels=find_labels(splits, options),
+        max_length=options.max_length,
+        end_token_id=end_token_id,
+    )
+
+
+def find_template(columns: Sequence[str], options: DataOptions) -> str:
+    """The template of the options, checked against the columns of the rows.
+
+    Raises:
+        DataError: it does not fit the columns, or reads the label.
+    """
     template = resolve_template(options.template, options.text_column, columns)
     if options.label_column in Template(template, options.text_column).fields:
         raise DataError(
             f"the template reads the label column {options.label_column!r}, which would give the answer away; "
             "remove it from template or text_column"
         )
-    return Task(
-        text_columns=tuple(options.text_column),
-        label_column=options.label_column,
-        template=template,
-        labels=_classes(splits, options),
-        max_length=options.max_length,
-        end_token_id=end_token_id,
-    )
+    return template
 
 
 def labels_repeat(counts: Mapping[str, int]) -> bool:
@@ -127,20 +150,20 @@ def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def check_labels(rows: Iterable[Row], task: Task, *, max_train_samples: int | None = None) -> None:
-    """Check that every row has a label of the task; any text will do for a generation task.
+def check_labels(rows: Iterable[Row], labels: Sequence[str], options: DataOptions) -> None:
+    """Check that every row has one of the labels; any text will do if there are none (generation).
 
     Args:
-        max_train_samples: that option, named in the error since it may be why a label is unknown.
+        options: name the label column, and ``max_train_samples``, which may be why a label is unknown.
 
     Raises:
         DataError: a row has no label, or one that training has not seen.
     """
-    for row, label in _unknown(rows, task):
-        remedy = nearest(label, task.labels) or "; if it is correct, list all labels in the option labels"
+    for row, label in _unknown(rows, labels, _probe(options)):
+        remedy = nearest(label, labels) or "; if it is correct, list all labels in the option labels"
         raise DataError(
-            f"{row.where}: the label {label!r} does not occur in training, whose labels are {listed(task.labels)}"
-            f"{remedy}{_only_the_first(max_train_samples)}"
+            f"{row.where}: the label {label!r} does not occur in training, whose labels are {listed(labels)}"
+            f"{remedy}{_only_the_first(options.max_train_samples)}"
         )
 
 
@@ -153,16 +176,16 @@ def new_labels(rows: Iterable[Row], task: Task) -> dict[str, int]:
         DataError: a row has no label, or one that is nearly one of the task.
     """
     found: Counter[str] = Counter()
-    for row, label in _unknown(rows, task):
+    for row, label in _unknown(rows, task.labels, task):
         if meant := nearest(label, task.labels, least=0.8) or nearest(label.lower(), task.labels, least=0.8):
             raise DataError(f"{row.where}: the label {label!r} does not occur in training{meant}")
         found[label] += 1
     return dict(found)
 
 
-def _unknown(rows: Iterable[Row], task: Task) -> Iterator[tuple[Row, str]]:
-    """Rows whose label is none of the task's, with it; none for a generation task."""
-    known = set(task.labels)
+def _unknown(rows: Iterable[Row], labels: Sequence[str], task: Task) -> Iterator[tuple[Row, str]]:
+    """Rows whose label is not one of ``labels``, with it; none if there are no labels (generation)."""
+    known = set(labels)
     for row in rows:
         label = task.label_of(row.fields, row.where)
         if known and label not in known:
@@ -353,8 +376,12 @@ def _check_options(options: DataOptions, need_train: bool) -> None:
         raise ConfigError(f"column_names is for files without a header, but the data set is {name!r}; leave it out")
 
 
-def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
-    """The labels in a fixed order; empty for generation."""
+def find_labels(splits: Splits, options: DataOptions) -> tuple[str, ...]:
+    """The labels of a classification task in a fixed order; empty for generation.
+
+    Raises:
+        DataError: there is only one class.
+    """
     if options.task == "generation":
         return ()
     probe = _probe(options)

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. This one listens and says nothing; the command line prints."""
+"""Events of a training run. Methods that mean the same as in ``transformers.TrainerCallback`` have its names."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from ..storage.record import EpochRecord, TrainerState
 
 
 class Callback:
-    """Receives the events of a run. Override what is of interest."""
+    """Receives the events of a run; the methods do nothing here. Override those you need."""
 
-    def note(self, text: str) -> None:
-        """One line that a person should read (rows cut, a resumed step, ...)."""
-
-    def begin(self, state: TrainerState, classification: bool) -> None:
+    def on_train_begin(self, state: TrainerState, is_classification: bool) -> None:
         """Training starts, at ``state.global_step``."""
 
-    def step(self, step: int, loss: float) -> None:
-        """Optimiser step number ``step`` (from 1) is done."""
+    def on_step_end(self, step: int, loss: float) -> None:
+        """Optimizer step number ``step`` (from 1) is done."""
 
-    def epoch(self, record: EpochRecord, best: bool) -> None:
-        """A line of the table; ``best`` when no earlier one validated better."""
+    def on_log(self, record: EpochRecord, is_best: bool) -> None:
+        """A line of the training table: at the end of an epoch, and at each validation within one.
+
+        Args:
+            is_best: whether this prompt has validated best so far.
+        """
+
+    def on_message(self, text: str) -> None:
+        """A line for the user, such as the number of truncated rows or the resumed step."""
 
     @contextmanager
-    def rows(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A pass over ``total`` rows: call what it yields with the number of rows just done."""
+    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A pass over ``total`` rows or steps; the function it yields takes the number just done."""
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""Resume state: a checkpoint is an adapter folder, with the optimiser's moments and the run's state beside it."""
+"""Checkpoints: an adapter folder that also holds the optimizer's moments and the trainer state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_checkpoint(
     state: TrainerState,
     task: Task,
 ) -> Path:
-    """Write ``checkpoint-N`` (N optimiser steps) in one step: a crash leaves it whole or absent."""
+    """Write ``checkpoint-N`` (N optimizer steps) in one step: a crash leaves it whole or absent."""
     folder = output_dir / f"checkpoint-{state.global_step}"
 
     def fill(target: Path) -> None:
@@ -50,11 +50,11 @@ def write_checkpoint(
 def check_checkpoint(
     folder: Path, prompt: Tensor, fingerprint: str, placement: Placement | None = "prefix"
 ) -> tuple[Tensor, TrainerState]:
-    """Read the prompt and the state of a checkpoint that this run, of this fingerprint, can go on from.
+    """Read the prompt and the state of a checkpoint that a run with this fingerprint can resume.
 
     Raises:
-        AdapterError: a file of the checkpoint is missing or damaged, or its prompt stands on the other side.
-        ConfigError: it belongs to a prompt of another shape, or to a run of other rows or options.
+        AdapterError: a file of the checkpoint is missing or damaged, or its prompt has the other placement.
+        ConfigError: its prompt has another shape, or its run had other rows or options.
     """
     for name in (WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME):
         if not (folder / name).is_file():
@@ -62,15 +62,15 @@ def check_checkpoint(
     saved = read_prompt(folder / WEIGHTS_NAME, placement)
     if saved.shape != prompt.shape:
         raise ConfigError(
-            f"{folder} holds a prompt of {list(saved.shape)}, this run's is {list(prompt.shape)}; "
+            f"{folder} holds a prompt of shape {list(saved.shape)}, this run's is {list(prompt.shape)}; "
             "resume with the same num_virtual_tokens and base model"
         )
     state = TrainerState.load(folder)
     if state.fingerprint not in (None, fingerprint):
         raise ConfigError(
-            f"{folder} is of a run with other training rows or options; resume with the same rows, template, "
-            "max_length, seed, batch size, num_virtual_tokens, start and base model, or start anew in another "
-            "output_dir"
+            f"{folder} belongs to a run with other training rows or options; resume with the same rows, template, "
+            "max_length, seed, batch size, num_virtual_tokens, initial prompt and base model, or start a new run in "
+            "another output_dir"
         )
     return saved, state
 
@@ -82,7 +82,7 @@ def read_checkpoint(
     fingerprint: str,
     placement: Placement | None = "prefix",
 ) -> TrainerState:
-    """Put a checkpoint's numbers into the prompt ``[P, D]`` and the optimiser; raises what the check raises."""
+    """Load a checkpoint into the prompt ``[P, D]`` and the optimizer; raises the errors of ``check_checkpoint``."""
     saved, state = check_checkpoint(folder, prompt, fingerprint, placement)
     try:
         moments = load_file(folder / OPTIMIZER_NAME)
@@ -92,7 +92,7 @@ def read_checkpoint(
         prompt.copy_(saved)
     optimizer.state[prompt].update({name: value.to(prompt.device) for name, value in moments.items()})
     if "step" in moments:
-        optimizer.state[prompt]["step"] = moments["step"].cpu()  # AdamW keeps its count there
+        optimizer.state[prompt]["step"] = moments["step"].cpu()  # AdamW keeps its step count on the CPU
     return state
 
 
@@ -117,11 +117,11 @@ def step_of(folder: Path) -> int:
 
 
 def remove_checkpoint(output_dir: Path, step: int) -> None:
-    """Delete ``checkpoint-step`` if it is there."""
+    """Delete ``checkpoint-step`` if it exists."""
     shutil.rmtree(output_dir / f"checkpoint-{step}", ignore_errors=True)
 
 
-def remove_old(output_dir: Path, limit: int | None, keep: str | None) -> None:
+def remove_old_checkpoints(output_dir: Path, limit: int | None, keep: str | None) -> None:
     """Delete the oldest checkpoints beyond ``limit``, sparing the folder named ``keep`` (the best one)."""
     if limit is None:
         return

@@ -1,119 +1,234 @@
-"""Training to tell classes apart: cross-entropy between the label texts of a task.
+"""Training objectives: the packs of a batch, and the summed loss of one pack.
 
-The language-model loss also rewards making the labels likely among all texts; with a few dozen rows most of its
-gradient goes there. Here only the labels' probabilities relative to each other count.
+========================  ======================================  ===============
+objective                 loss of a row                           mean over
+========================  ======================================  ===============
+``LanguageModeling``      cross-entropy of the label's tokens     supervised tokens
+``Classification``        cross-entropy between the class labels  rows
+``EnsembleClassification``  the same, for several suffix prompts  rows
+========================  ======================================  ===============
+
+The language-modeling loss also rewards making the labels likely among all texts; with a few dozen rows most of its
+gradient goes there. The other two compare the labels with each other and with nothing else.
+
+Prefix and suffix prompts differ only in the plan of a pack, and in what its packs share: below a prefix all of them
+share the prompt, which is computed once per step; suffix prompts share nothing, and read texts from the KV cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..engine.accumulate import summed_loss
+from ..config.adapter_config import Placement
 from ..engine.kv_cache import KVCache
-from ..engine.loss import group_log_probs
-from ..engine.plans import branch_tokens, plan_candidates
-from ..engine.suffix import plan_suffix_candidates
+from ..engine.loss import group_log_probs, token_losses
+from ..engine.plans import branch_tokens, packs, plan_candidates
+from ..engine.suffix import plan_suffix_candidates, plan_suffix_rows
 from ..engine.text_cache import TextCache, cached_texts, read_for
-from ..inference.evaluate import Classes
+from ..engine.tree import Plan
+from ..inference.evaluate import Classes, plan_examples
 from ..types import Example
-from .packs import KNOWN_TOKENS, cut
+
+CACHED_TOKENS = 16
+"""This many tokens of a cached text take the memory of one computed token, or less."""
+
+RowT = TypeVar("RowT")
 
 
-def packs_of_candidates(
-    batch: Sequence[Example], classes: Classes, num_virtual_tokens: int, suffix: int, tokens_per_pack: int
-) -> list[Sequence[Example]]:
-    """Packs of at most ``tokens_per_pack`` tokens of texts, prompts behind them and label branches, or of one row.
+@dataclass(frozen=True)
+class Pack:
+    """Rows that are computed together.
 
-    Args:
-        num_virtual_tokens: of each prompt.
-        behind: how many prompts stand behind each text; 0 for one in front of all.
+    Attributes:
+        plan: their plan.
+        texts: the texts before the suffix prompts, which come from the KV cache; empty for a prefix prompt.
+        targets: of classification, what the rows' scores are compared with: class indices ``[b]``, or probabilities
+            ``[pairs, C]``.
+        weights: ``[pairs]`` weight of each pair of row and prompt, where there are several prompts.
     """
-    branches = branch_tokens(classes.ids)
-    if suffix:
-        below = suffix * (num_virtual_tokens + branches)
-        sizes = [below + len(row.input_ids) // KNOWN_TOKENS for row in batch]
-    else:
-        sizes = [len(row.input_ids) + branches for row in batch]
-    return cut(batch, sizes, tokens_per_pack)
+
+    plan: Plan
+    texts: Sequence[tuple[int, ...]] = ()
+    targets: Tensor | None = None
+    weights: Tensor | None = None
 
 
-def backward_classes(
-    base: PreTrainedModel,
-    prompt: Tensor,
-    parts: Sequence[Sequence[Example]],
-    classes: Classes,
-    texts: TextCache | None,
-    *,
-    suffix: bool,
-    weights: Tensor | None = None,
-) -> float:
-    """Add the gradient of the mean cross-entropy of all rows to ``prompt.grad``; returns that loss, in nats.
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC, Generic[RowT]):
+    """What a step minimises.
 
-    Args:
-        weights: ``[C]`` how much a row of each class counts; ``None`` for 1.
+    Attributes:
+        base: the frozen causal language model.
+        placement: where the prompt stands.
+        tokens_per_pack: most tokens of a pack that are computed; a pack has at least one row.
+        texts: KV cache of the texts before suffix prompts; without one, texts are computed in each step.
     """
-    rows = sum(map(len, parts))
 
-    def of(part: Sequence[Example], prompt: Tensor | KVCache) -> Tensor:
-        inputs = [row.input_ids for row in part]
-        if isinstance(prompt, Tensor) and suffix:
-            scores = suffix_candidate_scores(base, prompt[None], inputs, [[0]] * len(inputs), classes, texts)
+    base: PreTrainedModel
+    placement: Placement
+    tokens_per_pack: int
+    texts: TextCache | None = None
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether all packs of a step attend to one and the same computed prompt."""
+        return self.placement == "prefix"
+
+    @abstractmethod
+    def count(self, rows: Sequence[RowT]) -> int:
+        """The divisor of the summed loss of some rows."""
+
+    @abstractmethod
+    def packs(self, rows: Sequence[RowT], prompt: Tensor) -> list[Pack]:
+        """Planned packs of a batch.
+
+        Args:
+            prompt: ``[P, D]`` (``[M, P, D]`` for an ensemble); only its shape and device are read.
+        """
+
+    @abstractmethod
+    def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
+        """Summed loss of a pack, a scalar in nats; differentiable in the prompt.
+
+        Args:
+            prompt: as for ``packs``, or its KV cache.
+        """
+
+    def _cached(self, pack: Pack) -> Mapping[int, KVCache]:
+        """KV caches of the nodes of a pack's texts."""
+        if not pack.texts:
+            return {}
+        if self.texts is None:
+            return read_for(self.base, pack.plan, pack.texts)
+        return cached_texts(pack.plan, pack.texts, self.texts.get)
+
+    def _cut(self, sizes: Sequence[int]) -> list[slice]:
+        """Consecutive rows whose sizes add up to at most ``tokens_per_pack``."""
+        return [slice(rows.start, rows.stop) for rows in packs(sizes, self.tokens_per_pack)]
+
+
+class LanguageModeling(Objective[Example]):
+    """Cross-entropy of the label's tokens."""
+
+    def count(self, rows: Sequence[Example]) -> int:
+        """Supervised tokens."""
+        return sum(len(row.label_ids) for row in rows)
+
+    def packs(self, rows: Sequence[Example], prompt: Tensor) -> list[Pack]:
+        """See ``Objective``."""
+        length, device = len(prompt), prompt.device
+        if self.placement == "prefix":
+            sizes = [len(row.input_ids) + len(row.label_ids) for row in rows]
+            return [Pack(plan_examples(rows[part], length, device)) for part in self._cut(sizes)]
+        sizes = [length + len(row.label_ids) + len(row.input_ids) // CACHED_TOKENS for row in rows]
+        found = []
+        for part in self._cut(sizes):
+            texts, labels = [row.input_ids for row in rows[part]], [row.label_ids for row in rows[part]]
+            found.append(Pack(plan_suffix_rows(length, texts, labels, device), texts))
+        return found
+
+    def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
+        """See ``Objective``."""
+        return token_losses(self.base, pack.plan, prompt, self._cached(pack)).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Objective[Example]):
+    """Cross-entropy between the labels of the classes.
+
+    Attributes:
+        classes: the C labels in tokens.
+        weights: ``[C]`` weight of the rows of each class; ``None`` for 1.
+    """
+
+    classes: Classes
+    weights: Tensor | None = None
+
+    def count(self, rows: Sequence[Example]) -> int:
+        """Rows."""
+        return len(rows)
+
+    def packs(self, rows: Sequence[Example], prompt: Tensor) -> list[Pack]:
+        """See ``Objective``."""
+        length, device, labels = len(prompt), prompt.device, self.classes.ids
+        branches = branch_tokens(labels)
+        if self.placement == "prefix":
+            sizes = [len(row.input_ids) + branches for row in rows]
         else:
-            scores = candidate_scores(base, prompt, inputs, classes)
-        gold = torch.tensor(gold_of(part, classes), device=scores.device)
-        return F.cross_entropy(scores, gold, weight=weights, reduction="sum") / rows
+            sizes = [length + branches + len(row.input_ids) // CACHED_TOKENS for row in rows]
+        found = []
+        for part in self._cut(sizes):
+            texts = [row.input_ids for row in rows[part]]
+            gold = torch.tensor(class_indices(rows[part], self.classes), device=device)
+            if self.placement == "prefix":
+                found.append(Pack(plan_candidates(length, texts, labels, device), targets=gold))
+            else:
+                found.append(Pack(plan_suffix_candidates(length, texts, labels, device), texts, gold))
+        return found
 
-    if not suffix:
-        loss = summed_loss(base, [partial(of, part) for part in parts], prompt)  # the prompt is computed once for all
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-    total = 0.0
-    for part in parts:  # packs share no computation
-        loss = of(part, prompt)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total
+    def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
+        """See ``Objective``."""
+        scores = group_log_probs(self.base, pack.plan, prompt, self._cached(pack)).view(-1, len(self.classes.ids))
+        assert pack.targets is not None
+        return F.cross_entropy(scores, pack.targets, weight=self.weights, reduction="sum")
 
 
-def gold_of(examples: Sequence[Example], classes: Classes) -> list[int]:
-    """Index of the right class of each example."""
+@dataclass(frozen=True, kw_only=True)
+class EnsembleClassification(Objective[int]):
+    """Weighted cross-entropy of M suffix prompts ``[M, P, D]``, summed over the prompts.
+
+    A row is its number in ``examples``. All prompts stand next to each other after each text.
+
+    Attributes:
+        classes: the C labels in tokens.
+        examples: N rows; their own labels are not read.
+        targets: ``[N, C]`` probability of each class.
+        weights: ``[M, N]`` weight of each row for each prompt; 0 where a prompt must not see the row.
+    """
+
+    classes: Classes
+    examples: Sequence[Example]
+    targets: Tensor
+    weights: Tensor
+
+    def count(self, rows: Sequence[int]) -> int:
+        """Rows."""
+        return len(rows)
+
+    def packs(self, rows: Sequence[int], prompt: Tensor) -> list[Pack]:
+        """See ``Objective``."""
+        number, length, _ = prompt.shape
+        below = number * (length + branch_tokens(self.classes.ids))
+        sizes = [below + len(self.examples[row].input_ids) // CACHED_TOKENS for row in rows]
+        return [self._pack(rows[part], length, prompt.device) for part in self._cut(sizes)]
+
+    def _pack(self, rows: Sequence[int], num_virtual_tokens: int, device: torch.device) -> Pack:
+        used = self.weights[:, rows].T > 0  # [b, M]
+        row, member = used.nonzero(as_tuple=True)  # of each pair, in the order of the plan
+        texts = [self.classes.text_of(self.examples[each]) for each in rows]
+        prompts = [each.nonzero()[:, 0].tolist() for each in used]
+        plan = plan_suffix_candidates(num_virtual_tokens, texts, self.classes.ids, device, prompts)
+        return Pack(plan, texts, self.targets[rows][row].to(device), self.weights[:, rows][member, row].to(device))
+
+    def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
+        """See ``Objective``."""
+        assert isinstance(prompt, Tensor)
+        assert pack.targets is not None
+        assert pack.weights is not None
+        scores = group_log_probs(self.base, pack.plan, prompt.flatten(0, 1), self._cached(pack))
+        log_probs = scores.view(-1, len(self.classes.ids)).log_softmax(-1)
+        losses = -(pack.targets.to(log_probs) * log_probs).sum(-1) * pack.weights.to(log_probs)
+        return losses.sum()
+
+
+def class_indices(examples: Sequence[Example], classes: Classes) -> list[int]:
+    """Index of each example's class."""
     return [classes.names.index(str(example.label)) for example in examples]
-
-
-def candidate_scores(
-    base: PreTrainedModel,
-    prompt: Tensor | KVCache,
-    inputs: Sequence[tuple[int, ...]],
-    classes: Classes,
-) -> Tensor:
-    """Log-probability ``[B, C]`` of each label behind each text; differentiable in ``prompt``.
-
-    Args:
-        prompt: ``[P, D]``, or the compiled prompt.
-    """
-    plan = plan_candidates(len(prompt), inputs, classes.ids, base.device)
-    return group_log_probs(base, plan, prompt).view(len(inputs), len(classes.ids))
-
-
-def suffix_candidate_scores(
-    base: PreTrainedModel,
-    prompts: Tensor,
-    inputs: Sequence[tuple[int, ...]],
-    which: Sequence[Sequence[int]],
-    classes: Classes,
-    texts: TextCache | None,
-) -> Tensor:
-    """Log-probability ``[pairs, C]`` of each label behind some of several prompts ``[M, P, D]`` behind each text.
-
-    Args:
-        which: the prompts behind each text; pairs come in this order.
-    """
-    plan = plan_suffix_candidates(prompts.shape[1], inputs, classes.ids, prompts.device, which)
-    known = read_for(base, plan, inputs) if texts is None else cached_texts(plan, inputs, texts.get)
-    return group_log_probs(base, plan, prompts.flatten(0, 1), known).view(-1, len(classes.ids))

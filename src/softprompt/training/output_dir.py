@@ -1,16 +1,24 @@
-"""The output folder of a run: what may be there before, and clearing it of an older run's files only."""
+"""The output folder of a run: checked, cleared of an older run's files, and written."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import yaml
+from torch import Tensor
 
 from ..config.adapter_config import CONFIG_NAME
 from ..config.options import TrainOptions
 from ..data.task import TASK_NAME
-from ..errors import ConfigError
-from ..storage.adapter import START_NAME, WEIGHTS_NAME
+from ..errors import ConfigError, MissingExtraError
+from ..inference.evaluate import Classes
+from ..reporting.folder import write_card
+from ..reporting.plots import plot_confusion_matrix, plot_loss
+from ..storage.adapter import START_NAME, WEIGHTS_NAME, read_prompt, write_prompt
+from ..storage.atomic import write_text
 from ..storage.record import (
     CONFUSION_PICTURE,
     ENSEMBLE_NAME,
@@ -22,8 +30,12 @@ from ..storage.record import (
     PROBE_NAME,
     STATE_NAME,
     TRAIN_METRICS_NAME,
+    Metrics,
+    TrainerState,
 )
+from .callbacks import Callback
 from .checkpoint import checkpoints
+from .run import Run
 
 RUN_FILES = (
     WEIGHTS_NAME,
@@ -42,25 +54,25 @@ RUN_FILES = (
     CONFUSION_PICTURE,
 )
 
-_FALSE_START = {START_NAME, OPTIONS_NAME, LOG_NAME}
-"""All that a run has written before its first checkpoint: nothing that anybody would miss."""
+_INITIAL_FILES = {START_NAME, OPTIONS_NAME, LOG_NAME}
+"""The files of a run without a checkpoint; they may be overwritten."""
 
 
 def check_output_dir(options: TrainOptions) -> Path | None:
-    """Check what is in the output folder, and whether one can be there; nothing is removed yet.
+    """Check what is in the output folder, and whether it can be written; nothing is removed yet.
 
     Returns:
         The checkpoint to resume from, if any.
 
     Raises:
-        ConfigError: it is a file, holds a run or files that nobody asked to replace, or has no checkpoint to
+        ConfigError: it is a file, holds a run or other files that would be overwritten, or has no checkpoint to
             resume.
     """
     folder = options.output_dir
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; give a folder")
     if options.resume_from_checkpoint:
-        return _checkpoint(options)
+        return _find_checkpoint(options)
     if not options.overwrite_output_dir:
         _check_unused(folder)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -83,49 +95,92 @@ def make_output_dir(options: TrainOptions) -> None:
         raise ConfigError(f"cannot make output_dir {options.output_dir}: {error.strerror}") from None
 
 
+def write_initial_files(options: TrainOptions, prompt: Tensor) -> Tensor:
+    """Write the resolved options and the initial prompt, which ``inspect`` compares with the trained one.
+
+    Returns:
+        The initial prompt; that of the first part of the run if it is resumed.
+    """
+    values = options.model_dump(mode="json", exclude={"dry_run", "overwrite_output_dir", "resume_from_checkpoint"})
+    write_text(options.output_dir / OPTIONS_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    saved = options.output_dir / START_NAME
+    if options.resume_from_checkpoint and saved.is_file():
+        return read_prompt(saved).to(prompt)
+    write_prompt(options.output_dir, prompt, name=START_NAME)
+    return prompt
+
+
+def write_results(run: Run, classes: Classes | None, state: TrainerState, metrics: Metrics | None) -> None:
+    """Write the finished adapter folder. The weights come last, so a folder that has them is complete."""
+    folder = run.options.output_dir
+    if run.options.resume_from_checkpoint:  # they belong to the prompt before it was trained further
+        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME):
+            (folder / name).unlink(missing_ok=True)
+    if metrics is not None:
+        metrics.save(folder)
+    _plot(folder, state, metrics, run.callback)
+    run.task.save(folder)
+    state.save(folder)
+    for part in (classes.linear_probe, classes.ensemble) if classes else ():
+        if part is not None:
+            part.save(folder)
+    replace(run.config, inference_mode=True).save_pretrained(folder)
+    write_card(folder)
+    write_prompt(folder, run.prompt, placement=run.config.prompt_placement)
+
+
+def _plot(folder: Path, state: TrainerState, metrics: Metrics | None, callback: Callback) -> None:
+    try:
+        plot_loss(state.history, folder / LOSS_PICTURE, best_step=state.best_step)
+        if metrics is not None and metrics.confusion_matrix and metrics.labels:
+            plot_confusion_matrix(metrics.confusion_matrix, metrics.labels, folder / CONFUSION_PICTURE)
+    except MissingExtraError as missing:
+        callback.on_message(f"no plots: {missing}")
+
+
 def _check_unused(folder: Path) -> None:
     if (folder / WEIGHTS_NAME).exists():
         raise ConfigError(
             f"output_dir {folder} holds a finished run; choose another folder, give --overwrite_output_dir to "
-            "replace it, or --resume_from_checkpoint last to go on (with more epochs)"
+            "replace it, or --resume_from_checkpoint last to continue it (with more epochs)"
         )
     if checkpoints(folder):
         raise ConfigError(
-            f"output_dir {folder} holds an unfinished run; go on with --resume_from_checkpoint last, "
-            "or give --overwrite_output_dir"
+            f"output_dir {folder} holds an unfinished run; continue it with --resume_from_checkpoint "
+            "last, or give --overwrite_output_dir"
         )
-    there = [name for name in RUN_FILES if (folder / name).exists()]
-    if there and not (START_NAME in there and _FALSE_START.issuperset(there)):
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if found and not (START_NAME in found and _INITIAL_FILES.issuperset(found)):
         raise ConfigError(
-            f"output_dir {folder} has a {there[0]}, which the run would overwrite; choose another folder, "
+            f"output_dir {folder} has a {found[0]}, which the run would overwrite; choose another folder, "
             "or give --overwrite_output_dir"
         )
 
 
-def _checkpoint(options: TrainOptions) -> Path:
+def _find_checkpoint(options: TrainOptions) -> Path:
     asked = str(options.resume_from_checkpoint)
     if asked.lower() not in ("true", "last"):
         if not Path(asked).is_dir():
             raise ConfigError(f"resume_from_checkpoint: there is no folder {asked}; 'last' takes the newest one")
         if Path(asked).resolve().parent != options.output_dir.resolve():
             raise ConfigError(
-                f"resume_from_checkpoint {asked} does not lie in output_dir {options.output_dir}, where the run's "
-                "best prompt and log are; copy it there, or give the output_dir that it is in"
+                f"resume_from_checkpoint {asked} is not in output_dir {options.output_dir}, where the run's best "
+                "prompt and log are; copy it there, or set output_dir to its folder"
             )
         return Path(asked)
     found = checkpoints(options.output_dir)
     if not found:
         raise ConfigError(
             f"resume_from_checkpoint: there is no checkpoint in {options.output_dir} to resume from; "
-            "leave the option out to start anew"
+            "omit the option to start a new run"
         )
     return found[-1]
 
 
 def _clear(folder: Path) -> None:
-    """Remove an older run's files. What else lies there is not ours, and stays.
+    """Remove the files of an older run; other files stay.
 
-    The names alone do not make a file ours: anybody may have a ``metrics.json``.
+    Names alone do not tell: a folder without a run may also have a ``metrics.json``.
     """
     marks = (WEIGHTS_NAME, STATE_NAME, OPTIONS_NAME)
     if not checkpoints(folder) and not any((folder / name).is_file() for name in marks):

@@ -1,4 +1,4 @@
-"""What one training run works on, and which rows each of its steps takes."""
+"""A training run: its model, rows and options, and what follows from them for each step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..config.adapter_config import PromptTuningConfig
 from ..config.options import TrainOptions
@@ -25,18 +26,24 @@ from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import Example
 from .callbacks import Callback
-from .schedule import learning_rate
+from .lr_schedule import lr_multiplier
+from .objectives import Classification, LanguageModeling, class_indices
 
 
 @dataclass
 class Run:
-    """Everything the loop works on.
+    """A training run.
 
     Attributes:
-        texts: knows the rows' texts where these stand before the prompt.
-        classes: between which the prompt is to choose, for ``objective=classes``.
-        embedding_rms: size of the base's input embeddings, of which learning rates may be multiples.
-        unlabeled: rows without labels, for prompts of an ensemble to learn from each other.
+        model: the base model with the prompt that is trained.
+        options: with the recipe's defaults.
+        examples: encoded training rows.
+        validate: scores the current prompt; ``None`` if nothing is validated.
+        resume_from: folder of the checkpoint to resume.
+        texts: KV cache of the texts before suffix prompts; ``None`` for prefix prompts.
+        classes: of a classification task.
+        embedding_rms: root mean square of the base's input embeddings, the unit of scaled learning rates.
+        unlabeled: encoded rows without labels, for self-training.
     """
 
     model: PeftModelForCausalLM
@@ -52,18 +59,56 @@ class Run:
     unlabeled: Sequence[Example] = ()
 
     @property
+    def base(self) -> PreTrainedModel:
+        """The frozen base model."""
+        return self.model.base_model
+
+    @property
+    def prompt(self) -> Tensor:
+        """The prompt that is trained, ``[P, D]``."""
+        return self.model.prompt
+
+    @property
+    def config(self) -> PromptTuningConfig:
+        """The config of the prompt that is trained."""
+        config = self.model.active_peft_config
+        assert isinstance(config, PromptTuningConfig)
+        return config
+
+    @cached_property
+    def objective(self) -> LanguageModeling | Classification:
+        """The loss of the prompt."""
+        placement, tokens, texts = self.model.prompt_placement, self.tokens_per_pack, self.texts
+        if self.options.objective == "language_modeling":
+            return LanguageModeling(base=self.base, placement=placement, tokens_per_pack=tokens, texts=texts)
+        assert self.classes is not None
+        return Classification(
+            base=self.base,
+            placement=placement,
+            tokens_per_pack=tokens,
+            texts=texts,
+            classes=self.classes,
+            weights=self.class_weights,
+        )
+
+    @property
+    def tokens_per_pack(self) -> int:
+        """Most tokens that are computed at once; by default enough to keep the device busy."""
+        return self.options.tokens_per_pack or default_tokens_per_pack(self.prompt.device)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the rows."""
+        """Optimizer steps of one pass over the rows."""
         return math.ceil(len(self.examples) / self.rows_per_step)
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimiser step."""
+        """Rows of one optimizer step."""
         return self.options.per_device_train_batch_size * self.options.gradient_accumulation_steps
 
     @property
     def max_steps(self) -> int:
-        """Optimiser steps of the prompt."""
+        """Optimizer steps of the prompt."""
         if self.options.max_steps > 0:
             return self.options.max_steps
         return math.ceil(self.steps_per_epoch * self.options.num_train_epochs)
@@ -75,73 +120,55 @@ class Run:
 
     @property
     def fold_steps(self) -> int:
-        """Optimiser steps of the prompts of folds, at most ``max_steps``."""
+        """Optimizer steps of the fold prompts, at most ``max_steps``."""
         steps = self.options.fold_epochs * self.steps_per_epoch
         return min(steps, self.options.max_steps) if self.options.max_steps > 0 else steps
 
     @property
     def learning_rate_unit(self) -> float:
-        """What the option ``learning_rate`` is a multiple of."""
+        """The factor of the option ``learning_rate``: 1, or the size of the embeddings if the rate is scaled."""
         return self.embedding_rms if self.options.scale_learning_rate else 1.0
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of an optimiser step (0-based)."""
-        return self.learning_rate_unit * learning_rate(step, self.max_steps, self.options)
+        """Learning rate of an optimizer step (0-based)."""
+        return self.learning_rate_unit * (
+            self.options.learning_rate * lr_multiplier(step, self.max_steps, self.options)
+        )
 
     @property
     def metric(self) -> str | None:
-        """What decides which prompt is best; ``None`` when nothing is validated."""
+        """The metric that ranks prompts; ``None`` when nothing is validated."""
         if self.validate is None:
             return None
         return self.options.metric_for_best_model or ("macro_f1" if self.task.is_classification else "eval_loss")
 
-    @property
-    def tokens_per_pack(self) -> int:
-        """Tokens that are computed at once: enough to keep the machine busy, if nobody has asked for less."""
-        return self.options.tokens_per_pack or default_tokens_per_pack(self.model.prompt.device)
-
-    @property
-    def suffix(self) -> bool:
-        """Whether the prompt stands behind the text."""
-        return self.model.prompt_placement == "suffix"
-
-    @property
-    def config(self) -> PromptTuningConfig:
-        """The config of the prompt that is trained."""
-        config = self.model.active_peft_config
-        assert isinstance(config, PromptTuningConfig)
-        return config
-
-    @property
-    def _class_ids(self) -> Sequence[Sequence[int]]:
-        return self.classes.ids if self.classes else ()
-
     @cached_property
     def class_weights(self) -> Tensor | None:
-        """How much a row of each class counts, ``[C]``; ``None`` for 1."""
+        """Weight of the rows of each class, ``[C]``; ``None`` for 1."""
         if self.options.class_weights == "none" or self.classes is None:
             return None
-        gold = [self.classes.names.index(str(example.label)) for example in self.examples]
-        return class_weights(gold, len(self.classes.ids)).to(self.model.prompt.device)
+        gold = class_indices(self.examples, self.classes)
+        return class_weights(gold, len(self.classes.ids)).to(self.prompt.device)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what a resumed run must have in common with its first part.
 
-        The encoded rows stand for files, columns, template, labels, tokenizer and ``max_length`` alike. How
-        long, how fast and how often to look may change, so epochs, learning rate and the rest are left out.
+        The encoded rows stand for files, columns, template, labels, tokenizer and ``max_length`` alike. Epochs,
+        learning rate and the strategies may change, so they are left out.
         """
+        options, class_ids = self.options, self.classes.ids if self.classes else ()
         facts = (
-            self.options.seed,
+            options.seed,
             self.rows_per_step,
-            len(self.model.prompt),
+            len(self.prompt),
             self.config.base_model_name_or_path,
             self.config.prompt_tuning_init,
             self.config.prompt_tuning_init_text,
-            # What is as it was in older releases adds nothing, so that their runs go on.
-            *(["suffix"] if self.suffix else []),
-            *([self.options.objective, self._class_ids] if self.options.objective != "language_modeling" else []),
-            *([self.options.class_weights] if self.options.class_weights != "none" else []),
+            # The defaults of older releases add nothing, so that their runs can be resumed.
+            *(["suffix"] if self.model.prompt_placement == "suffix" else []),
+            *([options.objective, class_ids] if options.objective != "language_modeling" else []),
+            *([options.class_weights] if options.class_weights != "none" else []),
         )
         found = hashlib.sha256(json.dumps(facts).encode())
         for example in self.examples:
@@ -150,22 +177,22 @@ class Run:
         return found.hexdigest()
 
 
-def rows_of_step(run: Run, step: int, number: int) -> list[int]:
-    """Which of so many rows one optimiser step takes; they come in a new order each epoch."""
-    epoch, index = divmod(step, math.ceil(number / run.rows_per_step))
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch))
+def rows_of_step(run: Run, step: int, num_rows: int) -> list[int]:
+    """Numbers of the rows of one optimizer step, of ``num_rows``; each epoch has a new order."""
+    epoch, index = divmod(step, math.ceil(num_rows / run.rows_per_step))
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(run.options.seed * 65_537 + epoch))
     return order[index * run.rows_per_step : (index + 1) * run.rows_per_step].tolist()
 
 
 def batches_of_step(run: Run, step: int) -> list[list[Example]]:
-    """The batches of one optimiser step."""
+    """The batches of one optimizer step."""
     rows = rows_of_step(run, step, len(run.examples))
     size = run.options.per_device_train_batch_size
     return [[run.examples[row] for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 
 
-def read_texts(texts: TextCache, inputs: Iterable[tuple[int, ...]], callback: Callback) -> None:
-    """Have the texts read that every epoch needs; it takes no time the second time."""
+def fill_text_cache(texts: TextCache, inputs: Iterable[tuple[int, ...]], callback: Callback) -> None:
+    """Compute the texts that the steps read, before the first step; texts that are cached cost nothing."""
     inputs = set(inputs)
-    with callback.rows("reading the texts", len(inputs)) as progress:
+    with callback.progress("reading the texts", len(inputs)) as progress:
         texts.read(inputs, progress)

@@ -83,8 +83,8 @@ def read_task(name: str, options: TaskOptions, max_test_rows: int | None) -> Tas
     if not task.is_classification:
         raise DataError(f"task {name}: labels do not repeat, so it is no classification; a benchmark needs classes")
     test = _sample(splits.test, max_test_rows)
-    check_labels(splits.train, task, max_train_samples=options.max_train_samples)
-    check_labels(splits.test, task, max_train_samples=options.max_train_samples)
+    check_labels(splits.train, task.labels, options)
+    check_labels(splits.test, task.labels, options)
     gold = tuple(task.labels.index(task.label_of(row.fields, row.where)) for row in test)
     return TaskData(name, options, task, tuple(splits.train), tuple(test), gold)
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ...config.options import DataOptions, TrainOptions
-from ...data.sources import load_splits, make_task
+from ...data.sources import load_splits
 from ...data.tokenize import Encoder, default_end_token_id
 from ...inference.evaluate import Classes, classes_of
 from ...models.families import context_length
-from ...training.recipes import follow
+from ...training.recipes import apply_recipe, build_task
 from ...types import Example
 from . import ours, reference
 from .inputs import need_classes
@@ -59,10 +59,11 @@ class ManyClasses(Subject):
         options, count = self.options, len(self.work.examples)
         rows = load_splits(options.model_copy(update={"max_train_samples": count}))
         names = intents()
-        task = make_task(rows, options, end_token_id=default_end_token_id(self.tokenizer))
         given = options.model_dump(include=set(DataOptions.model_fields), exclude_none=True)
         chosen = TrainOptions(**given, recipe=recipe, output_dir=Path("unused"))
-        _, task = follow(chosen, replace(task, labels=tuple(names)), count)
+        chosen = apply_recipe(chosen, is_classification=True, num_rows=count)
+        end_token_id = default_end_token_id(self.tokenizer)
+        task = build_task(chosen, list(rows.train[0].fields), names, end_token_id)
         room = context_length(self.base.config)
         encoder = Encoder(self.tokenizer, task, num_virtual_tokens=options.num_virtual_tokens, context_length=room)
         labelled = [

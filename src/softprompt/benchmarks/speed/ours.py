@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...config.adapter_config import PromptTuningConfig
 from ...config.options import TrainOptions
-from ...engine.accumulate import mean_loss
 from ...engine.kv_cache import KVCache
 from ...engine.loss import group_log_probs
 from ...engine.plans import default_tokens_per_pack, join, plan_candidates
@@ -20,8 +19,8 @@ from ...engine.prefill import prefill
 from ...engine.text_cache import TextCache
 from ...inference.evaluate import Classes, label_log_probs, plan_examples
 from ...peft.factory import get_peft_model
-from ...training.objectives import backward_classes, packs_of_candidates
-from ...training.packs import backward_suffix, prefix_packs, suffix_packs
+from ...training.objectives import Classification, LanguageModeling
+from ...training.step import backward, forward_backward
 from ...types import Example
 
 EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
@@ -37,19 +36,19 @@ def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[flo
     Returns:
         The loss, and the seconds that went into building plans.
     """
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = LanguageModeling(base=base, placement="prefix", tokens_per_pack=tokens)
     started = time.perf_counter()
-    parts = prefix_packs(batch, default_tokens_per_pack(prompt.device))
-    plans = [plan_examples(part, len(prompt), prompt.device) for part in parts]
+    packs = objective.packs(batch, prompt)
     planning = time.perf_counter() - started
-    loss = mean_loss(base, plans, prompt)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item(), planning
+    return backward(objective, prompt, packs, objective.count(batch)), planning
 
 
 def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
     """As ``train_step``, with the cross-entropy between all labels; returns the loss."""
-    parts = packs_of_candidates(batch, classes, len(prompt), 0, default_tokens_per_pack(prompt.device))
-    return backward_classes(base, prompt, parts, classes, None, suffix=False)
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = Classification(base=base, placement="prefix", tokens_per_pack=tokens, classes=classes)
+    return forward_backward(objective, prompt, [batch])[0]
 
 
 def size_of_candidates(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
@@ -65,9 +64,9 @@ def texts_of(base: Any) -> TextCache:
 
 def train_step_suffix(base: Any, prompt: Tensor, batch: Sequence[Example], texts: TextCache) -> float:
     """As ``train_step``, where the prompt stands behind texts that are known; returns the loss."""
-    return backward_suffix(
-        base, prompt, suffix_packs(batch, len(prompt), default_tokens_per_pack(prompt.device)), texts
-    )
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = LanguageModeling(base=base, placement="suffix", tokens_per_pack=tokens, texts=texts)
+    return forward_backward(objective, prompt, [batch])[0]
 
 
 def drop_in(base: Any, prompt: Tensor) -> Any:

@@ -15,7 +15,7 @@ from ....data.task import Task
 from ....data.tokenize import Encoder
 from ....models.families import context_length
 from ....models.loading import Base, load_base
-from ....training.pipeline import default_init_text
+from ....training.prompt_init import default_init_text
 from ....types import Row
 from ..task_data import TaskData
 from .features import States

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ....config.options import TrainOptions
-from ....data.sources import Splits, make_task
+from ....data.sources import Splits
 from ....errors import TrainingError
 from ....inference.evaluate import label_log_probs
 from ....inference.pipeline import Prompted, load_prompted
 from ....training.pipeline import train
-from ....training.task_rows import TaskRows
 from ....types import Row
 from .method import Fitted, Method
 
@@ -36,8 +35,7 @@ class SoftPrompt(Method):
             folder = Path(scratch) / "run"
             options = self._options(folder, seed)
             splits = Splits(list(rows), [], [], self.work.data.labels)
-            task = make_task(splits, options, end_token_id=None)
-            train(options, None, TaskRows(splits, task))
+            train(options, splits=splits)
             return self._score(folder, options.per_device_eval_batch_size)
 
     def _options(self, folder: Path, seed: int) -> TrainOptions:

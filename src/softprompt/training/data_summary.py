@@ -1,4 +1,4 @@
-"""Notes on the rows for the user, before training."""
+"""A summary of the rows for the user, before training: counts, and what looks like a mistake."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..data.template import is_missing
 from ..types import Example
 from .callbacks import Callback
 
-_MOST_NAMED = 6
+_MAX_NAMED = 6
 
 
-def tell_rows(
+def report_rows(
     options: DataOptions, splits: Splits, task: Task, parts: Mapping[str, Sequence[Example]], callback: Callback
 ) -> None:
     """Report what was read, what was skipped, and what looks like a mistake.
@@ -23,7 +23,7 @@ def tell_rows(
     Args:
         parts: the encoded rows of each split, to count those that were cut.
     """
-    callback.note(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
+    callback.on_message(f"rows: {_counts({name: len(rows) for name, rows in parts.items()})} ({_kind(task)})")
     cut = {name: sum(1 for example in rows if example.num_cut) for name, rows in parts.items()}
     notes = (
         empty_note(splits.num_empty),
@@ -35,7 +35,7 @@ def tell_rows(
     )
     for note in notes:
         if note:
-            callback.note(note)
+            callback.on_message(note)
 
 
 def empty_note(num_empty: int) -> str | None:
@@ -54,8 +54,8 @@ def alike_note(task: Task) -> str | None:
 def _kind(task: Task) -> str:
     if not task.labels:
         return "free text"
-    more = ", ..." if len(task.labels) > _MOST_NAMED else ""
-    return f"{len(task.labels)} classes: {', '.join(task.labels[:_MOST_NAMED])}{more}"
+    more = ", ..." if len(task.labels) > _MAX_NAMED else ""
+    return f"{len(task.labels)} classes: {', '.join(task.labels[:_MAX_NAMED])}{more}"
 
 
 def _counts(numbers: Mapping[str, int], of: Mapping[str, int] | None = None) -> str:
@@ -71,7 +71,7 @@ def _gaps_note(splits: Splits, task: Task) -> str | None:
 
 
 def _free_text_note(options: DataOptions, task: Task, labels: Sequence[str]) -> str | None:
-    """A note on why labels were not taken for classes: too many of them, or too few rows of each."""
+    """A note on why labels were not taken for classes: too many labels, or too few rows of each."""
     if options.task != "auto" or task.labels:
         return None
     why = "labels repeat, but there are too many" if labels_repeat(Counter(labels)) else "most labels occur only once"
