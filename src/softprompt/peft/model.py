@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..inference import generate as decoding
 from ..inference.forward import Batch, forward_plain, forward_rows
 from ..inference.fused_lm_head import forward_fused, is_fused
+from ..inference.prompted import PromptedModel
 from ..inference.suffix import forward_suffix, text_lengths
 from ..models.families import base_facts
 from ..storage.adapter import placement_of
@@ -47,6 +48,12 @@ class PeftModelForCausalLM(PeftModel):
     def prompt_placement(self) -> Placement:
         """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
         return placement_of(self.active_peft_config)
+
+    @property
+    def prompted(self) -> PromptedModel:
+        """The base model and the active prompt, for the functions of ``softprompt.inference``."""
+        name = self._active()  # once: another thread may call set_adapter meanwhile
+        return PromptedModel(self.base_model, self.prompt_of(name), placement_of(self.peft_config[name]))
 
     def forward(
         self,

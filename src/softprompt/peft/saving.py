@@ -16,7 +16,7 @@ from ..config.adapter_config import CONFIG_NAME, PeftConfig, PromptTuningConfig
 from ..config.options import EMBEDDED_MODEL, ModelOptions, build_options
 from ..data.task import TASK_NAME
 from ..errors import AdapterError, AdapterMismatchError, BaseModelError, ConfigError
-from ..models.families import base_facts
+from ..inference.load_adapter import read_adapter
 from ..models.loading import load_base
 from ..models.vocabulary import enlarged, grow, own_tokenizer, restore
 from ..reporting.folder import CARD_NAME, write_card
@@ -115,7 +115,7 @@ def load_model(
     """What ``PeftModel.from_pretrained`` does."""
     if config is not None and not isinstance(config, PeftConfig):
         raise ConfigError(f"config must be a PeftConfig, not {type(config).__name__}")
-    config, prompt = _read(model, model_id, config, **hub)
+    config, prompt = read_adapter(model, model_id, config, **hub)
     restore(model, files.find_weights(model_id, **hub), str(model_id))
     config.inference_mode = True  # no start is drawn, and no tokenizer is needed to load
     wrapped = PeftModelForCausalLM(model, config, adapter_name)
@@ -140,35 +140,12 @@ def load_into(
         else:
             model.eval()
         return result
-    config, prompt = _read(model.base_model, model_id, None, **hub)
+    config, prompt = read_adapter(model.base_model, model_id, **hub)
     config.inference_mode = True
     model.add_adapter(adapter_name, config)
     result = set_peft_model_state_dict(model, {files.key_of(config.prompt_placement): prompt}, adapter_name)
     _finish(model, adapter_name, is_trainable)
     return result
-
-
-def _read(
-    base: PreTrainedModel, model_id: str | os.PathLike[str], config: PeftConfig | None, **hub: Any
-) -> tuple[PromptTuningConfig, Any]:
-    """Config and prompt of an adapter, checked against the base model."""
-    config = config or files.read_config(model_id, **hub)
-    files.check_supported(config, str(model_id))
-    assert isinstance(config, PromptTuningConfig)
-    files.check_fit(config, base_facts(base), str(model_id))
-    prompt = files.read_prompt(files.find_weights(model_id, **hub), config.prompt_placement)
-    width = base_facts(base)["token_dim"]
-    if prompt.shape[1] != width:
-        raise AdapterMismatchError(
-            f"{model_id}: its virtual tokens have width {prompt.shape[1]}, the base model's embeddings {width}; "
-            "load the base model it was trained on"
-        )
-    if config.num_virtual_tokens != prompt.shape[0]:
-        raise AdapterMismatchError(
-            f"{model_id}: size mismatch: {CONFIG_NAME} says {config.num_virtual_tokens} virtual tokens, "
-            f"{files.WEIGHTS_NAME} has {prompt.shape[0]}"
-        )
-    return config, prompt
 
 
 def _finish(model: PeftModel, adapter_name: str, is_trainable: bool) -> None:
