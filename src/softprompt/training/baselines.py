@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import metrics as scores
 from ..config.options import TrainOptions
-from ..inference.evaluate import Classes, evaluate
+from ..inference.classifier import Classes
+from ..inference.evaluate import evaluate_examples
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import Example
@@ -37,14 +38,14 @@ def score_test_rows(
     """
     size = options.per_device_eval_batch_size
     with callback.progress("testing", len(test)) as progress:
-        metrics = evaluate(model, test, classes, batch_size=size, progress=progress)
+        metrics = evaluate_examples(model.prompted, test, classes, batch_size=size, progress=progress)
     if not options.baselines:
         return metrics
     tuned = model.prompt.detach().clone()
     with torch.no_grad(), callback.progress("testing the untuned prompt", len(test)) as progress:
         model.prompt.copy_(initial_prompt)
         prompt_alone = classes and replace(classes, linear_probe=None, ensemble=None)
-        untuned = evaluate(model, test, prompt_alone, batch_size=size, progress=progress)
+        untuned = evaluate_examples(model.prompted, test, prompt_alone, batch_size=size, progress=progress)
         model.prompt.copy_(tuned)
     baselines = {UNTUNED: {"accuracy": untuned.accuracy, "macro_f1": untuned.macro_f1, "eval_loss": untuned.eval_loss}}
     if classes is not None:

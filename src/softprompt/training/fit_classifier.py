@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..config.options import TrainOptions
+from ..inference.classifier import Classes, label_log_probs, mean_states
 from ..inference.ensemble import Ensemble, fit_temperature
-from ..inference.evaluate import Classes, label_log_probs, mean_states
 from ..inference.probe import fit_probe
 from ..models.embeddings import embed
 from ..peft.model import PeftModelForCausalLM
@@ -78,7 +78,7 @@ def add_probe(
     """
     with callback.progress("computing hidden states", len(examples)) as progress:
         size = options.per_device_eval_batch_size
-        means = mean_states(model, examples, classes, batch_size=size, progress=progress)
+        means = mean_states(model.prompted, examples, classes, batch_size=size, progress=progress)
     linear_probe = fit_probe(means, class_indices(examples, classes), len(classes.ids), share)
     return replace(classes, linear_probe=linear_probe.cooled(temperature), relative=True)
 
@@ -132,7 +132,7 @@ def _self_train(run: Run, plain: Classes, classes: Classes, folds: FoldData, sta
     Self-training: the soft labels come from the linear probe too, so the prompts learn what only the probe captures.
     """
     unlabeled, size = run.unlabeled, run.options.per_device_eval_batch_size
-    soft_labels = label_log_probs(run.model, unlabeled, classes, batch_size=size).softmax(-1)
+    soft_labels = label_log_probs(run.model.prompted, unlabeled, classes, batch_size=size).softmax(-1)
     first = folds.weights[: min(run.options.num_folds, len(run.examples))]
     data = FoldData(
         [*run.examples, *unlabeled],

@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config.adapter_config import Placement
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs, token_losses
 from ..engine.plans import branch_tokens, packs, plan_candidates
 from ..engine.suffix import plan_suffix_candidates, plan_suffix_rows
 from ..engine.text_cache import TextCache, cached_texts, read_for
 from ..engine.tree import Plan
-from ..inference.evaluate import Classes, plan_examples
-from ..types import Example
+from ..inference.classifier import Classes
+from ..inference.evaluate import plan_examples
+from ..types import Example, Placement
 
 CACHED_TOKENS = 16
 """This many tokens of a cached text take the memory of one computed token, or less."""

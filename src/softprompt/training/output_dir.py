@@ -14,7 +14,7 @@ from ..config.adapter_config import CONFIG_NAME
 from ..config.options import TrainOptions
 from ..data.task import TASK_NAME
 from ..errors import ConfigError, MissingExtraError
-from ..inference.evaluate import Classes
+from ..inference.classifier import Classes
 from ..reporting.folder import write_card
 from ..reporting.plots import plot_confusion_matrix, plot_loss
 from ..storage.adapter import START_NAME, WEIGHTS_NAME, read_prompt, write_prompt

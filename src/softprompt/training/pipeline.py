@@ -15,7 +15,7 @@ from ..data.sources import Splits, find_labels, load_training_splits
 from ..data.tokenize import Encoder, default_end_token_id, show_example
 from ..engine.surgery.capture import check_layers
 from ..engine.text_cache import TextCache
-from ..inference.evaluate import Classes, classes_of
+from ..inference.classifier import Classes, classes_of
 from ..models.embeddings import embedding_rms
 from ..models.families import context_length
 from ..models.loading import Base, load_base, load_config, load_tokenizer

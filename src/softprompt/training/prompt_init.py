@@ -9,8 +9,8 @@ from ..config.options import EMBEDDED_MODEL, TrainOptions
 from ..data.task import Task
 from ..models.device import seed_everything
 from ..models.loading import Base
-from ..peft.model import PeftModelForCausalLM
 from ..peft.factory import get_peft_model
+from ..peft.model import PeftModelForCausalLM
 
 
 def add_prompt(options: TrainOptions, base: Base, task: Task) -> PeftModelForCausalLM:

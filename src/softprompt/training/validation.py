@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ..config.options import TrainOptions
 from ..engine.text_cache import TextCache
-from ..inference.evaluate import Classes, evaluate
+from ..inference.classifier import Classes
+from ..inference.evaluate import evaluate_examples
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import EpochRecord, Metrics
 from ..types import Example
@@ -64,7 +65,9 @@ def validation_metrics(
     """Metrics of a model on the validation rows."""
     size = options.per_device_eval_batch_size
     with callback.progress("validating", len(examples)) as progress:
-        return evaluate(model, examples, classes, batch_size=size, split="validation", progress=progress, known=texts)
+        return evaluate_examples(
+            model.prompted, examples, classes, batch_size=size, split="validation", progress=progress, text_cache=texts
+        )
 
 
 def is_best(metric: str | None, record: EpochRecord, history: Sequence[EpochRecord]) -> bool:
