@@ -370,14 +370,13 @@ def test_the_last_good_prompt_of_a_run_that_blew_up(
     import torch
 
     from softprompt.config.options import ModelOptions
-    from softprompt.inference.evaluate import mean_loss
-    from softprompt.inference.pipeline import load_prompted
+    from softprompt.inference.evaluate import eval_loss
+    from softprompt.inference.load_adapter import load_adapter
     from softprompt.types import Row
 
     kept = place / done[name].stderr.rstrip().rpartition(" is in ")[2]
     options = ModelOptions(model_name_or_path=str(place / "base"))
-    prompted = load_prompted(str(kept), options, model_given=True)
+    prompted = load_adapter(str(kept), options)
     assert torch.isfinite(prompted.model.prompt).all()
-    assert prompted.task is not None
     examples = prompted.encoder(prompted.task).encode_all([Row(row, "row") for row in rows(4)])
-    assert math.isfinite(mean_loss(prompted.model, examples, batch_size=4))
+    assert math.isfinite(eval_loss(prompted.model, examples, batch_size=4))

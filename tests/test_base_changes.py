@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tiny
 from softprompt import ConfigError, PromptTuningConfig, get_peft_model
 from softprompt.engine.surgery.lm_head import is_intercepted
-from softprompt.inference.evaluate import Classes, label_log_probs
+from softprompt.inference.classifier import Classes, label_log_probs
 from softprompt.types import Example
 
 P = 5
@@ -298,9 +298,9 @@ def check_scores(model):
     data = [Example(input_ids=tuple(row.tolist()), label_ids=(7,), label="a") for row in tiny.ids(9, 4)]
     if is_intercepted(model.base_model):
         with pytest.raises(ConfigError, match="put the hooks on a module inside the model"):
-            label_log_probs(model, data, CLASSES, batch_size=1)
+            label_log_probs(model.prompted, data, CLASSES, batch_size=1)
         return
-    got = label_log_probs(model, data, CLASSES, batch_size=1)
+    got = label_log_probs(model.prompted, data, CLASSES, batch_size=1)
     with torch.no_grad():
         plain = [
             [float(tiny.plain_score(model.base_model, model.prompt, each.input_ids, label)) for label in CLASSES.ids]

@@ -283,7 +283,7 @@ def test_rows_that_only_validate_are_called_so(
 ) -> None:
     """And a folder that was asked for is made."""
     labelled = [Row(dict(row), "row") for row in rows(8, 24)]
-    monkeypatch.setattr("softprompt.data.sources.load_splits", lambda *_, **__: Splits([], labelled, []))
+    monkeypatch.setattr("softprompt.inference.evaluate_adapter.load_splits", lambda *_, **__: Splits([], labelled, []))
     monkeypatch.chdir(place)
     folder = place / "not" / "there"
     command = ["evaluate", "--adapter", "run", "--dataset_name", "some", "--output_dir", str(folder)]
@@ -294,12 +294,13 @@ def test_rows_that_only_validate_are_called_so(
 def test_an_adapter_of_the_hub_leaves_no_folder(
     place: Path, done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softprompt.inference import pipeline as loading
+    from softprompt.inference import evaluate_adapter, pipeline
 
-    real = {"load_prompted": loading.load_prompted, "read_task": loading.read_task}
-    for name, function in real.items():
-        monkeypatch.setattr(loading, name, lambda adapter, *a, _real=function, **k: _real(str(place / "run"), *a, **k))
-    monkeypatch.setattr(loading, "fetch_adapter", lambda adapter: None)
+    real = {"load_predictor": pipeline, "read_task": evaluate_adapter}
+    for name, module in real.items():
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda adapter, *a, _real=function: _real(str(place / "run"), *a))
+    monkeypatch.setattr(evaluate_adapter, "fetch_adapter", lambda adapter: None)
     monkeypatch.chdir(tmp_path)
     base = ["--model_name_or_path", str(place / "base"), "--test_file", str(place / "test.csv")]
     for adapter, more in (("prompt", []), ("me/prompt", []), ("me/prompt", ["--output_dir", "a/b"])):

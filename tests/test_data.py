@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from softprompt.config.options import DataOptions
 from softprompt.data.formats import ENDINGS, columns_of, open_writer, read_rows
-from softprompt.data.sources import Splits, check_labels, labels_alike, load_splits, make_task, new_labels
+from softprompt.data.labels import check_labels, labels_alike, new_labels
+from softprompt.data.sources import Splits, load_splits, make_task
 from softprompt.data.task import Task
 from softprompt.data.template import Template
 from softprompt.errors import ConfigError, DataError
@@ -447,7 +448,7 @@ def test_check_labels():
     check_labels(rows_of(["complaint"]), task)
     message = refused(check_labels, rows_of(["complaint", "complant"], "B.csv"), task)
     assert message == (
-        "B.csv, row 2: the label 'complant' does not occur in training, whose labels are 'complaint' and "
+        "B.csv, row 2: the label 'complant' is not in the training rows, whose labels are 'complaint' and "
         "'no complaint'; did you mean 'complaint'?"
     )
     check_labels(rows_of(["anything"]), task_of("abab", task="generation"))
@@ -712,7 +713,7 @@ def test_max_train_samples_is_named_where_it_may_be_the_reason(tmp_path):
     assert message.endswith("(max_train_samples=3 reads only the first rows; shuffle the file or raise it)")
     options = options.model_copy(update={"max_train_samples": 6})
     message = refused(read_task_rows, options)
-    assert message.startswith("A.csv, row 7: the label 'c' does not occur in training")
+    assert message.startswith("A.csv, row 7: the label 'c' is not in the training rows")
     assert message.endswith("(max_train_samples=6 reads only the first rows; shuffle the file or raise it)")
 
 

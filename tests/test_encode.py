@@ -16,8 +16,8 @@ from softprompt.config.adapter_config import PromptTuningConfig
 from softprompt.data.task import Task
 from softprompt.data.tokenize import Encoder, default_end_token_id, show_example
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.pipeline import Prompted
-from softprompt.inference.predict import predict
+from softprompt.inference.load_adapter import LoadedAdapter
+from softprompt.inference.predict import predict_rows
 from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.types import Example, Row
 
@@ -284,7 +284,7 @@ def test_label_without_tokens():
 
 def test_labels_that_become_the_same_tokens():
     message = refused(encoder, word_level(["<unk>", "text", ":", "Label"]), labels=("good", "bad"))
-    assert message.startswith("the labels 'good' and 'bad' become the same tokens")
+    assert message.startswith("the labels 'good' and 'bad' have the same tokens")
 
 
 def test_tokenizer_without_tokens():
@@ -353,12 +353,12 @@ def test_learned_positions_are_not_written_beyond():
     config = PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)
     model = PeftModelForCausalLM(tiny.fresh("gpt2"), config)
     task = make_task(template="{text}", labels=(), end_token_id=None)
-    prompted = Prompted(model, tiny.tokenizer(), config, task)
+    loaded = LoadedAdapter("tiny", model.prompted, tiny.tokenizer(), config, task)
     rows = [row("w5 " * length) for length in (2, 200)]
-    answers = [answer for _, answer in predict(prompted, task, rows, max_new_tokens=40)]
-    assert [answer.cut for answer in answers] == [False, True]
+    answers = [answer for _, answer in predict_rows(loaded, task, rows, max_new_tokens=40)]
+    assert [answer.truncated for answer in answers] == [False, True]
     with pytest.raises(ConfigError, match="max_new_tokens=64 does not fit"):
-        list(predict(prompted, task, rows, max_new_tokens=64))
+        list(predict_rows(loaded, task, rows, max_new_tokens=64))
 
 
 def test_behind_a_text_a_label_has_no_space_of_its_own():

@@ -29,9 +29,9 @@ from softprompt.engine.loss import group_log_probs
 from softprompt.engine.suffix import plan_suffix_candidates
 from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, TrainingError
+from softprompt.inference.classifier import Classes, label_log_probs, mean_states
 from softprompt.inference.ensemble import Ensemble, fit_temperature
-from softprompt.inference.evaluate import Classes, label_log_probs, mean_states
-from softprompt.inference.pipeline import load_prompted
+from softprompt.inference.load_adapter import load_adapter
 from softprompt.inference.suffix import score_labels_with_suffix
 from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.storage.record import ENSEMBLE_NAME, PROBE_NAME
@@ -378,8 +378,7 @@ def test_a_few_steps_bound_all_prompts(place: Path) -> None:
 def test_all_voices_are_heard(place: Path, placement: str) -> None:
     """The joint answer from parts: prompts one by one, and the read-out."""
     train(options_for(place, output_dir=place / "parts", prompt_placement=placement, overwrite_output_dir=True))
-    prompted = load_prompted(str(place / "parts"), ModelOptions(), model_given=False)
-    assert prompted.task is not None
+    prompted = load_adapter(str(place / "parts"), ModelOptions())
     assert prompted.ensemble is not None
     assert prompted.linear_probe is not None
     assert prompted.task.label_scoring == "unique_prefix"
@@ -395,7 +394,7 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     inputs = [classes.text_of(example) for example in given]
     assert (inputs != [example.input_ids for example in given]) == (placement == "prefix")
     parts = [
-        score_labels_with_suffix(prompted.model.base_model, prompt, inputs, classes.ids).log_softmax(-1)
+        score_labels_with_suffix(prompted.model.base, prompt, inputs, classes.ids).log_softmax(-1)
         for prompt in prompted.ensemble.prompts
     ]
     said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)

@@ -175,7 +175,7 @@ def in_load() -> None:
 
     from softprompt import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PromptTuningConfig
     from softprompt.config.options import ModelOptions
-    from softprompt.inference.pipeline import load_prompted
+    from softprompt.inference.load_adapter import load_adapter
 
     config = PeftConfig.from_pretrained("me/tiny")
     assert isinstance(config, PromptTuningConfig)
@@ -190,8 +190,8 @@ def in_load() -> None:
     assert not model.training
     assert logits(AutoPeftModelForCausalLM.from_pretrained("me/tiny", revision="third")).equal(third)
     assert AutoPeftModelForCausalLM.from_pretrained("me/tiny", dtype=torch.bfloat16).dtype == torch.bfloat16
-    whole = load_prompted("me/tiny", ModelOptions(), model_given=False)
-    assert (whole.task, whole.linear_probe, whole.ensemble) == (None, None, None)
+    whole = load_adapter("me/tiny", ModelOptions())
+    assert (whole.saved_task, whole.linear_probe, whole.ensemble) == (None, None, None)
 
 
 def in_trainer() -> None:
@@ -219,13 +219,13 @@ def in_load_without_network() -> None:
 
     from softprompt import PeftConfig, PeftModel
     from softprompt.config.options import ModelOptions
-    from softprompt.inference.pipeline import load_prompted
+    from softprompt.inference.load_adapter import load_adapter
 
     assert PeftConfig.from_pretrained("me/tiny").num_virtual_tokens == 4
     model = PeftModel.from_pretrained(base(), "me/tiny")
     assert logits(model).equal(torch.load("second.pt"))
-    whole = load_prompted("me/tiny", ModelOptions(), model_given=False)  # the Hub has said what is absent
-    assert (whole.task, whole.linear_probe, whole.ensemble) == (None, None, None)
+    whole = load_adapter("me/tiny", ModelOptions())  # the Hub has said what is absent
+    assert (whole.saved_task, whole.linear_probe, whole.ensemble) == (None, None, None)
     kind, message = failure(model.push_to_hub, "me/tiny")
     assert (kind, "\n" in message) == ("AdapterError", False), (kind, message)
     assert "me/tiny" in message

@@ -12,7 +12,7 @@ from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
 from softprompt.engine.plans import plan_candidates, plan_rows
 from softprompt.engine.surgery import lm_head as head
-from softprompt.inference.evaluate import Classes
+from softprompt.inference.classifier import Classes
 from softprompt.training.objectives import backward_classes, packs_of_candidates
 from softprompt.types import Example
 

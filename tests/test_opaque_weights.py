@@ -10,7 +10,8 @@ from torch import nn
 import tiny
 from softprompt import BaseModelError, PromptTuningConfig, get_peft_model
 from softprompt.engine.surgery.fused import FrozenLinear, OpaqueLinear, fused
-from softprompt.inference.evaluate import Classes, evaluate, mean_loss, mean_states
+from softprompt.inference.classifier import Classes, mean_states
+from softprompt.inference.evaluate import eval_loss, evaluate_examples
 from softprompt.types import Example
 
 aten = torch.ops.aten
@@ -96,9 +97,10 @@ def test_they_compute_what_plain_ones_do(family, embeddings):
     for model in models:
         output = model(**batch)
         output.loss.backward()
-        scored = evaluate(model, rows, classes, batch_size=2).eval_loss, mean_loss(model, rows, batch_size=2)
+        metrics = evaluate_examples(model.prompted, rows, classes, batch_size=2)
+        scored = metrics.eval_loss, eval_loss(model.prompted, rows, batch_size=2)
         written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
-        states = mean_states(model, rows, classes, batch_size=2)
+        states = mean_states(model.prompted, rows, classes, batch_size=2)
         found.append((output.loss.detach(), model.prompt.grad, output.logits.detach(), *map(torch.tensor, scored)))
         found[-1] += (states, written)
     for ours, plain in zip(*found, strict=True):

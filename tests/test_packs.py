@@ -9,7 +9,7 @@ from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.engine import execute as running
 from softprompt.engine import plans
 from softprompt.engine.plans import branch_tokens
-from softprompt.inference.evaluate import Classes
+from softprompt.inference.classifier import Classes
 from softprompt.models.device import seed_everything
 from softprompt.training.objectives import backward_classes, gold_of
 from softprompt.types import Example

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from softprompt.data.plain_text import PlainTokenizer, special_tokens
 from softprompt.data.task import Task
 from softprompt.data.template import Piece
-from softprompt.data.tokenize import Encoder, running_ids
+from softprompt.data.tokenize import Encoder
 from softprompt.errors import DataError
 from softprompt.types import Row
 
@@ -237,13 +237,11 @@ def test_rows_of_a_chat_template(limit):
     assert tokenizer.decode(made.label_ids[:-1]) == MARKED
 
 
-def test_labels_cues_and_what_a_card_calls():
+def test_labels_and_answer_prefixes():
     tokenizer = KINDS["byte_level"]
     made = encoder(tokenizer, labels=("yes", MARKED), label_prefix=" ", answer_prefix=f"{TURN}Label:")
     assert specials_in(tokenizer, made.label_ids(MARKED)) == [0]
     assert made.answer_prefix_ids[0] == tokenizer.convert_tokens_to_ids(TURN)
-    assert specials_in(tokenizer, running_ids(tokenizer, f" {MARKED}")) == []
-    assert running_ids(tokenizer, " the") == own(tokenizer, " the")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from softprompt.engine.execute import backends
 from softprompt.engine.prefill import prefill
 from softprompt.inference import generate as generation
 from softprompt.inference import score
-from softprompt.inference.evaluate import Classes, label_log_probs, mean_loss
+from softprompt.inference.classifier import Classes, label_log_probs
+from softprompt.inference.evaluate import eval_loss
 from softprompt.inference.score import score_labels
 from softprompt.types import Example
 
@@ -118,7 +119,7 @@ def test_scores_and_losses_of_evaluation(family):
     with tiny.float64():
         model = prompted(family, torch.float64)
         data = examples(9, 4, 1, 6)
-        got = label_log_probs(model, data, CLASSES, batch_size=2).double()
+        got = label_log_probs(model.prompted, data, CLASSES, batch_size=2).double()
         with torch.no_grad():
             expected = [
                 [tiny.plain_score(model.base_model, model.prompt, each.input_ids, label) for label in CLASSES.ids]
@@ -127,7 +128,7 @@ def test_scores_and_losses_of_evaluation(family):
         torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-6, atol=1e-6)  # kept as float32
         count = sum(len(each.label_ids) for each in data)
         right = sum(expected[i][i % 3] for i in range(len(data)))
-        assert mean_loss(model, data, batch_size=2) == pytest.approx(-float(right) / count, abs=1e-9)
+        assert eval_loss(model.prompted, data, batch_size=2) == pytest.approx(-float(right) / count, abs=1e-9)
 
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
@@ -159,9 +160,9 @@ def test_it_is_computed_once_a_call(family):
     model = prompted(family)
     data = examples(9, 4, 1, 6)
     with prompt_runs(model) as runs:
-        label_log_probs(model, data, CLASSES, batch_size=2)
+        label_log_probs(model.prompted, data, CLASSES, batch_size=2)
         assert len(runs) == 1
-        mean_loss(model, data, batch_size=1)
+        eval_loss(model.prompted, data, batch_size=1)
         assert len(runs) == 2
 
 

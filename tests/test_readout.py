@@ -17,7 +17,7 @@ from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.config.options import TrainOptions
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference import score
-from softprompt.inference.evaluate import Classes, mean_states
+from softprompt.inference.classifier import Classes, mean_states
 from softprompt.inference.probe import LinearProbe, fit_probe, middle_layers
 from softprompt.storage.record import PROBE_NAME
 from softprompt.training.callbacks import Callback
@@ -119,8 +119,8 @@ def test_means_are_those_of_rows_alone(family, placement):
     texts.append((*range(3, 29), 5))
     texts.append((*range(3, 29), 6, 7))  # one long enough for a node of its own
     given = [Example(text, (), None) for text in texts]
-    means = mean_states(model, given, CLASSES, batch_size=3)
-    at_once = mean_states(model, given, CLASSES, batch_size=30)
+    means = mean_states(model.prompted, given, CLASSES, batch_size=3)
+    at_once = mean_states(model.prompted, given, CLASSES, batch_size=30)
     torch.testing.assert_close(at_once, means, rtol=1e-3, atol=1e-4)
     for text, found in zip(texts, means, strict=True):
         torch.testing.assert_close(found[:-1], plain_means(model, placement, text), rtol=1e-3, atol=1e-4)
@@ -130,7 +130,7 @@ def test_an_empty_text_has_zeros():
     torch.manual_seed(1)
     model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
     one = Classes(("yes", "no"), ((40,), (41,)))
-    means = mean_states(model, [Example((), (), None)], one, batch_size=3)
+    means = mean_states(model.prompted, [Example((), (), None)], one, batch_size=3)
     assert means.shape == (1, model.base_model.config.num_hidden_layers, tiny.width(model.base_model))
     assert not means.any()
 
@@ -244,7 +244,7 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
         found = as_it_decides(model, given, classes, options, Callback())
         assert found.linear_probe is not None
         shares[folds] = round(float(found.linear_probe.share), 6)
-        means = mean_states(model, given, classes, batch_size=2)
+        means = mean_states(model.prompted, given, classes, batch_size=2)
         expected = fit_probe(means, [0, 1, 0, 1], 2, share=1.0)
         torch.testing.assert_close(found.linear_probe.log_probs(means), expected.log_probs(means))
     assert shares == {0: 0.85, 3: 1.0}
@@ -258,7 +258,7 @@ def test_states_are_read_without_scoring_labels(monkeypatch) -> None:
     model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
     planned, real = [], score.plan_candidates
     monkeypatch.setattr(score, "plan_candidates", lambda *given: planned.append(real(*given)) or planned[-1])
-    mean_states(model, [Example((7, 8, 9), (), None)], CLASSES, batch_size=3)
+    mean_states(model.prompted, [Example((7, 8, 9), (), None)], CLASSES, batch_size=3)
     assert [plan.tree.num_tokens for plan in planned] == [5 + 3]
 
 

@@ -36,7 +36,8 @@ from softprompt.engine.loss import token_losses
 from softprompt.engine.suffix import plan_suffix_candidates, plan_suffix_rows
 from softprompt.engine.text_cache import TextCache, cached_texts
 from softprompt.errors import AdapterError, ConfigError
-from softprompt.inference.evaluate import Classes, evaluate, label_log_probs, mean_loss
+from softprompt.inference.classifier import Classes, label_log_probs
+from softprompt.inference.evaluate import eval_loss, evaluate_examples
 from softprompt.inference.suffix import answer_losses, score_labels_with_suffix
 from softprompt.peft.push import push_adapter
 from softprompt.storage.adapter import SUFFIX_KEY, read_prompt
@@ -379,14 +380,16 @@ def test_evaluation_knows_where_the_prompt_stands() -> None:
     plain = plain_all(model.base_model, model.prompt, given).detach()
     kept = TextCache(model.base_model, 1 << 30)
     for known in (None, kept):
-        assert mean_loss(model, given, batch_size=3, known=known) == pytest.approx(float(plain.mean()), abs=1e-6)
-        scores = label_log_probs(model, given, CLASSES, batch_size=3, known=known)
+        assert eval_loss(model.prompted, given, batch_size=3, text_cache=known) == pytest.approx(
+            float(plain.mean()), abs=1e-6
+        )
+        scores = label_log_probs(model.prompted, given, CLASSES, batch_size=3, text_cache=known)
         expected = [[-float(plain_losses(model.base_model, model.prompt, each.input_ids, label).sum().detach())
                      for label in CLASSES.ids] for each in given]  # fmt: skip
         torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=1e-4)
-        assert evaluate(model, given, CLASSES, batch_size=3, known=known).eval_loss == pytest.approx(
-            float(plain.mean()), abs=1e-5
-        )
+        assert evaluate_examples(
+            model.prompted, given, CLASSES, batch_size=3, text_cache=known
+        ).eval_loss == pytest.approx(float(plain.mean()), abs=1e-5)
         kept.read(example.input_ids for example in given)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-import softprompt.inference.evaluate
+import softprompt.inference.classifier
 import softprompt.training.loop as loop
 import softprompt.training.schedule as schedule
 import tiny
@@ -23,7 +23,8 @@ from softprompt.config.options import OptimizerOptions, TrainOptions
 from softprompt.data.task import Task
 from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, SoftPromptError, TrainingError
-from softprompt.inference.evaluate import Classes, classification_metrics, evaluate, label_log_probs, mean_loss
+from softprompt.inference.classifier import Classes, label_log_probs
+from softprompt.inference.evaluate import classification_metrics, eval_loss, evaluate_examples
 from softprompt.inference.score import score_labels
 from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.storage.adapter import START_NAME, read_prompt, write_prompt
@@ -306,15 +307,15 @@ def test_the_best_prompt_really_validates_best(tmp_path: Path) -> None:
     """With a real validation: no epoch's prompt scores better than the one that is kept."""
     held_out = examples(8, seed=9)
     run, watch = watched(tmp_path, num_train_epochs=5, learning_rate=0.3)
-    run = replace(run, validate=lambda: evaluate(run.model, held_out, CLASSES, batch_size=4))
+    run = replace(run, validate=lambda: evaluate_examples(run.model.prompted, held_out, CLASSES, batch_size=4))
     state = fit(run)
-    kept = evaluate(run.model, held_out, CLASSES, batch_size=4)
+    kept = evaluate_examples(run.model.prompted, held_out, CLASSES, batch_size=4)
     ends = watch.prompts[run.steps_per_epoch - 1 :: run.steps_per_epoch]
     ranks = []
     for prompt in ends:
         with torch.no_grad():
             run.model.prompt.copy_(prompt)
-        metrics = evaluate(run.model, held_out, CLASSES, batch_size=4)
+        metrics = evaluate_examples(run.model.prompted, held_out, CLASSES, batch_size=4)
         ranks.append((metrics.macro_f1, -(metrics.eval_loss or 0)))
     assert max(ranks) == (kept.macro_f1, -(kept.eval_loss or 0))
     assert state.best_metric == kept.macro_f1
@@ -343,7 +344,9 @@ def test_resuming_is_exact(tmp_path: Path, length: dict[str, int], stop_after: i
     options = {**length, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.3}
 
     def validating(run: Run) -> Run:
-        return replace(run, validate=lambda: evaluate(run.model, examples(6, seed=9), CLASSES, batch_size=4))
+        return replace(
+            run, validate=lambda: evaluate_examples(run.model.prompted, examples(6, seed=9), CLASSES, batch_size=4)
+        )
 
     whole = validating(make_run(tmp_path / "whole", **options))
     expected = fit(whole)
@@ -480,15 +483,15 @@ def test_label_probabilities_are_those_of_the_plain_forward() -> None:
 
 def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     model = make_run(tmp_path).model
-    one = label_log_probs(model, examples(), CLASSES, batch_size=1)
-    all_at_once = label_log_probs(model, examples(), CLASSES, batch_size=64)
+    one = label_log_probs(model.prompted, examples(), CLASSES, batch_size=1)
+    all_at_once = label_log_probs(model.prompted, examples(), CLASSES, batch_size=64)
     torch.testing.assert_close(one, all_at_once, rtol=0, atol=1e-5)
 
 
 def test_evaluation_and_training_mean_the_same_loss(tmp_path: Path) -> None:
     run, watch = watched(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=3, num_train_epochs=1)
-    by_classes = evaluate(run.model, run.examples, CLASSES, batch_size=3)
-    free = evaluate(run.model, run.examples, None, batch_size=3)
+    by_classes = evaluate_examples(run.model.prompted, run.examples, CLASSES, batch_size=3)
+    free = evaluate_examples(run.model.prompted, run.examples, None, batch_size=3)
     fit(run)  # one step over all rows: its loss is that of the start
     assert len(watch.losses) == 1
     assert by_classes.eval_loss == pytest.approx(watch.losses[0], abs=1e-6)
@@ -500,8 +503,8 @@ def test_evaluation_and_training_mean_the_same_loss(tmp_path: Path) -> None:
 def test_the_loss_is_a_mean_over_tokens(tmp_path: Path) -> None:
     model, number = make_run(tmp_path).model, len(CLASSES.ids[0]) + 2 * len(CLASSES.ids[1])
     some = [examples()[0], examples()[1], examples()[3]]
-    alone = [mean_loss(model, [each], batch_size=1) * len(each.label_ids) for each in some]
-    assert mean_loss(model, some, batch_size=2) == pytest.approx(sum(alone) / number, abs=1e-6)
+    alone = [eval_loss(model.prompted, [each], batch_size=1) * len(each.label_ids) for each in some]
+    assert eval_loss(model.prompted, some, batch_size=2) == pytest.approx(sum(alone) / number, abs=1e-6)
 
 
 def test_the_loss_is_summed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +518,7 @@ def test_the_loss_is_summed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monke
             return 3
 
     monkeypatch.setattr("softprompt.inference.evaluate.token_losses", lambda *_: OnMps())
-    assert mean_loss(make_run(tmp_path).model, examples(2), batch_size=2) == 1
+    assert eval_loss(make_run(tmp_path).model.prompted, examples(2), batch_size=2) == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -654,12 +657,12 @@ class Notes(Callback):
 
 def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As float16 does it: NaN for some rows. It is said once, and every epoch has its checkpoint."""
-    real = softprompt.inference.evaluate.score_labels
+    real = softprompt.inference.classifier.score_labels
 
     def overflowing(*args: Any) -> torch.Tensor:
         return real(*args).index_fill(0, torch.tensor([0]), math.nan)
 
-    monkeypatch.setattr("softprompt.inference.evaluate.score_labels", overflowing)
+    monkeypatch.setattr("softprompt.inference.classifier.score_labels", overflowing)
     callback, folder = Notes(), place / "overflow"
     more = {"validation_file": place / "test.csv", "num_train_epochs": 2}
     result = train(options_for(place, output_dir=folder, **more), callback)

@@ -15,7 +15,7 @@ import softprompt
 from cli_tools import make_base
 from softprompt.config.options import ModelOptions
 from softprompt.errors import AdapterMismatchError
-from softprompt.inference.pipeline import load_prompted
+from softprompt.inference.load_adapter import load_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 ROWS, MORE = 26, 2
@@ -125,9 +125,13 @@ def test_a_tokenizer_with_more_tokens_enlarges_the_base(place: Path, tmp_path: P
 
 def test_the_command_line_reads_with_the_adapters_tokenizer(place: Path, tmp_path: Path) -> None:
     expected = trained(place, softprompt, tmp_path)
-    prompted = load_prompted(str(tmp_path), ModelOptions(), model_given=False)
-    assert prompted.tokenizer("<two>", add_special_tokens=False).input_ids == [27]
-    torch.testing.assert_close(logits(prompted.model), expected, rtol=0, atol=1e-5)
+    loaded = load_adapter(str(tmp_path), ModelOptions())
+    assert loaded.tokenizer("<two>", add_special_tokens=False).input_ids == [27]
+    base, prompt = loaded.model.base, loaded.model.prompt
+    with torch.no_grad():
+        tokens = base.get_input_embeddings()(IDS)
+        found = base(inputs_embeds=torch.cat([prompt.expand(len(IDS), -1, -1), tokens], dim=1)).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_base_as_it_came_is_not_saved(place: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``predict`` and ``inspect`` share: an adapter and its base model, from the options."""
+"""What ``evaluate``, ``predict`` and ``inspect`` share: the adapter argument, and loading it from the options."""
 
 from __future__ import annotations
 
@@ -7,46 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config.options import ModelOptions, build_options
-from ..data.task import TASK_NAME, Task
-from ..errors import ConfigError
 from ..storage.atomic import expand
 from .show import working
 
 if TYPE_CHECKING:
-    from ..inference.pipeline import Prompted
+    from ..inference.pipeline import Predictor
 
-_HELP = "Adapter: a folder, or a repository of the Hub (owner/name)."
+_HELP = "Adapter: a folder, or a Hub id (owner/name)."
 Adapter = Annotated[str, typer.Option("--adapter", help=_HELP, callback=expand)]
 AdapterArgument = Annotated[str, typer.Argument(help=_HELP, callback=expand)]
 
 
-def load(adapter: str, given: dict[str, Any]) -> Prompted:
-    """Load the adapter on the base model it names, or on the one that was given."""
-    values = {name: value for name, value in given.items() if name in ModelOptions.model_fields}
-    options = build_options(ModelOptions, values)
+def load(adapter: str, given: dict[str, Any]) -> Predictor:
+    """Load the adapter on the base model that it names, or on the one that is given."""
+    options = build_options(ModelOptions, {k: v for k, v in given.items() if k in ModelOptions.model_fields})
     with working("loading the base model ..."):
-        from ..inference.pipeline import fetch_adapter, load_prompted
+        from ..inference.pipeline import load_predictor
 
-        fetch_adapter(adapter)
-        return load_prompted(adapter, options, model_given="model_name_or_path" in values)
-
-
-def need_task(adapter: str) -> Task:
-    """The adapter's task.
-
-    Raises:
-        ConfigError: the adapter does not say how to render text.
-    """
-    from ..inference.pipeline import fetch_adapter, read_task
-
-    fetch_adapter(adapter)
-    task = read_task(adapter)
-    if task is None:
-        from ..config.compatibility import read_config
-
-        read_config(adapter)  # raises if this is not a prompt-tuning adapter
-        raise ConfigError(
-            f"{adapter} has no {TASK_NAME} (PEFT writes none), so it does not say how a row becomes text; put one "
-            "beside it, such as that of a softprompt run on the same data"
-        )
-    return task
+        return load_predictor(adapter, options)

@@ -17,7 +17,7 @@ from .show import console, number
 
 if TYPE_CHECKING:
     from ..inference.inspect import PromptReport
-    from ..inference.pipeline import Prompted
+    from ..inference.load_adapter import LoadedAdapter
 
 PICTURE = "prompt.png"
 
@@ -27,47 +27,48 @@ def command(
     adapter: AdapterArgument,
     nearest: Annotated[int, typer.Option(min=1, max=50, help="Vocabulary entries per virtual token.")] = 5,
     output_file: Annotated[
-        Path | None, typer.Option("--output_file", help="The picture [default: prompt.png in DIR].")
+        Path | None, typer.Option("--output_file", help="File for the plot [default: prompt.png in DIR].")
     ] = None,
     **given: Any,
 ) -> None:
-    """Show what the virtual tokens have become."""
-    prompted = load(adapter, given)
+    """Show the virtual tokens: nearest vocabulary entries, norms, distance from the initial prompt."""
+    loaded = load(adapter, given)
 
     from ..inference.inspect import inspect_prompt
-    from ..inference.pipeline import read_start
+    from ..inference.load_adapter import read_initial_prompt
     from ..models.embeddings import vocabulary_size
 
-    size = vocabulary_size(prompted.model.word_embeddings)
+    embeddings = loaded.model.base.get_input_embeddings()
+    size = vocabulary_size(embeddings)
     if nearest > size:
         raise ConfigError(f"nearest={nearest}, but the vocabulary has {size} entries; ask for at most that many")
-    report = inspect_prompt(prompted.model.prompt, read_start(adapter), prompted.model.word_embeddings, nearest=nearest)
-    console.print(_table(report, prompted.tokenizer))
+    report = inspect_prompt(loaded.model.prompt, read_initial_prompt(adapter), embeddings, nearest=nearest)
+    console.print(_table(report, loaded.tokenizer))
     console.print(f"\nmedian norm of the vocabulary: {report.vocabulary_norm:.3f}")
-    if prompted.model.prompt_placement == "suffix":
-        console.print("the prompt stands behind the text")
-    for what in _beside(prompted):
-        console.print(f"beside it   {what}", soft_wrap=True)
+    if loaded.model.placement == "suffix":
+        console.print("suffix prompt: it follows the text")
+    for part in _other_parts(loaded):
+        console.print(part, soft_wrap=True)
     path = output_file or (Path(adapter) / PICTURE if Path(adapter).is_dir() else Path(PICTURE))
     _draw(report, path)
 
 
-def _beside(prompted: Prompted) -> list[str]:
-    """What else of the adapter decides between labels."""
+def _other_parts(loaded: LoadedAdapter) -> list[str]:
+    """The parts of the adapter beside its prompt."""
     found = []
-    if prompted.ensemble is not None:
-        number, length, _ = prompted.ensemble.prompts.shape
-        temperature = float(prompted.ensemble.temperature)
-        found.append(f"{number} prompts of {length} tokens behind the text, temperature {temperature:.2g}")
-    if prompted.linear_probe is not None:
-        layers, share = prompted.linear_probe.layers.tolist(), float(prompted.linear_probe.share)
-        found.append(f"a read-out of layers {layers[0]} to {layers[-1]}, which decides to {share:.0%}")
+    if loaded.ensemble is not None:
+        count, length, _ = loaded.ensemble.prompts.shape
+        temperature = float(loaded.ensemble.temperature)
+        found.append(f"ensemble    {count} suffix prompts of {length} virtual tokens, temperature {temperature:.2g}")
+    if loaded.linear_probe is not None:
+        layers, share = loaded.linear_probe.layers.tolist(), float(loaded.linear_probe.share)
+        found.append(f"linear probe on layers {layers[0]} to {layers[-1]}, weight {share:.0%}")
     return found
 
 
 def _table(report: PromptReport, tokenizer: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("#", "norm", "from start"):
+    for name in ("#", "norm", "from initial"):
         table.add_column(name, justify="right")
     table.add_column("nearest by cosine", overflow="fold")
     table.add_column("nearest by distance", overflow="fold")

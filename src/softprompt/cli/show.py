@@ -17,17 +17,17 @@ console = Console(highlight=False)
 
 
 def working(text: str) -> Status:
-    """A spinner beside a text, on a terminal, while its block runs."""
+    """A spinner with a text while its block runs, if stdout is a terminal."""
     return console.status(text, spinner="line" if console.options.ascii_only else "dots")
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for a table; a dash where there is none."""
+    """A number for a table; a dash for ``None``."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def metrics_table(metrics: Metrics) -> RenderableType:
-    """Scores beside their baselines, and a line per class."""
+    """Scores of the prompt and of the baselines, and of each class."""
     parts: list[RenderableType] = [_scores(metrics)]
     if metrics.per_class:
         classes = Table(box=None, pad_edge=False, header_style="bold")
@@ -56,7 +56,7 @@ def _scores(metrics: Metrics) -> Table:
 
 
 def what_next(folder: Path, text_columns: Sequence[str]) -> None:
-    """Where everything is, and the command to try next."""
+    """Print the paths of the results, and a command to try."""
     console.print()
     for what, name in (("metrics", METRICS_NAME), ("loss curve", LOSS_PICTURE), ("confusion", CONFUSION_PICTURE)):
         if (folder / name).is_file():

@@ -1,12 +1,13 @@
-"""Where the rows of a run come from: the packaged data set, the Hub, or files; and the task they make.
+"""The rows of a run, from the packaged data set, the Hub, files or memory; and the task that they define.
 
-========================  ===================================================================
-``dataset_name``          ``complaints`` (packaged), else a data set of the Hub or a folder
-``train_file`` and so on  files of rows (``formats.py``); also in place of one split of a data set
-========================  ===================================================================
+=========================  ===================================================================
+``dataset_name``           ``complaints`` (packaged), else a data set of the Hub or a folder
+``train_file``, ...        files of rows (``formats.py``); may replace a split of a data set
+rows in memory             as ``in_memory.py`` accepts them; may replace a split of a data set
+=========================  ===================================================================
 
 Labels that a data set stores as numbers with names (``ClassLabel``) become their names, with spaces for
-underscores. A split whose labels are withheld (-1, or ``Unlabeled`` as in RAFT) is left out.
+underscores. A split whose labels are withheld (-1, or ``Unlabeled`` as in RAFT) is omitted.
 """
 
 from __future__ import annotations
@@ -16,38 +17,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from ..config.options import DataOptions, nearest
 from ..errors import ConfigError, DataError
 from ..types import Row
 from .delimited import DELIMITERS
-from .empty_rows import RowsWithContent
 from .formats import ENDINGS, read_rows
+from .in_memory import Rows, class_name, class_names, declared_labels, is_withheld, rows_from
+from .labels import MOST_CLASSES, labels_repeat, only_the_first
+from .non_empty_rows import NonEmptyRows
 from .task import Task
-from .template import Template, is_missing, listed, resolve_template, to_text, unknown_column
+from .template import Template, listed, resolve_template, to_text, unknown_column
 
 COMPLAINTS = "complaints"
 """Name of the data set that comes with softprompt."""
 
-_MOST_CLASSES = 100
-"""Numbers that are answers repeat too, but there are many of them."""
 _FOLDER = Path(__file__).parent / COMPLAINTS
 
-_Role = Literal["train", "validation", "test"]
+Role = Literal["train", "validation", "test", "unlabeled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The rows of a run; a split that the source has not is empty.
+    """The rows of a run; a split that the source lacks is empty.
 
     Attributes:
-        train: rows to learn from; all have a label, as in the other splits.
-        validation: rows to choose settings by.
-        test: rows for the figures at the end.
-        labels: the classes, where the source itself names them; else empty.
-        unlabeled: rows of which only the text is read.
-        num_empty: rows that were skipped because they are empty in all columns.
+        train: training rows; every row has a label, as in validation and test.
+        validation: rows scored during training.
+        test: rows scored after training.
+        labels: the classes, if the source declares them; else empty.
+        unlabeled: rows of which only the text is used.
+        num_empty: number of rows skipped because all columns are empty.
     """
 
     train: list[Row]
@@ -58,46 +60,49 @@ class Splits:
     num_empty: int = 0
 
 
-def load_splits(options: DataOptions, *, need_train: bool = True) -> Splits:
-    """Read the rows that the options ask for.
+def load_splits(
+    options: DataOptions, *, need_train: bool = True, in_memory: Mapping[Role, Rows] = MappingProxyType({})
+) -> Splits:
+    """Read the rows that the options name.
 
     Args:
         options: source, splits, columns and limits.
         need_train: whether to read the training rows; without them, ``train`` is empty.
+        in_memory: rows of some splits, in place of those that the options name.
 
     Raises:
-        ConfigError: no source is given, or options that exclude each other.
+        ConfigError: no source is given, or conflicting options.
         DataError: a source cannot be read, is empty, or lacks a column, or a row lacks its text or label.
     """
-    _check_options(options, need_train)
+    _check_options(options, need_train, in_memory)
     source = _data_set(options)
     rows: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    roles: tuple[_Role, ...] = ("train", "validation", "test") if need_train else ("validation", "test")
+    roles: tuple[Role, ...] = ("train", "validation", "test") if need_train else ("validation", "test")
     num_empty = 0
     for role in roles:
-        rows[role], empty = _rows_for(role, source, options)
+        rows[role], empty = _rows_for(role, source, options, in_memory)
         num_empty += empty
     if not any(rows.values()):
         raise DataError(
             f"{options.dataset_name} has no labelled validation or test rows; give test_file, or name a split "
             "with test_split"
         )
-    unlabeled, empty = _unlabeled(options) if need_train else ((), 0)
-    labels = source.labels if source else ()
+    unlabeled, empty = _unlabeled(options, in_memory) if need_train else ((), 0)
+    labels = declared_labels(in_memory.get("train"), options.label_column) or (source.labels if source else ())
     return Splits(rows["train"], rows["validation"], rows["test"], labels, unlabeled, num_empty + empty)
 
 
 def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None) -> Task:
-    """What the training rows ask for: the resolved template, and the classes if there are any.
+    """The task of the training rows: the resolved template, and the classes of a classification.
 
     Raises:
-        DataError: the template does not fit the columns or reads the label, or there is only one class.
+        DataError: the template does not fit the columns or contains the label, or there is only one class.
     """
     columns = list(splits.train[0].fields)
     template = resolve_template(options.template, options.text_column, columns)
     if options.label_column in Template(template, options.text_column).fields:
         raise DataError(
-            f"the template reads the label column {options.label_column!r}, which would give the answer away; "
+            f"the template contains the label column {options.label_column!r}, so the model would see the answer; "
             "remove it from template or text_column"
         )
     return Task(
@@ -110,68 +115,9 @@ def make_task(splits: Splits, options: DataOptions, *, end_token_id: int | None)
     )
 
 
-def labels_repeat(counts: Mapping[str, int]) -> bool:
-    """Whether more than half of the rows share their label with another, as classes do and written texts do not.
-
-    Args:
-        counts: label -> rows.
-    """
-    return 2 * sum(rows for rows in counts.values() if rows > 1) > sum(counts.values())
-
-
-def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of labels that differ only in case or blanks, which are likely mistakes."""
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault("".join(label.split()).casefold(), []).append(label)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def check_labels(rows: Iterable[Row], task: Task, *, max_train_samples: int | None = None) -> None:
-    """Check that every row has a label of the task; any text will do for a generation task.
-
-    Args:
-        max_train_samples: that option, named in the error since it may be why a label is unknown.
-
-    Raises:
-        DataError: a row has no label, or one that training has not seen.
-    """
-    for row, label in _unknown(rows, task):
-        remedy = nearest(label, task.labels) or "; if it is correct, list all labels in the option labels"
-        raise DataError(
-            f"{row.where}: the label {label!r} does not occur in training, whose labels are {listed(task.labels)}"
-            f"{remedy}{_only_the_first(max_train_samples)}"
-        )
-
-
-def new_labels(rows: Iterable[Row], task: Task) -> dict[str, int]:
-    """Labels that training has not seen, with how many rows have each; none for a generation task.
-
-    A rare class may be absent from a few dozen training rows. One that is nearly a known label is a slip.
-
-    Raises:
-        DataError: a row has no label, or one that is nearly one of the task.
-    """
-    found: Counter[str] = Counter()
-    for row, label in _unknown(rows, task):
-        if meant := nearest(label, task.labels, least=0.8) or nearest(label.lower(), task.labels, least=0.8):
-            raise DataError(f"{row.where}: the label {label!r} does not occur in training{meant}")
-        found[label] += 1
-    return dict(found)
-
-
-def _unknown(rows: Iterable[Row], task: Task) -> Iterator[tuple[Row, str]]:
-    """Rows whose label is none of the task's, with it; none for a generation task."""
-    known = set(task.labels)
-    for row in rows:
-        label = task.label_of(row.fields, row.where)
-        if known and label not in known:
-            yield row, label
-
-
 @dataclass(frozen=True, slots=True)
 class _DataSet:
-    """A named source with splits; ``rows(split)`` reads one."""
+    """A data set with splits; ``rows(split)`` reads one."""
 
     name: str
     splits: tuple[str, ...]
@@ -193,37 +139,15 @@ def _packaged_rows(split: str) -> Iterator[Row]:
 
 
 def _from_datasets(name: str, splits: Mapping[str, Any], label_column: str) -> _DataSet:
-    """A data set out of what ``datasets.load_dataset`` gives: a ``datasets.Dataset`` for each split."""
+    """A data set from the result of ``datasets.load_dataset``: a ``datasets.Dataset`` for each split."""
 
     def rows(split: str) -> Iterator[Row]:
-        names = _class_names(splits[split].features)
+        names = class_names(splits[split].features)
         for number, values in enumerate(splits[split], start=1):
-            fields = {key: _named(value, names.get(key)) for key, value in values.items()}
+            fields = {key: class_name(value, names.get(key)) for key, value in values.items()}
             yield Row(fields, f"{name} {split}, row {number}")
 
-    first = next(iter(splits.values()))
-    classes = _class_names(first.features).get(label_column, [])
-    return _DataSet(name, tuple(splits), rows, tuple(c for c in classes if c is not None))
-
-
-def _class_names(features: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """The names of every ClassLabel column, by number; ``None`` for the one that means no label."""
-    from datasets import ClassLabel
-
-    names = {key: feature.names for key, feature in features.items() if isinstance(feature, ClassLabel)}
-    readable = {key: [name.replace("_", " ").strip() for name in found] for key, found in names.items()}
-    return {key: [None if _is_withheld(name) else name for name in found] for key, found in readable.items()}
-
-
-def _named(value: Any, names: list[str | None] | None) -> Any:
-    if names is None:
-        return value
-    return None if value is None or value < 0 else names[value]
-
-
-def _is_withheld(label: Any) -> bool:
-    """Whether a label says that there is none: a test set whose answers its authors keep."""
-    return is_missing(label) or label == -1 or str(label).strip().lower() == "unlabeled"
+    return _DataSet(name, tuple(splits), rows, declared_labels(next(iter(splits.values())), label_column))
 
 
 def _load_dataset(name: str, config_name: str | None) -> Mapping[str, Any]:
@@ -263,13 +187,17 @@ def _why_not_loaded(name: str, error: Exception) -> str:
     return f"cannot load the data set {name!r}: {reason.rstrip('.')}{remedy}"
 
 
-def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> tuple[list[Row], int]:
-    """The checked rows of one role (none if the source has none), and the number of empty rows skipped."""
+def _rows_for(
+    role: Role, source: _DataSet | None, options: DataOptions, in_memory: Mapping[Role, Rows]
+) -> tuple[list[Row], int]:
+    """The checked rows of one split (none if the source has none), and the number of empty rows skipped."""
     limit = options.max_train_samples if role == "train" else options.max_eval_samples
     file: Path | None = getattr(options, f"{role}_file")
     asked: str | None = getattr(options, f"{role}_split")
-    if file is not None:
-        reader, name = RowsWithContent(read_rows(file, options.column_names)), str(file)
+    if role in in_memory:
+        reader, name = _from_memory(role, in_memory[role], options), f"the {role} data"
+    elif file is not None:
+        reader, name = NonEmptyRows(read_rows(file, options.column_names)), str(file)
     elif source is None or (asked is None and role not in source.splits):
         return [], 0
     elif asked is not None and asked not in source.splits:
@@ -277,26 +205,33 @@ def _rows_for(role: _Role, source: _DataSet | None, options: DataOptions) -> tup
         raise DataError(f"{role}_split={asked!r}, but the splits of {source.name} are {there_are}")
     else:
         split = asked or role
-        reader, name = RowsWithContent(source.rows(split)), f"{source.name} {split}"
+        reader, name = NonEmptyRows(source.rows(split)), f"{source.name} {split}"
     rows = list(islice(reader, limit))
     if not rows:
         raise DataError(f"{name} has no rows; {role} needs at least one")
-    label = options.label_column
-    if file is None and asked is None and all(_is_withheld(row.fields.get(label, "?")) for row in rows):
+    is_split = file is None and asked is None and role not in in_memory
+    if is_split and all(is_withheld(row.fields.get(options.label_column, "?")) for row in rows):
         return [], 0
     _check_rows(rows, options, nameless=_may_lack_names(file, options))
     return rows, reader.num_empty
 
 
-def _unlabeled(options: DataOptions) -> tuple[tuple[Row, ...], int]:
+def _from_memory(role: Role, given: Rows, options: DataOptions) -> NonEmptyRows:
+    return NonEmptyRows(rows_from(given, options.text_column, options.label_column, name=role))
+
+
+def _unlabeled(options: DataOptions, in_memory: Mapping[Role, Rows]) -> tuple[tuple[Row, ...], int]:
     file = options.unlabeled_file
-    if file is None:
+    if "unlabeled" in in_memory:
+        reader, name = _from_memory("unlabeled", in_memory["unlabeled"], options), "the unlabeled data"
+    elif file is not None:
+        reader, name = NonEmptyRows(read_rows(file, options.column_names)), str(file)
+    else:
         return (), 0
-    reader = RowsWithContent(read_rows(file, options.column_names))
     rows = tuple(reader)
     if not rows:
-        raise DataError(f"{file} has no rows; leave unlabeled_file out")
-    probe = _probe(options)
+        raise DataError(f"{name} has no rows; leave it out")
+    probe = _columns_only(options)
     for row in rows:
         _check_columns(row, "text_column", options.text_column, nameless=_may_lack_names(file, options))
         probe.check_text(row.fields, row.where)
@@ -318,7 +253,7 @@ def _check_columns(row: Row, option: str, columns: Iterable[str], *, nameless: b
 
 def _check_rows(rows: Iterable[Row], options: DataOptions, *, nameless: bool) -> None:
     """Check that every row has its text columns, a text and a label."""
-    task = _probe(options)
+    task = _columns_only(options)
     for row in rows:
         _check_columns(row, "text_column", task.text_columns, nameless=nameless)
         _check_columns(row, "label_column", (task.label_column,), nameless=nameless)
@@ -327,19 +262,23 @@ def _check_rows(rows: Iterable[Row], options: DataOptions, *, nameless: bool) ->
         task.check_text(row.fields, row.where)
 
 
-def _probe(options: DataOptions) -> Task:
+def _columns_only(options: DataOptions) -> Task:
     """A task with columns only, for checks."""
     return Task(tuple(options.text_column), options.label_column, template="")
 
 
-def _check_options(options: DataOptions, need_train: bool) -> None:
-    """Refuse options that name no source, or that would be silently ignored."""
+def _check_options(options: DataOptions, need_train: bool, in_memory: Mapping[Role, Rows]) -> None:
+    """Refuse options that name no source, name two, or would be ignored."""
+    for role in in_memory:
+        if getattr(options, f"{role}_file") is not None:
+            raise ConfigError(f"{role}_file and rows in memory for {role} exclude each other; give one of them")
     name = options.dataset_name
     a_data_set = f"dataset_name (a data set of the Hub, or {COMPLAINTS!r})"
     if name is None:
-        if need_train and options.train_file is None:
+        if need_train and options.train_file is None and "train" not in in_memory:
             raise ConfigError(f"there are no rows to train on: give train_file ({', '.join(ENDINGS)}) or {a_data_set}")
-        if not need_train and options.validation_file is None and options.test_file is None:
+        given = options.validation_file or options.test_file or in_memory
+        if not need_train and not given:
             raise ConfigError(f"there are no rows to evaluate on: give test_file, validation_file or {a_data_set}")
         for option in ("dataset_config_name", "validation_split", "test_split"):
             if getattr(options, option) is not None:
@@ -357,22 +296,15 @@ def _classes(splits: Splits, options: DataOptions) -> tuple[str, ...]:
     """The labels in a fixed order; empty for generation."""
     if options.task == "generation":
         return ()
-    probe = _probe(options)
+    probe = _columns_only(options)
     counts = Counter(probe.label_of(row.fields, row.where) for row in splits.train)
     named = tuple(options.labels or splits.labels)
     classes = named or tuple(counts)  # a Counter keeps the order of first appearance
-    if options.task == "auto" and not named and not (len(counts) <= _MOST_CLASSES and labels_repeat(counts)):
+    if options.task == "auto" and not named and not (len(counts) <= MOST_CLASSES and labels_repeat(counts)):
         return ()
     if len(classes) < 2:
         raise DataError(
             f"every training row has the label {classes[0]!r} ({options.label_column}); a classification needs at "
-            f"least two; task=generation takes any text{_only_the_first(options.max_train_samples)}"
+            f"least two; task=generation takes any text{only_the_first(options.max_train_samples)}"
         )
     return classes
-
-
-def _only_the_first(max_train_samples: int | None) -> str:
-    """A hint that ``max_train_samples`` may be why a label is absent."""
-    if max_train_samples is None:
-        return ""
-    return f" (max_train_samples={max_train_samples} reads only the first rows; shuffle the file or raise it)"

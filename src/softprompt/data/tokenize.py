@@ -29,11 +29,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
 from ..types import Example, Row
+from .labels import check_distinct
 from .plain_text import PlainTokenizer, bare_ids
 from .task import Task
 from .template import Piece, Template, to_text
@@ -79,7 +80,7 @@ class Encoder:
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
-        _check_distinct(self._class_ids)
+        check_distinct(self._class_ids)
         self._room_for_label = max(map(len, self._class_ids.values()), default=0)
         self._answered_limit: int | None = None
         if room_for_answer and context_length is not None:
@@ -194,18 +195,6 @@ class Encoder:
         return self.render(dict.fromkeys(self._template.fields), "the template")
 
 
-def unique_prefixes(labels: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """The shortest start of each label that no other label has, none of which is the start of another label."""
-    return tuple(
-        next(
-            label[:n]
-            for n in range(1, len(label) + 1)
-            if n == len(label) or all(other[:n] != label[:n] for j, other in enumerate(labels) if j != i)
-        )
-        for i, label in enumerate(labels)
-    )
-
-
 def default_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that ends a label: EOS, else padding (the guide's choice), else ``None``."""
     for candidate in (tokenizer.eos_token_id, tokenizer.pad_token_id):
@@ -266,11 +255,6 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
     )
 
 
-def running_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """The tokens of a label with its prefix, as they follow a text; none of them is special."""
-    return _suffix(PlainTokenizer(tokenizer), [Piece(text, True)])
-
-
 def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
     """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
 
@@ -280,27 +264,6 @@ def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
     alone, before, both = plain.ids([text, [a], [a, *text]])
     suffix = both[len(before) :]
     return suffix if both[: len(before)] == before and 0 < len(suffix) < len(alone) else alone
-
-
-def _check_distinct(class_ids: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse labels that are the same in tokens, or of which one is the start of another.
-
-    A start is never less probable than the whole, so the shorter label would win by its length alone.
-    """
-    seen: dict[tuple[int, ...], str] = {}
-    for label, ids in class_ids.items():
-        if ids in seen:
-            raise DataError(
-                f"the labels {seen[ids]!r} and {label!r} become the same tokens, so the model cannot tell "
-                "them apart; rename one"
-            )
-        seen[ids] = label
-    for shorter, longer in pairwise(sorted(seen)):  # sorted, whatever starts with a label stands right behind it
-        if longer[: len(shorter)] == shorter:
-            raise DataError(
-                f"in tokens the label {seen[longer]!r} starts with all of {seen[shorter]!r}, which would always win; "
-                "rename one, or take a tokenizer with an end token"
-            )
 
 
 def _head(text: str, length: int) -> str:

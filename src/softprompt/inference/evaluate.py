@@ -1,168 +1,36 @@
-"""Scores of a prompt on labelled rows: label probabilities for classes, losses and texts for free targets."""
+"""Metrics of a soft prompt on labelled examples: classification metrics, or the loss of the answers."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from .. import metrics as measures
-from ..data.task import Task
-from ..data.tokenize import Encoder, unique_prefixes
-from ..engine.kv_cache import KVCache
 from ..engine.loss import token_losses
 from ..engine.plans import plan_rows
-from ..engine.prefill import prefill
 from ..engine.text_cache import TextCache
 from ..engine.tree import Plan
-from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import IGNORE_INDEX, Example
-from .ensemble import Ensemble
-from .probe import LinearProbe
-from .score import score_labels
-from .suffix import answer_losses, score_labels_with_suffix
-
-Progress = Callable[[int], None]
-"""Called with the number of rows just done."""
+from .classifier import Classes, Progress, batches_by_length, label_log_probs
+from .prompted import PromptedModel
+from .suffix import answer_losses
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a task as the model sees them: names and the token ids that stand for them, side by side.
-
-    Attributes:
-        ids: of each label with the end token, or of the start that tells it from others (``Task.label_scoring``).
-        readout: reads classes from hidden states as well; ``None`` where the label texts alone decide.
-        ensemble: prompts behind the text, which decide in place of the model's own.
-        relative: whether only the labels' probabilities relative to each other count, as for starts of labels or with
-            a read-out; a loss is then per row, not per token.
-        num_cue_tokens: tokens at the end of each input that are the cue for a prompt in front (``Task.answer_prefix``).
-    """
-
-    names: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    linear_probe: LinearProbe | None = None
-    ensemble: Ensemble | None = None
-    relative: bool = False
-    num_answer_prefix_tokens: int = 0
-
-    def text_of(self, example: Example) -> tuple[int, ...]:
-        """What prompts behind the text read of an example: its input without the cue."""
-        return example.input_ids[: len(example.input_ids) - self.num_answer_prefix_tokens]
-
-
-def classes_of(
-    task: Task, encoder: Encoder, linear_probe: LinearProbe | None = None, ensemble: Ensemble | None = None
-) -> Classes | None:
-    """The classes of a task in tokens; ``None`` for a generation task."""
-    if not task.is_classification:
-        return None
-    ids = tuple(encoder.label_ids(label) for label in task.labels)
-    by_start = task.label_scoring == "unique_prefix"
-    scored = unique_prefixes(ids) if by_start else ids
-    relative = by_start or linear_probe is not None  # a read-out knows nothing of texts
-    return Classes(task.labels, scored, linear_probe, ensemble, relative, len(encoder.answer_prefix_ids))
-
-
-def label_log_probs(
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes,
-    *,
-    batch_size: int,
-    progress: Progress | None = None,
-    known: TextCache | None = None,
-) -> Tensor:
-    """Log-probability of each class for each example: ``[N, C]`` float32 on the CPU.
-
-    That of the class's label text behind the example; with an ensemble or a read-out, what all say together.
-
-    Args:
-        known: knows the texts of examples that stand before the prompt; without it they are read here.
-    """
-    scores = torch.empty(len(examples), len(classes.ids))
-    prompt = _prefilled(model)
-    for rows in batches_by_length(examples, batch_size):
-        batch = [examples[row] for row in rows]
-        if classes.linear_probe is None:
-            scores[rows] = _scores(model, prompt, batch, classes, known, None).float().cpu()
-        else:
-            means: list[Tensor] = []
-            said = _scores(model, prompt, batch, classes, None, means).float().cpu()
-            scores[rows] = classes.linear_probe.mix(said, torch.cat(means).cpu())
-        if progress:
-            progress(len(rows))
-    return scores.log_softmax(-1) if classes.relative else scores
-
-
-def mean_states(
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes,
-    *,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Mean hidden states ``[N, layers, D]`` of the texts, float32 on the CPU: what a read-out is fitted to."""
-    found = torch.empty(0)
-    classes = replace(classes, ids=(), ensemble=None)  # no label is scored: with many classes, that is most of the work
-    prompt = _prefilled(model)
-    for rows in batches_by_length(examples, batch_size):
-        means: list[Tensor] = []
-        _scores(model, prompt, [examples[row] for row in rows], classes, None, means)
-        of_batch = torch.cat(means).cpu()
-        found = found if len(found) else of_batch.new_empty(len(examples), *of_batch.shape[1:])
-        found[rows] = of_batch
-        if progress:
-            progress(len(rows))
-    return found
-
-
-@torch.no_grad()
-def _prefilled(model: PeftModelForCausalLM) -> Tensor | KVCache:
-    """The active prompt for all batches of one call: computed once if it is a prefix, ``[P, D]`` if it is a suffix."""
-    name = model.active_adapter  # once: another thread may call set_adapter meanwhile
-    prompt, placement = model.prompt_of(name), model.peft_config[name].prompt_placement or "prefix"
-    return prompt if placement == "suffix" else prefill(model.base_model, prompt)
-
-
-def _scores(
-    model: PeftModelForCausalLM,
-    prompt: Tensor | KVCache,
-    examples: Sequence[Example],
-    classes: Classes,
-    known: TextCache | None,
-    means: list[Tensor] | None,
-) -> Tensor:
-    """Log-probability ``[B, C]`` of each label behind each text."""
-    texts = [example.input_ids for example in examples]
-    base, ensemble = model.base_model, classes.ensemble
-    if ensemble is None:
-        if isinstance(prompt, Tensor):
-            return score_labels_with_suffix(base, prompt, texts, classes.ids, known, means)
-        return score_labels(base, prompt, texts, classes.ids, means)
-    if means is not None and isinstance(prompt, KVCache):  # the prompt in front is there for the states
-        score_labels(base, prompt, texts, classes.ids, means)
-        means = None
-    prompts, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
-    return ensemble.join(score_labels_with_suffix(base, prompts, texts, classes.ids, known, means))
-
-
-def evaluate(
-    model: PeftModelForCausalLM,
+def evaluate_examples(
+    model: PromptedModel,
     examples: Sequence[Example],
     classes: Classes | None,
     *,
     batch_size: int,
     split: str = "test",
     progress: Progress | None = None,
-    known: TextCache | None = None,
+    text_cache: TextCache | None = None,
 ) -> Metrics:
     """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``.
 
@@ -171,7 +39,7 @@ def evaluate(
     """
     started = time.perf_counter()
     if classes is None:
-        loss = mean_loss(model, examples, batch_size=batch_size, progress=progress, known=known)
+        loss = eval_loss(model, examples, batch_size=batch_size, progress=progress, text_cache=text_cache)
         return Metrics(
             num_examples=len(examples),
             eval_loss=loss,
@@ -179,7 +47,7 @@ def evaluate(
             examples_per_second=len(examples) / (time.perf_counter() - started),
             split=split,
         )
-    scores = label_log_probs(model, examples, classes, batch_size=batch_size, progress=progress, known=known)
+    scores = label_log_probs(model, examples, classes, batch_size=batch_size, progress=progress, text_cache=text_cache)
     return classification_metrics(scores, examples, classes, seconds=time.perf_counter() - started, split=split)
 
 
@@ -227,23 +95,23 @@ def _loss(scores: Tensor, gold: Sequence[int], classes: Classes) -> float:
 
 
 @torch.no_grad()
-def mean_loss(
-    model: PeftModelForCausalLM,
+def eval_loss(
+    model: PromptedModel,
     examples: Sequence[Example],
     *,
     batch_size: int,
     progress: Progress | None = None,
-    known: TextCache | None = None,
+    text_cache: TextCache | None = None,
 ) -> float:
     """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
     total, count = 0.0, 0
-    prompt = _prefilled(model)
+    prompt = model.prefilled()
     for rows in batches_by_length(examples, batch_size):
         batch = [examples[row] for row in rows]
         if isinstance(prompt, Tensor):
-            losses = answer_losses(model.base_model, prompt, batch, known)
+            losses = answer_losses(model.base, prompt, batch, text_cache)
         else:
-            losses = token_losses(model.base_model, plan_examples(batch, len(prompt), model.prompt.device), prompt)
+            losses = token_losses(model.base, plan_examples(batch, len(prompt), model.prompt.device), prompt)
         # On the CPU: MPS has no float64.
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:
@@ -259,50 +127,6 @@ def plan_examples(examples: Sequence[Example], num_virtual_tokens: int, device: 
     ]
     lengths = [len(example.input_ids) + len(example.label_ids) for example in examples]
     return plan_rows(num_virtual_tokens, lengths, _long(ids, device), _long(labels, device))
-
-
-def generate_texts(
-    model: PeftModelForCausalLM,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    *,
-    end_token_id: int | None,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> list[str]:
-    """What the model writes behind each example (greedy), without special tokens, stripped."""
-    texts = [""] * len(examples)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_token_id or 0)
-    for rows in batches_by_length(examples, batch_size):
-        width = max(1, *(len(examples[row].input_ids) for row in rows))
-        ids = torch.full((len(rows), width), pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            tokens = examples[row].input_ids
-            ids[i, width - len(tokens) :] = torch.tensor(tokens)
-            mask[i, width - len(tokens) :] = 1
-        device = model.prompt.device
-        written = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=end_token_id,
-            pad_token_id=pad,
-        )
-        for row, new in zip(rows, written[:, width:].tolist(), strict=True):
-            texts[row] = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
-        if progress:
-            progress(len(rows))
-    return texts
-
-
-def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Indices of examples, longest first (so memory runs out at once or not at all), ``batch_size`` at a time."""
-    order = sorted(range(len(examples)), key=lambda row: -len(examples[row].input_ids))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def _long(values: Sequence[int], device: torch.device) -> Tensor:

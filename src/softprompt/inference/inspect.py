@@ -1,4 +1,4 @@
-"""What a trained prompt looks like from outside: neighbours in the vocabulary, norms, the way it went."""
+"""Properties of a trained prompt: nearest vocabulary entries, norms, distance from the initial prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TokenReport:
 
     Attributes:
         norm: Euclidean length.
-        start_distance: Euclidean distance from where training started; ``None`` when that is not known.
+        start_distance: Euclidean distance from the initial virtual token; ``None`` if the initial prompt was not kept.
         by_cosine, by_distance: nearest vocabulary entries as ``(token id, cosine or distance)``, nearest first.
     """
 
@@ -31,7 +31,7 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """All virtual tokens, their cosine similarities ``[P, P]``, and the vocabulary's median norm."""
+    """All virtual tokens, their cosine similarities ``[P, P]``, and the median norm of the vocabulary."""
 
     tokens: tuple[TokenReport, ...]
     similarity: tuple[tuple[float, ...], ...]
@@ -42,7 +42,7 @@ class PromptReport:
 def inspect_prompt(
     prompt: Tensor, start: Tensor | None, word_embeddings: nn.Module, *, nearest: int = 5
 ) -> PromptReport:
-    """Compare a prompt ``[P, D]`` with the vocabulary and with its start ``[P, D]``."""
+    """Compare a prompt ``[P, D]`` with the vocabulary and with the initial prompt ``[P, D]``."""
     prompt = prompt.detach().float()
     cosines, distances, norms = [], [], []
     for first in range(0, vocabulary_size(word_embeddings), _ROWS_AT_ONCE):

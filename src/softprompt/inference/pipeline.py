@@ -1,176 +1,222 @@
-"""An adapter ready for use: its base model, prompt, task and encoder, from one name."""
+"""``softprompt.load``: an adapter and its base model from one name, with predictions for texts and tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
 
-from ..config.adapter_config import CONFIG_NAME, PeftConfig, PromptTuningConfig
-from ..config.options import ModelOptions
-from ..data.task import TASK_NAME, Task
+import torch
+
+from ..config.options import ModelOptions, build_options
+from ..data.in_memory import Rows, rows_from
+from ..data.non_empty_rows import NonEmptyRows
 from ..data.tokenize import Encoder
-from ..errors import AdapterError, ConfigError
-from ..storage.hub import FileAbsentError, find_file, looks_like_path, snapshot
+from ..errors import ConfigError
+from ..storage.atomic import expand
+from ..types import Row
+from .adapter_files import WITHOUT_TASK
+from .classifier import label_log_probs
+from .load_adapter import LoadedAdapter, load_adapter
+from .predict import Answer, predict_rows
 
-if TYPE_CHECKING:  # read_task serves without torch, so that a command can check its data before it waits for that
-    from ..peft.model import PeftModelForCausalLM
-    from .ensemble import Ensemble
-    from .evaluate import Classes
-    from .probe import LinearProbe
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """A base model under a trained prompt."""
+class Prediction:
+    """The predicted label of a text, and its probability among the labels."""
 
-    model: PeftModelForCausalLM
-    tokenizer: Any
-    config: PromptTuningConfig
-    task: Task | None  # None for an adapter that does not say, e.g. one made by PEFT
-    linear_probe: LinearProbe | None = None
-    ensemble: Ensemble | None = None
+    label: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.probability:.4f})"
+
+
+class Predictor(LoadedAdapter):
+    """An adapter ready for predictions; made by ``softprompt.load``.
+
+    It predicts with everything the adapter has: prompt, ensemble and linear probe. Calls change nothing, so several
+    threads may share it.
+
+    Texts are given as one text, or as a list of texts; a dictionary of columns stands for a text where the task has
+    several text columns. A pandas ``DataFrame``, a ``datasets.Dataset`` and a ``pathlib.Path`` of a file are lists of
+    rows. A single text gives a single result, anything else a list, in order. Texts that are cut to fit ``max_length``
+    or the model's context cause a warning.
+
+    Attributes:
+        name: folder or Hub id of the adapter.
+        task: how rows become text, and the labels (``softprompt.Task``).
+        labels: the labels in a fixed order; empty for a generation task.
+    """
 
     @property
-    def context_length(self) -> int | None:
-        """The most positions of the base model; ``None`` where there is no bound."""
-        from ..models.families import context_length
+    def labels(self) -> tuple[str, ...]:
+        """The labels in a fixed order; empty for a generation task."""
+        return self.task.labels
 
-        return context_length(self.model.base_model.config)
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, texts: str | Mapping[str, Any], *, batch_size: int = 32
+    ) -> Prediction | str: ...
+    @overload
+    def predict(self, texts: Rows, *, batch_size: int = 32) -> list[Prediction] | list[str]: ...
+    def predict(self, texts: Any, *, batch_size: int = 32) -> Any:
+        """Predict the label of each text; an adapter of a generation task generates a text, as ``generate`` does.
 
-    def classes(self, encoder: Encoder) -> Classes | None:
-        """The classes of an encoder's task, with all of the adapter that decides between them."""
-        from .evaluate import classes_of
+        Args:
+            texts: a text, or several; see the class.
+            batch_size: texts per forward pass.
 
-        return classes_of(encoder.task, encoder, self.linear_probe, self.ensemble)
+        Returns:
+            A ``Prediction`` for a single text, a list of them for several; strings for a generation task.
 
-    def encoder(self, task: Task, *, room_for_answer: int = 0) -> Encoder:
-        """An encoder of rows for this model; see ``Encoder``."""
-        return Encoder(
-            self.tokenizer,
-            task,
-            num_virtual_tokens=len(self.model.prompt),
-            context_length=self.context_length,
-            room_for_answer=room_for_answer,
-        )
+        Raises:
+            DataError: a text is empty, or a column is missing.
+        """
+        if not self.labels:
+            return self.generate(texts, batch_size=batch_size)
+        answers = self._answers(texts, batch_size=batch_size)
+        predictions = [Prediction(answer.text, float(answer.probability or 0.0)) for answer in answers]
+        return predictions[0] if _is_single(texts) else predictions
+
+    def predict_proba(self, texts: Rows, *, batch_size: int = 32) -> np.ndarray[Any, Any]:
+        """The probability of each label for each text.
+
+        Args:
+            texts: a text, or several; see the class.
+            batch_size: texts per forward pass.
+
+        Returns:
+            ``[N, C]`` float32; columns are in the order of ``labels``, rows sum to 1. A single text gives one row.
+
+        Raises:
+            ConfigError: the adapter's task has no labels.
+            DataError: a text is empty, or a column is missing.
+        """
+        if not self.labels:
+            raise ConfigError(f"{self.name} generates text and has no labels; use generate instead of predict_proba")
+        examples = self._encoder.encode_all(self._rows(texts), with_label=False)
+        _warn_if_truncated([example.num_cut > 0 for example in examples])
+        classes = self.classes(self._encoder)
+        assert classes is not None
+        log_probs = label_log_probs(self.model, examples, classes, batch_size=batch_size)
+        return log_probs.softmax(1).to(torch.float32).numpy()
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, texts: str | Mapping[str, Any], *, max_new_tokens: int | None = None, batch_size: int = 32
+    ) -> str: ...
+    @overload
+    def generate(self, texts: Rows, *, max_new_tokens: int | None = None, batch_size: int = 32) -> list[str]: ...
+    def generate(self, texts: Any, *, max_new_tokens: int | None = None, batch_size: int = 32) -> Any:
+        """Generate a text after each text, greedily; an adapter of a classification task generates freely too.
+
+        Args:
+            texts: a text, or several; see the class.
+            max_new_tokens: most tokens to generate; by default 64, or a quarter of a shorter context.
+            batch_size: texts per forward pass.
+
+        Returns:
+            A string for a single text, a list of strings for several.
+
+        Raises:
+            ConfigError: the model's context has no room for ``max_new_tokens``.
+            DataError: a text is empty, or a column is missing.
+        """
+        answers = self._answers(texts, generate=True, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        found = [answer.text for answer in answers]
+        return found[0] if _is_single(texts) else found
+
+    def _answers(self, texts: Any, **how: Any) -> list[Answer]:
+        answers = [answer for _, answer in predict_rows(self, self.task, self._rows(texts), **how)]
+        _warn_if_truncated([answer.truncated for answer in answers])
+        return answers
+
+    def _rows(self, texts: Any) -> list[Row]:
+        """The rows of ``texts``, each of which has a text."""
+        if _is_single(texts):
+            texts = [texts]
+        rows = list(rows_from(texts, self.task.text_columns, self.task.label_column))
+        if isinstance(texts, os.PathLike):
+            rows = list(NonEmptyRows(rows))
+        for row in rows:
+            self.task.check_text(row.fields, row.where)
+        return rows
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.encoder(self.task)
+
+    def __repr__(self) -> str:
+        task = f"{len(self.labels)} labels" if self.labels else "generation"
+        length, parts = len(self.model.prompt), []
+        if self.ensemble is not None:
+            parts.append(f"ensemble of {len(self.ensemble.prompts)} prompts")
+        if self.linear_probe is not None:
+            parts.append("linear probe")
+        with_parts = f", {', '.join(parts)}" if parts else ""
+        base = self.config.base_model_name_or_path
+        return f"<Predictor {self.name}: {task}, {length} virtual tokens{with_parts}, base model {base}>"
 
 
-def load_prompted(adapter: str, options: ModelOptions, *, model_given: bool) -> Prompted:
-    """Load an adapter (a folder or a Hub id) and the base model it was trained on.
+def _is_single(texts: Any) -> bool:
+    return isinstance(texts, (str, Mapping))
+
+
+def _warn_if_truncated(truncated: Sequence[bool]) -> None:
+    if count := sum(truncated):
+        message = f"{count} of {len(truncated)} texts were cut to fit max_length or the model's context"
+        warnings.warn(message, stacklevel=4)
+
+
+def load(
+    adapter: str | os.PathLike[str],
+    *,
+    model_name_or_path: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> Predictor:
+    """Load an adapter and its base model, ready for predictions.
 
     Args:
-        options: how to load the base; its ``model_name_or_path`` counts when ``model_given``, otherwise
-            the base that the adapter names is taken.
+        adapter: a folder, or a Hub id (``owner/name``).
+        model_name_or_path: the base model; by default the one that the adapter names.
+        revision: of the base model on the Hub.
+        dtype: of the base model: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; by default the
+            checkpoint's own.
+        device: a torch device; by default the first of cuda, mps and cpu that is available.
+        attn_implementation: attention of transformers: ``"sdpa"``, ``"eager"``, ...
+        trust_remote_code: run Python code that the base model's repository contains.
 
     Raises:
         AdapterError: the adapter is missing, damaged or does not fit the base model.
-        BaseModelError: the base model cannot be had.
+        BaseModelError: the base model cannot be found or loaded.
+        ConfigError: an option is invalid, or the adapter names no base model and none is given.
     """
-    from ..config.compatibility import read_config
-    from ..models.loading import load_base
-    from ..models.vocabulary import grow, own_tokenizer
-    from ..peft.model import PeftModel
-    from ..storage.adapter import find_weights
-
-    config = read_config(adapter)
-    if not model_given:
-        if not config.base_model_name_or_path:
-            raise ConfigError(f"{adapter} does not say which base model it is for; give --model_name_or_path")
-        revision = options.revision or config.revision
-        options = options.model_copy(
-            update={"model_name_or_path": config.base_model_name_or_path, "revision": revision}
-        )
-    base = load_base(options)
-    own = own_tokenizer(adapter, trust_remote_code=options.trust_remote_code)
-    grow(base.model, find_weights(adapter), own)
-    if own is not None and len(own) > len(base.tokenizer):
-        base = replace(base, tokenizer=own)
-    if model_given and config.base_model_name_or_path not in (None, base.name):
-        check_same_base(adapter, str(config.base_model_name_or_path), base.name)
-    model = PeftModel.from_pretrained(base.model, adapter)
-    task = read_task(adapter)
-    linear_probe, ensemble = read_probe(adapter, task, model), read_ensemble(adapter, model)
-    return Prompted(model, base.tokenizer, config, task, linear_probe, ensemble)
+    given = {
+        "model_name_or_path": model_name_or_path and os.fspath(model_name_or_path),
+        "revision": revision,
+        "dtype": dtype and str(dtype).removeprefix("torch."),
+        "device": device and str(device),
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    options = build_options(ModelOptions, {name: value for name, value in given.items() if value is not None})
+    predictor = load_predictor(adapter, options)
+    if predictor.saved_task is None:
+        warnings.warn(f"{predictor.name}: {WITHOUT_TASK}", stacklevel=2)
+    return predictor
 
 
-def check_same_base(adapter: str, trained_on: str, given: str) -> None:
-    """Refuse a base model of another name, unless both are the same folder or end in the same name.
-
-    Raises:
-        AdapterError: the names differ.
-    """
-    if Path(trained_on).name.lower() != Path(given).name.lower():
-        raise AdapterError(
-            f"{adapter} was trained on {trained_on}, not on {given}; a prompt means nothing to another model. "
-            "Leave --model_name_or_path out to use the right one"
-        )
-
-
-def fetch_adapter(adapter: str) -> None:
-    """Check that an adapter exists and is of a supported type; one on the Hub is downloaded into the cache.
-
-    Raises:
-        AdapterError: there is no such adapter, it is of another type, or the Hub cannot be reached and it is not
-            cached.
-    """
-    if not Path(adapter).exists() and not looks_like_path(adapter):
-        snapshot(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
-    PeftConfig.from_pretrained(adapter)
-
-
-def read_task(adapter: str) -> Task | None:
-    """The task of an adapter, ``None`` when it does not say."""
-    try:
-        return Task.read(find_file(adapter, TASK_NAME))
-    except FileAbsentError:
-        return None
-
-
-def read_probe(adapter: str, task: Task | None, model: PeftModelForCausalLM) -> LinearProbe | None:
-    """The read-out of an adapter, ``None`` when it has none.
-
-    Raises:
-        AdapterError: it is damaged, or does not fit task and model.
-    """
-    from ..storage.record import OLD_PROBE_NAME, PROBE_NAME
-    from .probe import LinearProbe
-
-    path = _find_optional(adapter, PROBE_NAME) or _find_optional(adapter, OLD_PROBE_NAME)
-    if path is None:
-        return None
-    num_classes = len(task.labels) if task is not None else 0
-    config = model.base_model.config.get_text_config()
-    return LinearProbe.read(path, num_classes, config.num_hidden_layers, config.hidden_size)
-
-
-def read_ensemble(adapter: str, model: PeftModelForCausalLM) -> Ensemble | None:
-    """The prompts that answer in place of an adapter's own, ``None`` when it has none.
-
-    Raises:
-        AdapterError: they are damaged, or do not fit the model.
-    """
-    from ..storage.record import ENSEMBLE_NAME
-    from .ensemble import Ensemble
-
-    path = _find_optional(adapter, ENSEMBLE_NAME)
-    if path is None:
-        return None
-    return Ensemble.read(path, model.prompt.shape[1])
-
-
-def _find_optional(adapter: str, name: str) -> Path | None:
-    """Path of a file of an adapter, ``None`` when there is none."""
-    try:
-        return find_file(adapter, name)
-    except FileAbsentError:
-        return None
-
-
-def read_start(adapter: str) -> Any:
-    """The prompt ``[P, D]`` that training started from, ``None`` when it was not kept."""
-    from ..storage.adapter import START_NAME, read_prompt
-
-    try:
-        return read_prompt(find_file(adapter, START_NAME))
-    except FileAbsentError:
-        return None
+def load_predictor(adapter: str | os.PathLike[str], options: ModelOptions) -> Predictor:
+    """``load``, with the options as a value and without a warning."""
+    return Predictor(**vars(load_adapter(expand(os.fspath(adapter)), options)))

@@ -1,37 +1,41 @@
-"""Answers for new rows: the label with its probability, or a text written freely."""
+"""Predictions for rows, in order and a few batches at a time: a label with its probability, or a generated text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
+
+import torch
 
 from ..data.task import Task
 from ..data.tokenize import Encoder
-from ..types import Row
-from .evaluate import generate_texts, label_log_probs
-from .pipeline import Prompted
+from ..types import Example, Row
+from .classifier import Progress, batches_by_length, label_log_probs
+from .load_adapter import LoadedAdapter
+from .prompted import PromptedModel
 
 MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answers to one row.
+    """The output of the model for one row.
 
     Attributes:
-        text: the label, or the text it wrote.
-        probability: of the label among the labels; ``None`` for a written text.
-        cut: whether the row's text had to be cut to fit.
+        text: the label, or the generated text.
+        probability: of the label among the labels; ``None`` for a generated text.
+        truncated: whether the row's text was cut to fit ``max_length`` or the model's context.
     """
 
     text: str
     probability: float | None
-    cut: bool
+    truncated: bool
 
 
-def predict(
-    prompted: Prompted,
+def predict_rows(
+    loaded: LoadedAdapter,
     task: Task,
     rows: Iterable[Row],
     *,
@@ -39,57 +43,95 @@ def predict(
     max_new_tokens: int | None = None,
     batch_size: int = 32,
 ) -> Iterator[tuple[Row, Answer]]:
-    """Answer rows in order, a few batches at a time, so that a file of any length streams through.
+    """Predict rows in order, a few batches at a time, so that files of any length can be streamed.
 
     Args:
-        generate: write freely (greedy) even if the task has labels.
-        max_new_tokens: most tokens to write; texts are cut so that there is room for them in the model's
-            context. ``None`` for ``MAX_NEW_TOKENS``, or for a quarter of a context that is short.
+        generate: generate a text (greedily) even if the task has labels.
+        max_new_tokens: most tokens to generate; texts are cut to leave room for them in the model's context. ``None``
+            for ``MAX_NEW_TOKENS``, or a quarter of a shorter context.
+        batch_size: rows per forward pass.
 
     Raises:
         ConfigError: the model's context has no room for ``max_new_tokens``.
         DataError: a row lacks a column that the template reads.
     """
-    writes = generate or not task.is_classification
-    most = max_new_tokens or _default_length(prompted)
-    encoder = prompted.encoder(task, room_for_answer=most if writes else 0)
+    free_text = generate or not task.is_classification
+    limit = max_new_tokens or _default_max_new_tokens(loaded)
+    encoder = loaded.encoder(task, room_for_answer=limit if free_text else 0)
     remaining = iter(rows)
     while chunk := list(islice(remaining, 4 * batch_size)):
         answers = (
-            _write(prompted, encoder, chunk, most, batch_size)
-            if writes
-            else _choose(prompted, encoder, chunk, batch_size)
+            _generate(loaded, encoder, chunk, limit, batch_size)
+            if free_text
+            else _classify(loaded, encoder, chunk, batch_size)
         )
         yield from zip(chunk, answers, strict=True)
 
 
-def _default_length(prompted: Prompted) -> int:
-    context = prompted.context_length
+def _default_max_new_tokens(loaded: LoadedAdapter) -> int:
+    context = loaded.context_length
     return MAX_NEW_TOKENS if context is None else min(MAX_NEW_TOKENS, max(1, context // 4))
 
 
-def _choose(prompted: Prompted, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
+def _classify(loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
-    classes = prompted.classes(encoder)
+    classes = loaded.classes(encoder)
     assert classes is not None
-    scores = label_log_probs(prompted.model, examples, classes, batch_size=batch_size)
-    confidence, best = scores.softmax(1).max(1)
+    log_probs = label_log_probs(loaded.model, examples, classes, batch_size=batch_size)
+    confidence, best = log_probs.softmax(1).max(1)
     return [
         Answer(classes.names[index], probability, example.num_cut > 0)
         for index, probability, example in zip(best.tolist(), confidence.tolist(), examples, strict=True)
     ]
 
 
-def _write(
-    prompted: Prompted, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
+def _generate(
+    loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, batch_size: int
 ) -> list[Answer]:
     examples = encoder.encode_all(rows, with_label=False)
     texts = generate_texts(
-        prompted.model,
-        prompted.tokenizer,
+        loaded.model,
+        loaded.tokenizer,
         examples,
         end_token_id=encoder.task.end_token_id,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
     return [Answer(text, None, example.num_cut > 0) for text, example in zip(texts, examples, strict=True)]
+
+
+def generate_texts(
+    model: PromptedModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    end_token_id: int | None,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Greedy continuations of examples, without special tokens and surrounding whitespace."""
+    texts = [""] * len(examples)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_token_id or 0)
+    for rows in batches_by_length(examples, batch_size):
+        length = max(1, *(len(examples[row].input_ids) for row in rows))
+        ids = torch.full((len(rows), length), pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            tokens = examples[row].input_ids
+            ids[i, length - len(tokens) :] = torch.tensor(tokens)
+            mask[i, length - len(tokens) :] = 1
+        device = model.prompt.device
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=end_token_id,
+            pad_token_id=pad,
+        )
+        for row, new in zip(rows, output[:, length:].tolist(), strict=True):
+            texts[row] = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        if progress:
+            progress(len(rows))
+    return texts

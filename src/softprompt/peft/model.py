@@ -24,6 +24,8 @@ from ..errors import ConfigError
 from ..inference import generate as decoding
 from ..inference.forward import Batch, forward_plain, forward_rows
 from ..inference.fused_lm_head import forward_fused, is_fused
+from ..inference.load_adapter import read_adapter
+from ..inference.prompted import PromptedModel
 from ..inference.suffix import forward_suffix, text_lengths
 from ..models.families import base_facts
 from ..models.vocabulary import restore
@@ -31,7 +33,7 @@ from ..storage.adapter import find_weights, key_of
 from ..types import Placement
 from .adapters import BASE, AdapterModel
 from .push import push_model
-from .saving import copy_loaded, load_into, read_adapter, save_adapters, update_model_card
+from .saving import copy_loaded, load_into, save_adapters, update_model_card
 from .state_dict import set_peft_model_state_dict
 from .status import ModelStatus, count_parameters, model_status
 
@@ -181,6 +183,12 @@ class PeftModelForCausalLM(PeftModel):
     def prompt_placement(self) -> Placement:
         """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
         return self.active_peft_config.prompt_placement or "prefix"
+
+    @property
+    def prompted(self) -> PromptedModel:
+        """The base model and the active prompt, for the functions of ``softprompt.inference``."""
+        name = self._active()  # once: another thread may call set_adapter meanwhile
+        return PromptedModel(self.base_model, self.prompt_of(name), self.peft_config[name].prompt_placement or "prefix")
 
     def forward(
         self,

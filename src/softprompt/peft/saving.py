@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..config.adapter_config import CONFIG_NAME, PeftConfig, PromptTuningConfig
-from ..config.compatibility import check_fit, check_supported, read_config
-from ..errors import AdapterMismatchError, ConfigError
-from ..models.families import base_facts
+from ..config.adapter_config import CONFIG_NAME
+from ..errors import ConfigError
+from ..inference.load_adapter import read_adapter
 from ..models.vocabulary import enlarged, restore
 from ..reporting.folder import write_card
 from ..storage.adapter import WEIGHTS_NAME, find_weights, key_of, read_prompt, write_prompt
@@ -79,34 +77,6 @@ def update_model_card(model: AdapterModel, folder: Path) -> None:
     base = config.base_model_name_or_path or getattr(model.base_model, "name_or_path", None) or None
     folder.mkdir(parents=True, exist_ok=True)
     write_card(folder, config=replace(config, base_model_name_or_path=base).to_dict())
-
-
-def read_adapter(
-    base: PreTrainedModel, model_id: str | os.PathLike[str], config: PeftConfig | None, **hub: Any
-) -> tuple[PromptTuningConfig, Tensor]:
-    """Config and prompt ``[P, D]`` of an adapter, checked against the base model.
-
-    Args:
-        config: use this config instead of the adapter's.
-
-    Raises:
-        AdapterError: there is no adapter, it is damaged or unsafe, or it does not fit the base model.
-    """
-    found = check_supported(config, str(model_id)) if config else read_config(model_id, **hub)
-    facts = base_facts(base)
-    check_fit(found, facts, str(model_id))
-    prompt = read_prompt(find_weights(model_id, **hub), found.prompt_placement)
-    if prompt.shape[1] != facts["token_dim"]:
-        raise AdapterMismatchError(
-            f"{model_id}: its virtual tokens have size {prompt.shape[1]}, the base model's embeddings have size "
-            f"{facts['token_dim']}; load the base model it was trained on"
-        )
-    if found.num_virtual_tokens != prompt.shape[0]:
-        raise AdapterMismatchError(
-            f"{model_id}: size mismatch: {CONFIG_NAME} says {found.num_virtual_tokens} virtual tokens, "
-            f"{WEIGHTS_NAME} has {prompt.shape[0]}"
-        )
-    return found, prompt
 
 
 def load_into(

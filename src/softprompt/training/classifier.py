@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..config.options import TrainOptions
+from ..inference.classifier import Classes, label_log_probs, mean_states
 from ..inference.ensemble import Ensemble, fit_temperature
-from ..inference.evaluate import Classes, label_log_probs, mean_states
 from ..inference.probe import fit_probe
 from ..models.embeddings import embed
 from ..peft.model import PeftModelForCausalLM
@@ -88,7 +88,7 @@ def with_probe(
     """
     with callback.rows("reading the states", len(examples)) as progress:
         size = options.per_device_eval_batch_size
-        means = mean_states(model, examples, classes, batch_size=size, progress=progress)
+        means = mean_states(model.prompted, examples, classes, batch_size=size, progress=progress)
     linear_probe = fit_probe(means, gold_of(examples, classes), len(classes.ids), share)
     return replace(classes, linear_probe=linear_probe.cooled(temperature), relative=True)
 
@@ -128,7 +128,7 @@ def _with_self_training(run: Run, plain: Classes, classes: Classes, folds: FoldD
     Self-training with soft labels; they come from the read-out too, so prompts learn what it alone has seen.
     """
     unlabeled, size = run.unlabeled, run.options.per_device_eval_batch_size
-    said = label_log_probs(run.model, unlabeled, classes, batch_size=size).softmax(-1)
+    said = label_log_probs(run.model.prompted, unlabeled, classes, batch_size=size).softmax(-1)
     own = folds.weights[: min(run.options.num_folds, len(run.examples))]
     more = FoldData(
         [*run.examples, *unlabeled], torch.cat([folds.targets, said]), soft_weights(own, folds.targets, said)

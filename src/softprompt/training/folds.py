@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from ..inference.evaluate import Classes
+from ..inference.classifier import Classes
 from ..inference.probe import class_weights
 from ..inference.suffix import score_labels_with_suffix
 from ..types import Example

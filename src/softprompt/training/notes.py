@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..config.options import DataOptions
-from ..data.sources import Splits, labels_alike, labels_repeat
+from ..data.labels import labels_alike, labels_repeat
+from ..data.sources import Splits
 from ..data.task import Task
 from ..data.template import is_missing
 from ..types import Example

@@ -20,7 +20,7 @@ from ..engine.loss import group_log_probs
 from ..engine.plans import branch_tokens, plan_candidates
 from ..engine.suffix import plan_suffix_candidates
 from ..engine.text_cache import TextCache, cached_texts, read_for
-from ..inference.evaluate import Classes
+from ..inference.classifier import Classes
 from ..types import Example
 from .packs import KNOWN_TOKENS, cut
 

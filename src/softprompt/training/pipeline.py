@@ -22,7 +22,8 @@ from ..data.tokenize import Encoder, default_end_token_id, show_example
 from ..engine.surgery.capture import check_layers
 from ..engine.text_cache import TextCache
 from ..errors import MissingExtraError
-from ..inference.evaluate import Classes, classes_of, evaluate
+from ..inference.classifier import Classes, classes_of
+from ..inference.evaluate import evaluate_examples
 from ..models.device import seed_everything
 from ..models.embeddings import embedding_rms
 from ..models.families import context_length
@@ -217,14 +218,14 @@ def _validator(
         if texts is not None and options.prompt_placement == "suffix" and not options.linear_probe:
             read_texts(texts, (example.input_ids for example in prepared.validation), callback)
         with callback.rows("validating", len(prepared.validation)) as progress:
-            metrics = evaluate(
-                model,
+            metrics = evaluate_examples(
+                model.prompted,
                 prepared.validation,
                 classes,
                 batch_size=options.per_device_eval_batch_size,
                 split="validation",
                 progress=progress,
-                known=texts,
+                text_cache=texts,
             )
         if not told and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
             told = True
@@ -243,8 +244,13 @@ def _say_how_all_do(run: Run, prepared: Prepared) -> None:
         return
     size = run.options.per_device_eval_batch_size
     with run.callback.rows("validating", len(prepared.validation)) as progress:
-        found = evaluate(
-            run.model, prepared.validation, prepared.classes, batch_size=size, split="validation", progress=progress
+        found = evaluate_examples(
+            run.model.prompted,
+            prepared.validation,
+            prepared.classes,
+            batch_size=size,
+            split="validation",
+            progress=progress,
         )
     run.callback.note(f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}")
 
@@ -255,14 +261,14 @@ def _test(
     """Figures on the test rows, beside what they must beat."""
     size = options.per_device_eval_batch_size
     with callback.rows("testing", len(prepared.test)) as progress:
-        metrics = evaluate(model, prepared.test, prepared.classes, batch_size=size, progress=progress)
+        metrics = evaluate_examples(model.prompted, prepared.test, prepared.classes, batch_size=size, progress=progress)
     if not options.baselines:
         return metrics
     tuned = model.prompt.detach().clone()
     with torch.no_grad(), callback.rows("testing the untuned prompt", len(prepared.test)) as progress:
         model.prompt.copy_(start)
         classes = prepared.classes and replace(prepared.classes, linear_probe=None, ensemble=None)
-        untuned = evaluate(model, prepared.test, classes, batch_size=size, progress=progress)
+        untuned = evaluate_examples(model.prompted, prepared.test, classes, batch_size=size, progress=progress)
         model.prompt.copy_(tuned)
     baselines = {UNTUNED: _row(untuned)}
     if prepared.classes is not None:

@@ -19,7 +19,7 @@ from ..config.options import TrainOptions
 from ..data.task import Task
 from ..engine.plans import default_tokens_per_pack
 from ..engine.text_cache import TextCache
-from ..inference.evaluate import Classes
+from ..inference.classifier import Classes
 from ..inference.probe import class_weights
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics

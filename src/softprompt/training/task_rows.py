@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.options import DataOptions
-from ..data.sources import Splits, check_labels, load_splits, make_task
+from ..data.labels import check_labels
+from ..data.sources import Splits, load_splits, make_task
 from ..data.task import Task
 
 

@@ -8,7 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...data.sources import check_labels, load_splits, make_task
+from ...data.labels import check_labels
+from ...data.sources import load_splits, make_task
 from ...data.task import Task
 from ...data.template import to_text
 from ...errors import DataError

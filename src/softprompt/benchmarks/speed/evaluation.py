@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TrainingError
-from ...inference.evaluate import Classes
+from ...inference.classifier import Classes
 from ...types import Example
 from . import ours, reference
 from .inputs import left_padded, need_classes

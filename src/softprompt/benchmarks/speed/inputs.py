@@ -12,7 +12,7 @@ from torch import Tensor
 from ...data.sources import load_splits, make_task
 from ...data.tokenize import Encoder, default_end_token_id
 from ...errors import ConfigError
-from ...inference.evaluate import Classes, classes_of
+from ...inference.classifier import Classes, classes_of
 from ...models.families import context_length
 from ...types import IGNORE_INDEX, Example
 from .settings import BenchOptions

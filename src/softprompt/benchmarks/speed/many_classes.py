@@ -20,7 +20,7 @@ from torch import Tensor
 from ...config.options import DataOptions, TrainOptions
 from ...data.sources import load_splits, make_task
 from ...data.tokenize import Encoder, default_end_token_id
-from ...inference.evaluate import Classes, classes_of
+from ...inference.classifier import Classes, classes_of
 from ...models.families import context_length
 from ...training.recipes import follow
 from ...types import Example

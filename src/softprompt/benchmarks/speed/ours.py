@@ -18,7 +18,8 @@ from ...engine.loss import group_log_probs
 from ...engine.plans import default_tokens_per_pack, join, plan_candidates
 from ...engine.prefill import prefill
 from ...engine.text_cache import TextCache
-from ...inference.evaluate import Classes, label_log_probs, plan_examples
+from ...inference.classifier import Classes, label_log_probs
+from ...inference.evaluate import plan_examples
 from ...peft.factory import get_peft_model
 from ...training.objectives import backward_classes, packs_of_candidates
 from ...training.packs import backward_suffix, prefix_packs, suffix_packs
@@ -88,7 +89,7 @@ def prefilled(base: Any, prompt: Tensor) -> KVCache:
 @torch.no_grad()
 def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
     """Log-probability ``[B, C]`` of each label behind each text, on the CPU; batches are those of our evaluation."""
-    return label_log_probs(model, examples, classes, batch_size=EVAL_BATCH_SIZE)
+    return label_log_probs(model.prompted, examples, classes, batch_size=EVAL_BATCH_SIZE)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....data.tokenize import default_end_token_id
-from ....inference.evaluate import classes_of
+from ....inference.classifier import classes_of
 from ....inference.score import score_labels
 from ....types import Row
 from . import LoraOptions

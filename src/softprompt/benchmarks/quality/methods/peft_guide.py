@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ....data.tokenize import default_end_token_id
-from ....inference.evaluate import classes_of
+from ....inference.classifier import classes_of
 from ....inference.score import score_labels
 from ....models.embeddings import embed
 from ....types import Row

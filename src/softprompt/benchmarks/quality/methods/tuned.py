@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from ....config.options import TrainOptions
 from ....data.sources import Splits, make_task
 from ....errors import TrainingError
-from ....inference.evaluate import label_log_probs
-from ....inference.pipeline import Prompted, load_prompted
+from ....inference.classifier import label_log_probs
+from ....inference.load_adapter import LoadedAdapter, load_adapter
 from ....training.pipeline import train
 from ....training.task_rows import TaskRows
 from ....types import Row
@@ -50,9 +50,9 @@ class SoftPrompt(Method):
 
     def _score(self, folder: Path, batch_size: int) -> Fitted:
         """Label probabilities of the test rows as ``softprompt evaluate`` has them, with all that the folder holds."""
-        prompted = load_prompted(str(folder), self.work.frozen.options, model_given=True)
+        prompted = load_adapter(str(folder), self.work.frozen.options)
         task = prompted.task
-        if task is None or task.labels != self.work.data.labels:
+        if task.labels != self.work.data.labels:
             raise TrainingError("the finished adapter does not have the labels of the task")
         encoder = prompted.encoder(task)
         examples = encoder.encode_all(self.work.data.test, with_label=False)
@@ -62,7 +62,7 @@ class SoftPrompt(Method):
         return Fitted(log_probs, _trained_numbers(prompted))
 
 
-def _trained_numbers(prompted: Prompted) -> int:
+def _trained_numbers(prompted: LoadedAdapter) -> int:
     """Numbers of all prompts, and of the readout where there is one."""
     prompts = prompted.model.prompt.numel() + (prompted.ensemble.prompts.numel() if prompted.ensemble else 0)
     linear_probe = prompted.linear_probe

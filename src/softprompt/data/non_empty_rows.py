@@ -1,4 +1,4 @@
-"""Rows with content: missing values become ``None``, and empty rows are skipped."""
+"""Rows without the empty ones, which spreadsheets write."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ..types import Row
 from .template import is_missing
 
 
-class RowsWithContent(Iterator[Row]):
-    """Iterates over rows and skips those that are empty in all columns, which spreadsheets write.
+class NonEmptyRows(Iterator[Row]):
+    """Iterates over rows and skips those in which all columns are empty.
 
     NaN, NaT and ``NA`` become ``None``; strings are unchanged, blank ones too.
 
     Attributes:
-        num_empty: rows skipped so far.
+        num_empty: number of rows skipped so far.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
