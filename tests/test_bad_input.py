@@ -106,7 +106,7 @@ QUICK: dict[str, Case] = {
     "template_index": train("", "no attribute, index", extra=("--template", "{text} {label[0]}")),
     "template_conversion": train("", "plain name of a column", extra=("--template", "{text} {id!r:>99999}")),
     "template_open_brace": train("", "single '{'", extra=("--template", "{text} {")),
-    "template_with_the_label": train("", "give the answer away", extra=("--template", "{text} {label}")),
+    "template_with_the_label": train("", "the model would see the answer", extra=("--template", "{text} {label}")),
     "template_without_text": train("", "never reads", "{text}", extra=("--template", "{id} Label : ")),
     # -- adapters
     "adapter_missing": case(f"{PREDICT} ./nowhere", "nowhere", "no such folder"),

@@ -434,8 +434,8 @@ def test_one_class_is_refused():
 
 def test_template_must_fit_and_must_not_read_the_label():
     assert "there is no column 'txt'" in refused(task_of, "abab", template="{text} {txt}")
-    assert "reads the label column 'label'" in refused(task_of, "abab", template="{text} {label}")
-    assert "reads the label column" in refused(task_of, "abab", text_column=["text", "label"])
+    assert "contains the label column 'label'" in refused(task_of, "abab", template="{text} {label}")
+    assert "contains the label column" in refused(task_of, "abab", text_column=["text", "label"])
 
 
 def test_task_carries_the_options():

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from softprompt.benchmarks.speed.intents import intents
-from softprompt.data.tokenize import unique_prefixes
+from softprompt.data.labels import unique_prefixes
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.backends.attention_cpu import Packing
