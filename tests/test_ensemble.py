@@ -21,8 +21,8 @@ import tiny
 from cli_tools import make_base, rows, softprompt, write_rows
 from softprompt import PromptTuningConfig
 from softprompt.config.options import ModelOptions, TrainOptions
-from softprompt.data.task import Task
 from softprompt.data.labels import unique_prefixes
+from softprompt.data.task import Task
 from softprompt.engine import execute as running
 from softprompt.engine.execute import backends
 from softprompt.engine.loss import group_log_probs

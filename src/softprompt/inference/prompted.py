@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..types import Placement
 from ..engine.kv_cache import KVCache
 from ..engine.prefill import prefill
 from ..engine.row_prompts import RowPrompts
+from ..types import Placement
 from . import generate as decoding
 
 
