@@ -17,7 +17,7 @@ from .execute import run
 from .kv_cache import KVCache
 from .surgery.capture import Means
 from .surgery.lm_head import is_head_frozen, logits_of
-from .tree import ROOT, Plan
+from .tree import Plan
 
 LOGITS_PER_CHUNK = 1 << 22
 """Most logits alive at once (16 MiB in float32, a few such tensors); supervised positions are taken in chunks."""
@@ -78,7 +78,7 @@ def hidden_states(
         means: takes mean hidden states on the way.
     """
     check_depth(base.config, plan.tree.depth)
-    known = _compiled(plan, prompt) | dict(known or {})
+    known = _prefilled(plan, prompt) | dict(known or {})
     computed = _to_compute(plan, known)
     inputs = embed(base, plan, prompt, embeds, computed)
     if means is None:
@@ -92,23 +92,19 @@ def hidden_states(
     return hidden
 
 
-def _compiled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
+def _prefilled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
     if isinstance(prompt, Tensor):
         return {}
-    roots = [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
-    return dict(zip(roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
+    return dict(zip(plan.tree.roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
 
 
 def _to_compute(plan: Plan, known: Mapping[int, KVCache]) -> Tensor:
-    """Flat positions of the tokens that are not known."""
-    flat = torch.arange(len(plan.tokens), device=plan.tokens.device)
+    """Flat positions of the tokens that are not in a KV cache."""
+    tree, device = plan.tree, plan.tokens.device
     if not known:
-        return flat
-    kept = torch.ones_like(flat, dtype=torch.bool)
-    for node in known:
-        span = plan.tree.span(node)
-        kept[span.start : span.stop] = False
-    return flat[kept]
+        return torch.arange(len(plan.tokens), device=device)
+    new = [position for node in range(len(tree.lengths)) if node not in known for position in tree.span(node)]
+    return torch.tensor(new, dtype=torch.long, device=device)
 
 
 def embed(

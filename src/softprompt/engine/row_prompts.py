@@ -67,10 +67,10 @@ class RowPrompts:
         index = ends - self.width + torch.arange(self.width)
         return index.masked_fill(index < ends - lengths[list(self.of_row), None], -1).to(self.matrix.device)
 
-    def plan(self, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
-        """The plan of B rows, or of any number of texts under one prompt; see ``plan_mixed``."""
-        of_row = (0,) * len(lengths) if self.is_one else self.of_row
-        return plan_mixed(self.lengths, of_row, lengths, input_ids, labels)
+    def plan(self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None, device: torch.device) -> Plan:
+        """The plan of B rows, or of any number of rows under one prompt; see ``plan_mixed``."""
+        of_row = (0,) * len(rows) if self.is_one else self.of_row
+        return plan_mixed(self.lengths, of_row, rows, labels, device)
 
 
 def columns(plan: Plan, prompts: RowPrompts, real: Tensor) -> Tensor:

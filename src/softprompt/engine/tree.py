@@ -13,9 +13,10 @@ depth in the tree, so what a row computes never depends on its batch mates or on
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ class Tree:
         return [level for level in levels if level]
 
     @cached_property
+    def roots(self) -> list[int]:
+        """Nodes without a parent."""
+        return [node for node, parent in enumerate(self.parents) if parent == ROOT]
+
+    @cached_property
     def inner(self) -> set[int]:
         """Nodes that some other node attends to."""
         return {parent for parent in self.parents if parent != ROOT}
@@ -116,30 +122,21 @@ class Tree:
             above[:0] = self.span(node)
         return above
 
-    def before(self, node: int) -> int:
-        """Flat index of the token just before ``node``'s first one: the position that predicts it.
-
-        Raises:
-            ValueError: nothing precedes it.
-        """
-        while (node := self.parents[node]) != ROOT:
-            if self.lengths[node]:
-                return self.starts[node] + self.lengths[node] - 1
-        raise ValueError("no token precedes this node, so nothing can predict its first token")
-
 
 @dataclass(frozen=True)
 class Plan:
-    """A tree, the tokens it reads and the ones it is asked to predict.
+    """A tree, the tokens it reads and the tokens it predicts.
 
     Attributes:
         tree: the nodes.
-        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt.
+        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt matrix.
         predictors: ``[S]`` flat position whose hidden state predicts each supervised token.
         targets: ``[S]`` id of each supervised token.
-        groups: ``[S]`` what each supervised token counts for: its row, or its (row, label) pair.
-        num_groups: number of those.
-        places: flat position of each token that the caller gave, in the caller's order.
+        groups: ``[S]`` group of each supervised token: its row, or its pair of text and label candidate.
+        num_groups: number of groups.
+        places: flat position of each token of the rows or texts, in the caller's order.
+        texts: the nodes before suffix prompts, and their token ids; a text cache can supply their keys and values.
+            Empty for prefix prompts.
     """
 
     tree: Tree
@@ -149,14 +146,21 @@ class Plan:
     groups: Tensor
     num_groups: int
     places: Tensor
+    texts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tree: Tree, num_groups: int, device: torch.device, **columns: Sequence[int]) -> Plan:
-        """A plan of lists of integers: ``tokens``, ``predictors``, ``targets``, ``groups``, ``places``."""
-        tensors = {name: torch.tensor(each, dtype=torch.long, device=device) for name, each in columns.items()}
-        return cls(tree, num_groups=num_groups, **tensors)
+    def of(
+        cls,
+        tree: Tree,
+        num_groups: int,
+        device: torch.device,
+        texts: Mapping[int, tuple[int, ...]],
+        **columns: Sequence[int],
+    ) -> Plan:
+        """A plan of lists of integers (``tokens``, ``predictors``, ``targets``, ``groups``, ``places``).
 
-    @property
-    def num_virtual(self) -> int:
-        """Rows of the prompt (or prompts) that the plan reads."""
-        return max(0, -int(self.tokens.min())) if len(self.tokens) else 0
+        All of them go to the device in one transfer.
+        """
+        together = torch.tensor([*chain.from_iterable(columns.values())], dtype=torch.long).to(device)
+        parts = torch.split(together, [len(column) for column in columns.values()])
+        return cls(tree, num_groups=num_groups, texts=texts, **dict(zip(columns, parts, strict=True)))

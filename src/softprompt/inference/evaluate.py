@@ -16,17 +16,15 @@ from ..data.task import Task
 from ..data.tokenize import Encoder, unique_prefixes
 from ..engine.kv_cache import KVCache
 from ..engine.loss import token_losses
-from ..engine.plans import plan_rows
+from ..engine.plans import plan_examples
 from ..engine.prefill import prefill
-from ..engine.text_cache import TextCache
-from ..engine.tree import Plan
+from ..engine.text_cache import TextCache, known_texts
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
-from ..types import IGNORE_INDEX, Example
+from ..types import Example, Placement
 from .ensemble import Ensemble
 from .probe import LinearProbe
 from .score import score_labels
-from .suffix import answer_losses, score_labels_with_suffix
 
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
@@ -145,13 +143,14 @@ def _scores(
     base, ensemble = model.base_model, classes.ensemble
     if ensemble is None:
         if isinstance(prompt, Tensor):
-            return score_labels_with_suffix(base, prompt, texts, classes.ids, known, means)
+            return score_labels(base, prompt, texts, classes.ids, means, placement="suffix", text_cache=known)
         return score_labels(base, prompt, texts, classes.ids, means)
     if means is not None and isinstance(prompt, KVCache):  # the prompt in front is there for the states
         score_labels(base, prompt, texts, classes.ids, means)
         means = None
     prompts, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
-    return ensemble.join(score_labels_with_suffix(base, prompts, texts, classes.ids, known, means))
+    scores = score_labels(base, prompts, texts, classes.ids, means, placement="suffix", text_cache=known)
+    return ensemble.join(scores)
 
 
 def evaluate(
@@ -237,28 +236,16 @@ def mean_loss(
 ) -> float:
     """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
     total, count = 0.0, 0
-    prompt = _prefilled(model)
+    base, prompt = model.base_model, _prefilled(model)
+    placement: Placement = "suffix" if isinstance(prompt, Tensor) else "prefix"
     for rows in batches_by_length(examples, batch_size):
-        batch = [examples[row] for row in rows]
-        if isinstance(prompt, Tensor):
-            losses = answer_losses(model.base_model, prompt, batch, known)
-        else:
-            losses = token_losses(model.base_model, plan_examples(batch, len(prompt), model.prompt.device), prompt)
+        plan = plan_examples([examples[row] for row in rows], len(prompt), model.prompt.device, placement)
+        losses = token_losses(base, plan, prompt, known_texts(base, plan, known))
         # On the CPU: MPS has no float64.
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:
             progress(len(rows))
     return total / max(count, 1)
-
-
-def plan_examples(examples: Sequence[Example], num_virtual_tokens: int, device: torch.device) -> Plan:
-    """The plan of encoded examples: each reads its text and label, and is supervised on the label."""
-    ids = [token for example in examples for token in (*example.input_ids, *example.label_ids)]
-    labels = [
-        label for example in examples for label in (*(IGNORE_INDEX for _ in example.input_ids), *example.label_ids)
-    ]
-    lengths = [len(example.input_ids) + len(example.label_ids) for example in examples]
-    return plan_rows(num_virtual_tokens, lengths, _long(ids, device), _long(labels, device))
 
 
 def generate_texts(
@@ -303,7 +290,3 @@ def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[
     order = sorted(range(len(examples)), key=lambda row: -len(examples[row].input_ids))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _long(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from ..engine.accumulate import mean_loss
 from ..engine.loss import hidden_states, losses_of
-from ..engine.plans import default_tokens_per_pack, packs
+from ..engine.plans import default_tokens_per_pack, packs, plan_rows, split_rows
 from ..engine.row_prompts import RowPrompts, columns
 from ..engine.surgery.lm_head import is_frozen, logits_of
+from ..engine.text_cache import read_for
 from ..engine.tree import Plan
 from ..errors import ConfigError
 from ..types import IGNORE_INDEX
@@ -77,43 +78,64 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
     @cached_property
-    def starts(self) -> Tensor | None:
-        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
-        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
-            return None
+    def _fetched(self) -> dict[str, Tensor]:
+        """``mask`` and, where there are any, ``ids``, ``labels`` and ``starts`` of packed texts: each ``[B, T]`` on the
+        CPU, brought from the device in one transfer.
+        """
         real = self.real
-        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+        given = {"mask": real}
+        if self.inputs_embeds is None:
+            given["ids"] = self.tokens
+        if self.labels is not None:
+            given["labels"] = self.labels
+        if self.position_ids is not None and self.position_ids.ndim == 2:  # three for images: [3, B, T]
+            given["starts"] = (self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1)
+        together = torch.stack([each.long() for each in given.values()]).cpu()
+        return dict(zip(given, together, strict=True)) | {"mask": together[0].bool()}
 
     @cached_property
     def packed(self) -> bool:
-        """Whether a row holds several texts, one after the other."""
-        return self.starts is not None and bool(self.starts.any())
+        """Whether a row holds several texts, one after the other: its ``position_ids`` return to 0."""
+        return self.position_ids is not None and len(self.lengths) > len(self.real)
 
     @cached_property
     def lengths(self) -> list[int]:
         """Real tokens of each text: of each row, or of each part of a packed row."""
-        lengths: list[int] = self.real.sum(1).tolist()
-        if self.starts is None:
+        mask, starts = self._fetched["mask"], self._fetched.get("starts")
+        lengths: list[int] = mask.sum(1).tolist()
+        if starts is None:
             return lengths
-        rows = torch.split(self.starts.cpu(), lengths)
+        rows = torch.split(starts[mask], lengths)
         cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
         return [end - start for cut in cuts for start, end in pairwise(cut)]
 
     @cached_property
-    def ids(self) -> Tensor:
-        """``[t]`` of the real tokens of all rows; of embeddings, which have none, their numbers: all different."""
-        flat = self.tokens[self.real]
-        return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
+    def rows(self) -> list[list[int]]:
+        """Token ids of each text; of embeddings, which have none, numbers that are all different."""
+        ids = range(sum(self.lengths)) if self.inputs_embeds is not None else self._values("ids")
+        return split_rows(ids, self.lengths)
+
+    @cached_property
+    def row_labels(self) -> list[list[int]] | None:
+        """Labels of each text."""
+        return None if self.labels is None else split_rows(self._values("labels"), self.lengths)
+
+    def _values(self, name: str) -> list[int]:
+        values: list[int] = self._fetched[name][self._fetched["mask"]].tolist()
+        return values
+
+    @cached_property
+    def text_lengths(self) -> list[int]:
+        """Tokens of each row before its first label, where a suffix prompt stands; all tokens of a row without one."""
+        if self.row_labels is None:
+            return self.lengths
+        supervised = [[label != IGNORE_INDEX for label in labels] for labels in self.row_labels]
+        return [row.index(True) if True in row else len(row) for row in supervised]
 
     @cached_property
     def embeds(self) -> Tensor | None:
         """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
         return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
-
-    @cached_property
-    def flat_labels(self) -> Tensor | None:
-        """``[t]`` labels of the real tokens of all rows."""
-        return None if self.labels is None else self.labels[self.real]
 
     def kept(self, positions: Tensor) -> Tensor:
         """Those of ``[B, P + T, ...]`` that get logits."""
@@ -162,20 +184,37 @@ def output_of(
 
 
 def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
-    """The plan of a batch: each text behind its prompt, and each text of a packed row by itself."""
-    return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
+    """The plan of a batch: each text after its prompt, and each text of a packed row by itself."""
+    return prompts.plan(batch.rows, batch.row_labels, batch.tokens.device)
 
 
 def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
-    """Plans of a batch's texts behind one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
-    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
-    ends = [0, *accumulate(lengths)]
+    """Plans of a batch's texts after one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
     plans = []
-    for part in packs(lengths, tokens_per_pack):
-        span = slice(ends[part.start], ends[part.stop])
-        own = None if labels is None else labels[span]
-        plans.append(prompts.plan(lengths[part.start : part.stop], ids[span], own))
+    for part in packs(batch.lengths, tokens_per_pack):
+        own = slice(part.start, part.stop)
+        labels = None if batch.row_labels is None else batch.row_labels[own]
+        plans.append(prompts.plan(batch.rows[own], labels, batch.tokens.device))
     return plans
+
+
+def forward_suffix(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
+    """Loss and logits of a padded batch with a suffix prompt ``[P, D]``; see ``forward_rows``.
+
+    The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
+    """
+    plan = plan_rows(len(prompt), batch.rows, batch.row_labels, batch.tokens.device, batch.text_lengths)
+    # Embeddings and weights may take a gradient; their texts are computed with the rest.
+    known = read_for(base, plan) if batch.embeds is None and is_frozen(base) else None
+    hidden = hidden_states(base, plan, prompt, batch.embeds, known=known)
+    virtual = (plan.tokens < 0).nonzero()[:, 0].view(len(batch.rows), len(prompt))
+    given = torch.full_like(batch.real, -1, dtype=torch.long).masked_scatter(batch.real, plan.places)
+    return output_of(base, plan, hidden, torch.cat([virtual, given], dim=1), batch)
+
+
+def text_lengths(batch: Batch) -> Tensor:
+    """``[B]`` tokens of each row before a suffix prompt; see ``Batch.text_lengths``."""
+    return torch.tensor(batch.text_lengths, device=batch.real.device)
 
 
 def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:

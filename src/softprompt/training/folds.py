@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..inference.evaluate import Classes
 from ..inference.probe import class_weights
-from ..inference.suffix import score_labels_with_suffix
+from ..inference.score import score_labels
 from ..types import Example
 from .finite_check import take_step
 from .objectives import gold_of, packs_of_candidates, suffix_candidate_scores
@@ -136,7 +136,7 @@ def out_of_fold(run: Run, prompts: Tensor, data: FoldData, classes: Classes) -> 
     """
     inputs = [classes.text_of(example) for example in run.examples]
     means: list[Tensor] = []
-    scores = score_labels_with_suffix(run.model.base_model, prompts, inputs, classes.ids, means=means)
+    scores = score_labels(run.model.base_model, prompts, inputs, classes.ids, means, placement="suffix")
     scores = scores.log_softmax(-1).cpu()
     outside = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * outside).sum(1) / outside.sum(1), torch.cat(means).cpu()

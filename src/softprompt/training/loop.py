@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import torch
 
 from ..engine.accumulate import mean_loss
-from ..inference.evaluate import plan_examples
+from ..engine.plans import plan_examples
 from ..storage.record import EpochRecord, LogWriter, PartialEpoch, TrainerState
 from ..types import Example
 from .best import is_best

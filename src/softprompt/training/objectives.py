@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from ..engine.accumulate import summed_loss
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
-from ..engine.plans import branch_tokens, plan_candidates
-from ..engine.suffix import plan_suffix_candidates
-from ..engine.text_cache import TextCache, cached_texts, read_for
+from ..engine.plans import plan_candidates
+from ..engine.prefix_sharing import branch_tokens
+from ..engine.text_cache import TextCache, known_texts
 from ..inference.evaluate import Classes
 from ..types import Example
 from .packs import KNOWN_TOKENS, cut
@@ -114,6 +114,6 @@ def suffix_candidate_scores(
     Args:
         which: the prompts behind each text; pairs come in this order.
     """
-    plan = plan_suffix_candidates(prompts.shape[1], inputs, classes.ids, prompts.device, which)
-    known = read_for(base, plan, inputs) if texts is None else cached_texts(plan, inputs, texts.get)
+    plan = plan_candidates(prompts.shape[1], inputs, classes.ids, prompts.device, which)
+    known = known_texts(base, plan, texts)
     return group_log_probs(base, plan, prompts.flatten(0, 1), known).view(-1, len(classes.ids))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..engine.plans import packs
-from ..engine.text_cache import TextCache
-from ..inference.suffix import answer_losses
+from ..engine.loss import token_losses
+from ..engine.plans import packs, plan_examples
+from ..engine.text_cache import TextCache, known_texts
 from ..types import Example
 
 KNOWN_TOKENS = 16
@@ -42,7 +42,8 @@ def backward_suffix(
     tokens = sum(len(example.label_ids) for part in parts for example in part)
     total = 0.0
     for part in parts:
-        loss = answer_losses(base, prompt, part, texts).sum() / tokens
+        plan = plan_examples(part, len(prompt), prompt.device, "suffix")
+        loss = token_losses(base, plan, prompt, known_texts(base, plan, texts)).sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total

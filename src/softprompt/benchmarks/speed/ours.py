@@ -15,10 +15,10 @@ from ...config.options import TrainOptions
 from ...engine.accumulate import mean_loss
 from ...engine.kv_cache import KVCache
 from ...engine.loss import group_log_probs
-from ...engine.plans import default_tokens_per_pack, join, plan_candidates
+from ...engine.plans import Forest, default_tokens_per_pack, plan_candidates, plan_examples
 from ...engine.prefill import prefill
 from ...engine.text_cache import TextCache
-from ...inference.evaluate import Classes, label_log_probs, plan_examples
+from ...inference.evaluate import Classes, label_log_probs
 from ...peft.factory import get_peft_model
 from ...training.objectives import backward_classes, packs_of_candidates
 from ...training.packs import backward_suffix, prefix_packs, suffix_packs
@@ -103,14 +103,11 @@ def score_stream(
     rows_of: dict[int, list[int]] = {}
     for row, task in enumerate(tasks):
         rows_of.setdefault(task, []).append(row)
-    device = base.device
-    plan = join(
-        [
-            plan_candidates(len(prompts[task]), [texts[i] for i in rows], labels, device)
-            for task, rows in rows_of.items()
-        ]
-    )
-    found = group_log_probs(base, plan, [prompts[task] for task in rows_of]).view(len(texts), len(labels)).cpu()
+    forest = Forest()
+    for task, rows in rows_of.items():
+        forest.add_candidates(len(prompts[task]), [texts[row] for row in rows], labels)
+    scores = group_log_probs(base, forest.plan(base.device), [prompts[task] for task in rows_of])
+    found = scores.view(len(texts), len(labels)).cpu()
     order = torch.tensor([row for rows in rows_of.values() for row in rows])
     return torch.empty_like(found).index_copy_(0, order, found)
 
