@@ -159,8 +159,9 @@ class Plan:
     ) -> Plan:
         """A plan of lists of integers (``tokens``, ``predictors``, ``targets``, ``groups``, ``places``).
 
-        All of them go to the device in one transfer.
+        All of them go to the device in one transfer; a column that the backward pass keeps does not keep the others.
         """
         together = torch.tensor([*chain.from_iterable(columns.values())], dtype=torch.long).to(device)
         parts = torch.split(together, [len(column) for column in columns.values()])
-        return cls(tree, num_groups=num_groups, texts=texts, **dict(zip(columns, parts, strict=True)))
+        tensors = {name: part.clone() for name, part in zip(columns, parts, strict=True)}
+        return cls(tree, num_groups=num_groups, texts=texts, **tensors)
