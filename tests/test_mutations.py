@@ -18,7 +18,7 @@ from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.plans import plan_mixed
 from softprompt.engine.row_prompts import RowPrompts
 from softprompt.inference import forward, generate
-from softprompt.models import embeddings as initialize
+from softprompt.peft import initialization as initialize
 
 
 def must_notice(check, *args):
@@ -74,9 +74,9 @@ def suffix(backbone, tree, embeds, *_, **__):
     return torch.cat([last, *out])
 
 
-def unseen(self, nodes, device):
+def unseen(self, *given, **more):
     """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
-    cache, seen = PREFIX(self, nodes, device)
+    cache, seen = PREFIX(self, *given, **more)
     return cache, torch.zeros_like(seen)
 
 

@@ -1,17 +1,22 @@
 """Plans: what is read and predicted, read back token by token and compared with plain loops. No model."""
 
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from softprompt.engine import prefix_sharing
-from softprompt.engine.plans import Forest, packs, plan_candidates, plan_mixed, plan_rows
+from softprompt.engine.plans import Forest, packs, plan_candidates, plan_examples, plan_mixed, plan_rows
 from softprompt.engine.prefix_sharing import MIN_SAVING, branch_tokens
+from softprompt.engine.row_prompts import RowPrompts
 from softprompt.engine.tree import ROOT
 from softprompt.errors import ConfigError
+from softprompt.inference.forward import Batch, plan_batch
+from softprompt.types import Example
 from test_tree import readers
 
 CPU = torch.device("cpu")
@@ -23,7 +28,7 @@ minima = st.sampled_from([1, 2, 5, MIN_SAVING])
 
 @st.composite
 def batches(draw, max_rows=6):
-    """Rows that share beginnings, with duplicates, prefixes of others and empty ones; and which tokens have a loss."""
+    """Rows that share prefixes, with duplicates, prefixes of others and empty ones; and which tokens have a loss."""
     stems = [[], *draw(st.lists(st.lists(token, min_size=6, max_size=30), min_size=1, max_size=3))]
     rows = draw(
         st.lists(
@@ -173,15 +178,15 @@ def test_no_rows():
     assert plan.tokens.tolist() == [-1, -2, -3]
 
 
-# -- choices -----------------------------------------------------------------------------------------
+# -- label candidates -----------------------------------------------------------------------------------------
 
 
-some_choices = st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=5)
+some_candidates = st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-@given(some_virtual, st.lists(short, max_size=3), some_choices)
-def test_choices_read_back(virtual, texts, candidates):
-    """Before each token of each choice: the prompt, the text and the choice up to there. Texts may be empty."""
+@given(some_virtual, st.lists(short, max_size=3), some_candidates)
+def test_candidates_read_back(virtual, texts, candidates):
+    """Before each token of each candidate: prompt, text and candidate up to there. Texts may be empty."""
     plan = plan_candidates(virtual, texts, candidates, CPU)
     seen, places = reader(plan), iter(plan.places.tolist())
     got = {group: [] for group in range(plan.num_groups)}
@@ -200,16 +205,16 @@ def test_choices_read_back(virtual, texts, candidates):
     assert num_virtual(plan) == virtual
 
 
-@given(some_virtual, st.lists(short, max_size=3), some_choices)
-def test_choices_share_their_beginnings(virtual, texts, candidates):
-    """A text is in the tree once, and so is each beginning of its choices; their last tokens are not read."""
+@given(some_virtual, st.lists(short, max_size=3), some_candidates)
+def test_candidates_share_their_prefixes(virtual, texts, candidates):
+    """A text is in the tree once, and so is each prefix of its candidates; their last tokens are not read."""
     plan = plan_candidates(virtual, texts, candidates, CPU)
-    beginnings = {tuple(candidate[: k + 1]) for candidate in candidates for k in range(len(candidate) - 1)}
-    assert branch_tokens(candidates) == len(beginnings)
-    assert plan.tree.num_tokens == virtual + sum(len(text) + len(beginnings) for text in texts)
+    prefixes = {tuple(candidate[: k + 1]) for candidate in candidates for k in range(len(candidate) - 1)}
+    assert branch_tokens(candidates) == len(prefixes)
+    assert plan.tree.num_tokens == virtual + sum(len(text) + len(prefixes) for text in texts)
     chains = sum(1 for length in plan.tree.lengths if length) - 1 - sum(1 for text in texts if text)
-    forks = [len({c for c in beginnings if c[:-1] == prefix}) for prefix in beginnings]
-    roots = len({beginning[0] for beginning in beginnings})
+    forks = [len({c for c in prefixes if c[:-1] == prefix}) for prefix in prefixes]
+    roots = len({prefix[0] for prefix in prefixes})
     assert chains == len(texts) * (roots + sum(fork for fork in forks if fork > 1)), "a node for each stretch"
 
 
@@ -220,7 +225,7 @@ parts = st.lists(
     st.builds(
         lambda virtual, batch: ("add_rows", virtual, batch[0], labels_of(*batch)), some_virtual, batches(max_rows=3)
     )
-    | st.tuples(st.just("add_candidates"), some_virtual, st.lists(short, max_size=2), some_choices),
+    | st.tuples(st.just("add_candidates"), some_virtual, st.lists(short, max_size=2), some_candidates),
     min_size=1,
     max_size=3,
 )
@@ -302,7 +307,7 @@ def test_suffix_rows_read_back(virtual, batch, data):
     assert [*plan.texts] == plan.tree.roots
 
 
-@given(some_virtual, st.lists(short, max_size=3), some_choices, st.data())
+@given(some_virtual, st.lists(short, max_size=3), some_candidates, st.data())
 def test_suffix_candidates_read_back(virtual, texts, candidates, data):
     """Before each token of each candidate: the text, one of the prompts after it, the candidate up to there."""
     which = [data.draw(st.lists(st.integers(0, 2), max_size=3)) for _ in texts]
@@ -336,3 +341,41 @@ def test_packs_cover_rows_once_and_are_full(lengths, limit):
     assert all(len(pack) == 1 or total <= limit for pack, total in zip(got, totals, strict=True))
     for pack, total in zip(got[1:], totals, strict=False):
         assert total + lengths[pack[0]] > limit, "another row would have fitted"
+
+
+# -- devices -----------------------------------------------------------------------------------------
+
+
+class Transfers(TorchFunctionMode):
+    """Names of calls that wait for a device or copy from one to another."""
+
+    NAMES = frozenset({"tolist", "item", "cpu", "to", "nonzero", "__bool__", "__int__", "__getitem__", "masked_select"})
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names += {func.__name__} & self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_a_batch_is_planned_with_the_same_transfers_whatever_its_rows(placement):
+    """Ids, labels and mask are copied from the device once, and the plan to the device once: never a row at a time."""
+    prompts, counts = RowPrompts.of([torch.zeros(3, 4)]), []
+    for rows in (2, 50):
+        ids = torch.randint(5, 90, (rows, 7))
+        labels = ids.masked_fill(torch.arange(7) < 4, -100)
+        batch = Batch(ids, None, torch.ones_like(ids), labels, None)
+        with Transfers() as transfers:
+            if placement == "prefix":
+                plan_batch(prompts, batch)
+            else:
+                plan_rows(3, batch.rows, batch.row_labels, CPU, batch.text_lengths)
+        counts.append(Counter(transfers.names))
+    assert counts[0] == counts[1]
+    assert counts[0]["cpu"] == 1
+    with Transfers() as transfers:
+        plan_examples([Example((5, 6), (7, 2))] * 9, 3, CPU, placement)
+    assert transfers.names == ["to"]

@@ -1,14 +1,14 @@
-"""The token tree: which token attends to which, as integers. No model, no floats.
+"""The token tree: which token attends to which, in integers. No model, no floats.
 
-A batch is a list of *nodes*, each a run of tokens with a parent; a token attends to its own run
-(causally) and to all its ancestors::
+A batch is a list of *nodes*, runs of tokens with a parent. A token attends causally to the tokens of its own node, and
+to all tokens of the node's ancestors::
 
     training   prompt ─┬─ row 1            scoring   prompt ─┬─ text 1 ─┬─ " complaint"
                        ├─ row 2                              │          └─ " no complaint"
                        └─ row 3                              └─ text 2 ─┬─ ...
 
-All tokens lie in one flat order, node after node, each followed by all below it. A token's position is its
-depth in the tree, so what a row computes never depends on its batch mates or on a collator's padding.
+Tokens have one flat order: preorder, in which a node is followed by its descendants. A token's position is its depth in
+the tree, so the result for a row never depends on the other rows of its batch or on a collator's padding.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes of a token forest in preorder: a node, then all below it, so that a subtree is one stretch.
+    """Nodes of a token forest in preorder, so that each subtree is contiguous.
 
     Attributes:
         parents: parent of each node, ``ROOT`` for none.
-        lengths: tokens of each node; a node may be empty.
+        lengths: number of tokens of each node, which may be 0.
     """
 
     parents: tuple[int, ...]
@@ -60,7 +60,7 @@ class Tree:
         return self.starts_without(())[:-1]
 
     def starts_without(self, left_out: Container[int]) -> list[int]:
-        """Where each node's tokens begin when those of some nodes are left out; then the number of all."""
+        """Flat index of each node's first token without the tokens of some nodes; then the number of all others."""
         starts = [0]
         for node, length in enumerate(self.lengths):
             starts.append(starts[-1] + (0 if node in left_out else length))
@@ -68,7 +68,7 @@ class Tree:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Tokens above each node: the position of its first token."""
+        """Number of tokens of each node's ancestors: the position of its first token."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent == ROOT else depths[parent] + self.lengths[parent])
@@ -76,12 +76,12 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """Tokens of the longest path: the longest row with all that is above it."""
+        """Number of tokens of the longest path from a root to a leaf."""
         return max((above + own for above, own in zip(self.depths, self.lengths, strict=True)), default=0)
 
     @cached_property
     def levels(self) -> list[list[int]]:
-        """Nodes by number of ancestors; empty nodes have nothing to compute and are left out."""
+        """Nodes by number of ancestors, without empty nodes, which have nothing to compute."""
         level_of: list[int] = []
         levels: list[list[int]] = []
         for node, parent in enumerate(self.parents):
@@ -99,12 +99,12 @@ class Tree:
 
     @cached_property
     def inner(self) -> set[int]:
-        """Nodes that some other node attends to."""
+        """Nodes with children."""
         return {parent for parent in self.parents if parent != ROOT}
 
     @cached_property
     def ends(self) -> list[int]:
-        """Flat index behind each node's subtree: token ``j`` of node ``n`` is read by ``j <= i < ends[n]``."""
+        """Flat index after each node's subtree. The tokens ``j <= i < ends[n]`` attend to token ``j`` of node ``n``."""
         ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
         for node in reversed(range(len(ends))):
             if (parent := self.parents[node]) != ROOT:
@@ -116,7 +116,7 @@ class Tree:
         return range(self.starts[node], self.starts[node] + self.lengths[node])
 
     def path(self, node: int) -> list[int]:
-        """Flat indices of all tokens above ``node``, in reading order."""
+        """Flat indices of the tokens of a node's ancestors, in order."""
         above: list[int] = []
         while (node := self.parents[node]) != ROOT:
             above[:0] = self.span(node)

@@ -1,4 +1,4 @@
-"""A padded ``[B, T]`` batch, as collators make it, through the engine and back into PEFT's shape."""
+"""Forward pass of a padded ``[B, T]`` batch, as collators make it; results have PEFT's shapes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from .output import LazyLogits, PromptedCausalLMOutput
 
 @dataclass(frozen=True)
 class Batch:
-    """What a caller hands to ``forward``.
+    """The arguments of ``forward``.
 
     Attributes:
-        input_ids: ``[B, T]``; or inputs_embeds ``[B, T, D]``, which wins.
+        input_ids: ``[B, T]``.
+        inputs_embeds: ``[B, T, D]``; used in place of ``input_ids`` if both are given.
         attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
-        labels: ``[B, T]`` beside the ids; ``None`` for no loss.
+        labels: ``[B, T]``, the label of the token at the same position; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
         logits_to_keep: number of positions at the end of ``[P + T]`` that get logits (0: all), or their indices.
-        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they return to 0.
+        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they restart at 0.
     """
 
     input_ids: Tensor | None
@@ -49,10 +50,10 @@ class Batch:
 
     @property
     def tokens(self) -> Tensor:
-        """Ids or embeddings, whichever counts.
+        """Embeddings if given, ids otherwise.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: neither is given.
         """
         tokens = self.inputs_embeds if self.inputs_embeds is not None else self.input_ids
         if tokens is None:
@@ -70,7 +71,7 @@ class Batch:
 
     @cached_property
     def real(self) -> Tensor:
-        """``[B, T]``, true where there is a token and not padding.
+        """``[B, T]``, false at padding.
 
         Raises:
             ConfigError: the mask has another shape.
@@ -79,8 +80,8 @@ class Batch:
 
     @cached_property
     def _fetched(self) -> dict[str, Tensor]:
-        """``mask`` and, where there are any, ``ids``, ``labels`` and ``starts`` of packed texts: each ``[B, T]`` on the
-        CPU, brought from the device in one transfer.
+        """``mask`` and, if given, ``ids``, ``labels`` and ``starts`` of packed texts, all ``[B, T]``, copied from the
+        device to the CPU in one transfer.
         """
         real = self.real
         given = {"mask": real}
@@ -90,17 +91,17 @@ class Batch:
             given["labels"] = self.labels
         if self.position_ids is not None and self.position_ids.ndim == 2:  # three for images: [3, B, T]
             given["starts"] = (self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1)
-        together = torch.stack([each.long() for each in given.values()]).cpu()
+        together = torch.stack([each.to(real.device, torch.long) for each in given.values()]).cpu()
         return dict(zip(given, together, strict=True)) | {"mask": together[0].bool()}
 
     @cached_property
     def packed(self) -> bool:
-        """Whether a row holds several texts, one after the other: its ``position_ids`` return to 0."""
+        """Whether a row contains several texts, one after the other: its ``position_ids`` restart at 0."""
         return self.position_ids is not None and len(self.lengths) > len(self.real)
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Real tokens of each text: of each row, or of each part of a packed row."""
+        """Number of tokens of each text: of each row without padding, or of each part of a packed row."""
         mask, starts = self._fetched["mask"], self._fetched.get("starts")
         lengths: list[int] = mask.sum(1).tolist()
         if starts is None:
@@ -111,13 +112,13 @@ class Batch:
 
     @cached_property
     def rows(self) -> list[list[int]]:
-        """Token ids of each text; of embeddings, which have none, numbers that are all different."""
+        """Token ids of each text; for embeddings, distinct numbers, so that no prefix is shared."""
         ids = range(sum(self.lengths)) if self.inputs_embeds is not None else self._values("ids")
         return split_rows(ids, self.lengths)
 
     @cached_property
     def row_labels(self) -> list[list[int]] | None:
-        """Labels of each text."""
+        """Labels of each text; ``None`` for no loss."""
         return None if self.labels is None else split_rows(self._values("labels"), self.lengths)
 
     def _values(self, name: str) -> list[int]:
@@ -134,17 +135,17 @@ class Batch:
 
     @cached_property
     def embeds(self) -> Tensor | None:
-        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        """``[t, D]`` embeddings of all rows without padding; ``None`` where ids are given."""
         return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
 
     def kept(self, positions: Tensor) -> Tensor:
-        """Those of ``[B, P + T, ...]`` that get logits."""
+        """The positions of ``[B, P + T, ...]`` that ``logits_to_keep`` selects."""
         keep = self.logits_to_keep
         return positions[:, slice(-keep, None) if isinstance(keep, int) else keep.to(positions.device)]
 
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
-    """A forward pass by the engine: padding is dropped, each prompt is computed once, logits only if they are read."""
+    """Loss and logits with prefix prompts: no padding, each prompt computed once, logits only when they are read."""
     can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
     if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
@@ -158,11 +159,11 @@ def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> Pr
 def _forward_packs(
     base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
-    """A batch of several packs: its loss, pack by pack; reading the logits computes the batch again."""
+    """Loss of a batch of several packs, one pack at a time; reading the logits computes the batch again."""
     loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
     whole = plan_batch(prompts, batch)
     places = batch.kept(columns(whole, prompts, batch.real))
-    matrix = prompts.matrix.clone()  # an optimiser may change the prompt before the logits are read
+    matrix = prompts.matrix.clone()  # an optimizer may change the prompt before the logits are read
     logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
     return PromptedCausalLMOutput(loss=loss, logits=logits)
 
@@ -230,10 +231,15 @@ def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tens
 def forward_plain(
     base: PreTrainedModel, prompts: RowPrompts, batch: Batch, suffix: bool | Tensor = False, **asked: Any
 ) -> PromptedCausalLMOutput:
-    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch.
+    """One padded batch with the prompt in each row, through transformers' own code: for caches, attentions and hidden
+    states of all layers.
 
     Args:
-        behind: as in ``prompted_call``.
+        suffix: as for ``prompted_call``.
+        **asked: keywords of the base model.
+
+    Raises:
+        ConfigError: labels together with a filled cache.
     """
     output, order = prompted_call(
         base,
@@ -261,7 +267,7 @@ def forward_plain(
 
 
 def _plain_loss(logits: Tensor, batch: Batch, order: Tensor, ours: Tensor) -> Tensor:
-    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``.
+    """Loss from logits ``[B, P + T, V]`` in the layout's order, where position ``i`` predicts position ``i + 1``.
 
     Args:
         ours: ``[B, P + T]`` in PEFT's order, false at padding.
@@ -280,11 +286,11 @@ _FIELDS = ("logits", "past_key_values", "hidden_states", "attentions")
 
 
 def _reorder(states: Tensor, order: Tensor) -> Tensor:
-    """``[B, P + T, D]`` from the layout's order into PEFT's."""
+    """``[B, P + T, D]``, from the layout's order to PEFT's."""
     return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _reorder_pairs(weights: Tensor, order: Tensor) -> Tensor:
-    """``[B, heads, P + T, P + T]`` from the layout's order into PEFT's, on both sides."""
+    """``[B, heads, P + T, P + T]``, from the layout's order to PEFT's in both dimensions."""
     rows = order[:, None, :, None].expand_as(weights)
     return weights.gather(2, rows).gather(3, order[:, None, None, :].expand_as(weights))
