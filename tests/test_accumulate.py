@@ -4,14 +4,15 @@ import pytest
 import torch
 
 import tiny
+from plan_tools import plan_of
 from softprompt.engine import accumulate
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.accumulate import mean_loss
 from softprompt.engine.execute import backends
-from softprompt.engine.plans import packs, plan_rows
+from softprompt.engine.plans import packs
 from softprompt.engine.prefill import prefill
-from test_engine import assert_near, batch, plan_of
+from test_engine import assert_near, batch
 
 SOME = ["llama", "mistral", "gemma2", "gemma3", "bloom", "gpt2", "opt350", "mpt", "falcon_alibi", "gpt_neo"]
 
@@ -59,7 +60,7 @@ def test_packs_are_one_plan_float32(family, backend):
 
 def two_packs(virtual=5, seed=3):
     a, b = tiny.ids(6, 9, seed=seed)
-    return [plan_rows(virtual, [len(row)], row, row) for row in (a, b)]
+    return [plan_of(virtual, [row], [row]) for row in (a, b)]
 
 
 @pytest.mark.parametrize("family", ["llama"])
@@ -152,8 +153,9 @@ def test_packs_without_text_or_supervision():
     plans = two_packs()
     empty = torch.empty(0, dtype=torch.long)
     row = tiny.ids(4)[0]
-    idle = [plan_rows(5, [0, 0], empty, empty), plan_rows(5, [4], row, torch.full_like(row, -100))]
-    label = plan_rows(5, [1, 0], row[:1], row[:1])
+    nothing = [empty, empty]
+    idle = [plan_of(5, nothing, nothing), plan_of(5, [row], [torch.full_like(row, -100)])]
+    label = plan_of(5, [row[:1], empty], [row[:1], empty])
     for more in (idle, [label]):
         loss = mean_loss(model, [*plans, *more], prompt)
         (gradient,) = torch.autograd.grad(loss, prompt)

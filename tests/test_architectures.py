@@ -15,12 +15,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import tiny
+from plan_tools import plan_of
 from softprompt import BaseModelError, ConfigError
 from softprompt.engine import execute as running
 from softprompt.engine import selfcheck
 from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
-from softprompt.engine.plans import plan_rows
 from softprompt.inference.score import score_labels
 from softprompt.models.families import VERIFIED, is_verified, refuse
 
@@ -71,7 +71,7 @@ def differences(model, lengths=(5, 9, 13, 1), virtual=11):
     for label in labels[:-1]:
         label[::2] = -100
     prompt = tiny.prompt_for(model, virtual)
-    plan = plan_rows(virtual, lengths, torch.cat(rows), torch.cat(labels))
+    plan = plan_of(virtual, rows, labels)
     losses = token_losses(model, plan, prompt)
     plain = torch.cat([tiny.plain_losses(model, prompt, *pair) for pair in zip(rows, labels, strict=True)])
     (gradient,), (expected,) = (torch.autograd.grad(each.sum(), prompt) for each in (losses, plain))
@@ -332,7 +332,7 @@ def test_length_dependent_rotary_scaling_is_exact_up_to_its_bound_and_refused_be
         found = differences(model, (bound - 5, 4, 2), virtual=5)
         assert max(found.values()) <= TOLERANCE, found
         rows = tiny.ids(bound - 4, 2)
-        plan = plan_rows(5, [len(row) for row in rows], torch.cat(rows), torch.cat(rows))
+        plan = plan_of(5, rows, rows)
         with pytest.raises(ConfigError, match=rf"a row has {bound + 1} tokens, .* reads at most {bound}; cut the text"):
             token_losses(model, plan, tiny.prompt_for(model, 5))
 

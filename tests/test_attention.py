@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from plan_tools import plan_of
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends.attention_cpu import Packing, Rule, attend
 from softprompt.engine.loss import token_losses
-from softprompt.engine.plans import plan_rows
 from softprompt.engine.tree import ROOT, Tree
 from test_tree import readers, trees
 
@@ -147,8 +147,8 @@ def llama():
 
 def kept_in_a_step(model, rows, length, virtual=7):
     """Tensors that autograd keeps in a step, each storage once, parameters aside; and the number of tokens."""
-    flat = torch.randint(5, tiny.VOCAB, (rows * length,))
-    plan = plan_rows(virtual, [length] * rows, flat, flat)
+    texts = torch.randint(5, tiny.VOCAB, (rows, length))
+    plan = plan_of(virtual, texts, texts)
     prompt = torch.randn(virtual, WIDTH, requires_grad=True)
     saved = WeakSet()  # what comes and goes on the way (a chunk of logits) is not kept
 

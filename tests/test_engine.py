@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import tiny
+from plan_tools import plan_of
 from softprompt import ConfigError
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import hidden_states, token_losses
-from softprompt.engine.plans import plan_candidates, plan_rows
+from softprompt.engine.plans import plan_candidates
 from softprompt.engine.surgery.lm_head import logits_of
 from softprompt.engine.surgery.view import variant
 from softprompt.inference import score
@@ -37,10 +38,6 @@ def batch():
     labels[5] = rows[5].clone()
     labels[6] = labels[0].clone()
     return rows, labels
-
-
-def plan_of(virtual, rows, labels):
-    return plan_rows(virtual, [len(row) for row in rows], torch.cat(rows), torch.cat(labels))
 
 
 def assert_near(got, expected, tolerance):
@@ -239,7 +236,7 @@ def test_head_is_the_models_own(family):
     model = tiny.base(family)
     (row,) = tiny.ids(6)
     prompt = tiny.prompt_for(model).detach()
-    plan = plan_rows(len(prompt), [6], row, None)
+    plan = plan_of(len(prompt), [row])
     with torch.no_grad():
         got = logits_of(model, hidden_states(model, plan, prompt))
         assert_near(got, tiny.plain_logits(model, prompt, row), 1e-5)
@@ -266,7 +263,7 @@ def test_mixtures_of_experts(family):
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval().requires_grad_(False)
     prompt = torch.randn(5, 32, requires_grad=True)
     rows = [torch.randint(5, 97, (n,)) for n in (4, 7)]
-    plan = plan_rows(5, [4, 7], torch.cat(rows), torch.cat(rows))
+    plan = plan_of(5, rows, rows)
     ours = token_losses(base, plan, prompt)
     (gradient,) = torch.autograd.grad(ours.sum(), prompt)
     plain = []
@@ -294,9 +291,9 @@ def test_rotary_scaling_that_depends_on_length_is_bounded():
     base = AutoModelForCausalLM.from_config(config).eval()
     prompt = torch.randn(5, 32)
     fits, too_long = torch.randint(5, 97, (11,)), torch.randint(5, 97, (12,))
-    assert token_losses(base, plan_rows(5, [11], fits, fits), prompt).isfinite().all()
+    assert token_losses(base, plan_of(5, [fits], [fits]), prompt).isfinite().all()
     with pytest.raises(ConfigError, match=r"17 tokens, virtual ones included, .* at most 16"):
-        token_losses(base, plan_rows(5, [12], too_long, too_long), prompt)
+        token_losses(base, plan_of(5, [too_long], [too_long]), prompt)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +309,8 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(backend, limit, monkeypat
     labels = [[number, 2] for number in range(5, 45)]
     whole = score_labels(base, prompt, texts, labels)
     calls = []
-    real = score._scores
+    real = score.plan_candidates
     monkeypatch.setattr(score, *limit)
-    monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
+    monkeypatch.setattr(score, "plan_candidates", lambda *given: calls.append(len(given[1])) or real(*given))
     assert torch.allclose(score_labels(base, prompt, texts, labels), whole, atol=1e-5)
     assert calls == [2, 2]

@@ -10,7 +10,8 @@ import test_engine
 import test_plans
 import test_ways
 import tiny
-from softprompt.engine import accumulate, loss, plans
+from plan_tools import plan_of
+from softprompt.engine import accumulate, loss, plans, prefix_sharing
 from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
@@ -23,7 +24,7 @@ HIDDEN = attention.Block.hidden_pairs
 MASK = attention.Packing.mask
 ADD = attention._Gradients.add
 PATH = levels._Memory._path
-COMMON = plans._common
+COMMON = prefix_sharing.common_prefix
 
 
 @pytest.fixture(params=["packed", "levelwise"])
@@ -188,7 +189,7 @@ def check_shared_losses():
     rows = [torch.cat([stem, end]) for end in ends]
     model = tiny.base("llama", torch.float64)
     prompt = tiny.prompt_for(model)
-    losses = loss.token_losses(model, test_engine.plan_of(len(prompt), rows, rows), prompt)
+    losses = loss.token_losses(model, plan_of(len(prompt), rows, rows), prompt)
     expected = torch.cat([tiny.plain_losses(model, prompt, row, row) for row in rows])
     test_engine.assert_near(losses.detach(), expected.detach(), 1e-9)
 
@@ -197,7 +198,7 @@ def check_shared_losses():
 def test_a_prefix_shared_between_rows_that_differ(check, monkeypatch):
     with tiny.float64():
         check()
-        monkeypatch.setattr(plans, "_common", lambda a, b: min(COMMON(a, b) + 1, len(a), len(b)))
+        monkeypatch.setattr(prefix_sharing, "common_prefix", lambda a, b: min(COMMON(a, b) + 1, len(a), len(b)))
         must_notice(check)
 
 
@@ -205,12 +206,12 @@ def test_a_node_for_every_token_in_common(monkeypatch):
     """Shared prefixes that do not pay are noticed too: they would cost time, not exactness."""
     check_frugal = test_plans.test_few_tokens_in_common_are_not_worth_a_node
     check_frugal()
-    real = plans._Builder.grow
+    real = plans.share_prefixes
 
-    def greedy(self, rows):
+    def greedy(rows):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plans, "MIN_SAVING", 1)
-            return real(self, rows)
+            patch.setattr(prefix_sharing, "MIN_SAVING", 1)
+            return real(rows)
 
-    monkeypatch.setattr(plans._Builder, "grow", greedy)
+    monkeypatch.setattr(plans, "share_prefixes", greedy)
     must_notice(check_frugal)

@@ -26,13 +26,13 @@ from softprompt.data.task import Task
 from softprompt.engine import execute as running
 from softprompt.engine.execute import backends
 from softprompt.engine.loss import group_log_probs
-from softprompt.engine.suffix import plan_suffix_candidates
+from softprompt.engine.plans import plan_candidates
 from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, TrainingError
 from softprompt.inference.classifier import Classes, label_log_probs, mean_states
 from softprompt.inference.ensemble import Ensemble, fit_temperature
 from softprompt.inference.load_adapter import load_adapter
-from softprompt.inference.suffix import score_labels_with_suffix
+from softprompt.inference.score import score_labels
 from softprompt.peft.model import PeftModelForCausalLM
 from softprompt.storage.record import ENSEMBLE_NAME, PROBE_NAME
 from softprompt.training.callbacks import Callback
@@ -78,12 +78,12 @@ def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int,
         model = tiny.base(family, torch.float64)
         prompts = prompts_for(model, 3).requires_grad_()
         which = [[0, 1, 2], [2], [1, 0], [], [0, 2]]
-        plan = plan_suffix_candidates(P, texts(), labels, CPU, which)
+        plan = plan_candidates(P, texts(), labels, CPU, which)
         together = group_log_probs(model, plan, prompts.flatten(0, 1)).view(-1, len(labels))
         alone = []
         for text, mine in zip(texts(), which, strict=True):
             for prompt in mine:
-                one = plan_suffix_candidates(P, [text], labels, CPU)
+                one = plan_candidates(P, [text], labels, CPU, [[0]])
                 alone.append(group_log_probs(model, one, prompts[prompt]))
         expected = torch.stack(alone)
         torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
@@ -96,16 +96,16 @@ def test_each_prompt_is_as_if_it_were_alone(family: str, labels: list[tuple[int,
 def test_scores_of_several_prompts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.base(family)
     prompts = prompts_for(model, 3)
-    expected = torch.stack([score_labels_with_suffix(model, each, texts(), LABELS) for each in prompts], 1)
+    expected = torch.stack([score_labels(model, each, texts(), LABELS, placement="suffix") for each in prompts], 1)
     torch.testing.assert_close(
-        score_labels_with_suffix(model, prompts, texts(), LABELS), expected, rtol=1e-4, atol=1e-4
+        score_labels(model, prompts, texts(), LABELS, placement="suffix"), expected, rtol=1e-4, atol=1e-4
     )
     monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 40)
     means: list[torch.Tensor] = []
-    again = score_labels_with_suffix(model, prompts, texts(), LABELS, means=means)
+    again = score_labels(model, prompts, texts(), LABELS, means=means, placement="suffix")
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
     plain: list[torch.Tensor] = []
-    score_labels_with_suffix(model, prompts[0], texts(), LABELS, means=plain)
+    score_labels(model, prompts[0], texts(), LABELS, means=plain, placement="suffix")
     torch.testing.assert_close(torch.cat(means), torch.cat(plain), rtol=1e-3, atol=1e-4)
 
 
@@ -113,7 +113,7 @@ def test_short_prompts_behind_one_text_share_a_block() -> None:
     """Or a step of many prompts would be many small products."""
     from softprompt.engine.backends.attention_cpu import Packing
 
-    plan = plan_suffix_candidates(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
+    plan = plan_candidates(P, [(5, 6, 7)], SINGLE, CPU, [range(5)])
     blocks = Packing(plan.tree, frozenset({0}), CPU).blocks
     assert [len(block) for block in blocks] == [5 * P]
 
@@ -396,7 +396,7 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
     inputs = [classes.text_of(example) for example in given]
     assert (inputs != [example.input_ids for example in given]) == (placement == "prefix")
     parts = [
-        score_labels_with_suffix(prompted.model.base, prompt, inputs, classes.ids).log_softmax(-1)
+        score_labels(prompted.model.base, prompt, inputs, classes.ids, placement="suffix").log_softmax(-1)
         for prompt in prompted.ensemble.prompts
     ]
     said = (torch.stack(parts).mean(0) / prompted.ensemble.temperature).log_softmax(-1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny
+from plan_tools import plan_of
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.engine import plans
 
@@ -77,7 +78,7 @@ def test_packs_leave_other_gradients_alone():
 
     model = make("llama")
     model.base_model.requires_grad_(True)
-    rows = [plans.plan_rows(P, [len(row)], row, row) for row in ROWS]
+    rows = [plan_of(P, [row], [row]) for row in ROWS]
     mean_loss(model.base_model, rows, model.prompt).backward()
     assert model.prompt.grad is not None
     assert all(parameter.grad is None for parameter in model.base_model.parameters())

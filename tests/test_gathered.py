@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import test_engine
 import tiny
+from plan_tools import plan_of
 from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import attention_cuda as gathered
@@ -33,7 +34,7 @@ def gradient(model, plan, virtual):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradient_are_those_of_our_own_attention(family, whole, monkeypatch):
     model, (rows, labels) = tiny.base(family), test_engine.batch()
-    plan = test_engine.plan_of(11, rows, labels)
+    plan = plan_of(11, rows, labels)
     losses, expected = gradient(model, plan, 11)
     calls = []
     monkeypatch.setattr(packed, "attend", lambda *given: calls.append(1) or attend_padded_blocks(*given))
@@ -73,7 +74,7 @@ def test_any_forest_with_some_nodes_known(lengths, whole, family, data):
 def test_long_and_short_rows_go_into_several_buckets(family, monkeypatch):
     model = tiny.base(family)
     rows = tiny.ids(3, 5, 300, 4, 260, 17) if family == "bloom" else tiny.ids(3, 5, 40, 4, 33, 17)
-    plan = test_engine.plan_of(5, rows, [row.clone() for row in rows])
+    plan = plan_of(5, rows, [row.clone() for row in rows])
     losses, expected = gradient(model, plan, 5)
     sizes = []
     real = gathered._lay_out
@@ -109,7 +110,7 @@ def test_losses_and_gradient_are_those_of_each_row_alone(family, device, whole, 
     prompt = tiny.prompt_for(exact, 7).detach().to(device).requires_grad_()
     expected = torch.cat([tiny.plain_losses(exact, prompt, row, row) for row in rows])
     (gradient,) = torch.autograd.grad(expected.sum(), prompt)
-    losses = token_losses(model, test_engine.plan_of(7, rows, rows), prompt)
+    losses = token_losses(model, plan_of(7, rows, rows), prompt)
     (ours,) = torch.autograd.grad(losses.sum(), prompt)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     assert (losses - expected).norm() < tolerance * expected.norm()
@@ -121,7 +122,7 @@ def test_a_window_that_hides_nothing_makes_no_mask_of_its_own(monkeypatch):
     rows = tiny.ids(2, 1)
     caches = []
     monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].cache) or attend_padded_blocks(*given))
-    token_losses(model, test_engine.plan_of(2, rows, rows), tiny.prompt_for(model, 2))
+    token_losses(model, plan_of(2, rows, rows), tiny.prompt_for(model, 2))
     assert [name[0] for name in caches[0] if name[0] == "bias"] == ["bias"]
 
 
@@ -133,6 +134,6 @@ def test_masks_are_aligned(monkeypatch):
     real = gathered._bias
     monkeypatch.setattr(gathered, "_bias", lambda *given: masks.append(real(*given)) or masks[-1])
     monkeypatch.setattr(packed, "attend", attend_padded_blocks)
-    token_losses(model, test_engine.plan_of(3, rows, rows), tiny.prompt_for(model, 3))
+    token_losses(model, plan_of(3, rows, rows), tiny.prompt_for(model, 3))
     assert masks
     assert all(mask.stride(-2) % 8 == 0 and mask.shape[-1] % 8 for mask in masks)

@@ -17,9 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
+from plan_tools import plan_of
 from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import token_losses
-from softprompt.engine.plans import plan_rows
 from softprompt.engine.surgery import fused as kernels
 from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, fused
 from softprompt.engine.surgery.lm_head import logits_of
@@ -394,6 +394,6 @@ def test_a_base_can_be_copied_after_a_run():
     twin = copy.deepcopy(model)
     assert {type(module).__module__.split(".")[0] for module in twin.modules()} == {"transformers", "torch"}
     row = tiny.ids(5)[0]
-    plan = plan_rows(4, [5], row, row)
+    plan = plan_of(4, [row], [row])
     prompt = tiny.prompt_for(model, 4).detach()
     assert torch.equal(token_losses(twin, plan, prompt), token_losses(model, plan, prompt))

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import tiny
+from plan_tools import plan_of
 from softprompt.benchmarks.speed.intents import intents
 from softprompt.data.tokenize import unique_prefixes
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
 from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
-from softprompt.engine.plans import plan_candidates, plan_rows
+from softprompt.engine.plans import plan_candidates
 from softprompt.engine.surgery import lm_head as head
 from softprompt.inference.evaluate import Classes
 from softprompt.training.objectives import Classification
@@ -77,9 +78,8 @@ def test_one_token_a_position_is_not_computed_twice(monkeypatch):
     real = head.logits_of
     monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
     rows = tiny.ids(7, 4)
-    flat = torch.cat(rows)
     prompt = tiny.prompt_for(base)
-    plan = plan_rows(len(prompt), [7, 4], flat, flat)
+    plan = plan_of(len(prompt), rows, rows)
     assert len(plan.predictors.unique()) < len(plan.predictors), "two first tokens are predicted at one position"
     losses_of(base, hidden_states(base, plan, prompt), plan).sum().backward()
     assert sum(seen) == 11

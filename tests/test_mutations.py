@@ -11,14 +11,14 @@ import test_model_api
 import test_padding
 import tiny
 from softprompt.engine import execute as running
-from softprompt.engine import loss, plans
+from softprompt.engine import loss, row_prompts
 from softprompt.engine import tree as trees
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
-from softprompt.engine.plans import plan_rows
+from softprompt.engine.plans import plan_mixed
 from softprompt.engine.row_prompts import RowPrompts
 from softprompt.inference import forward, generate
-from softprompt.models import embeddings as initialize
+from softprompt.peft import initialization as initialize
 
 
 def must_notice(check, *args):
@@ -74,9 +74,9 @@ def suffix(backbone, tree, embeds, *_, **__):
     return torch.cat([last, *out])
 
 
-def unseen(self, nodes, device):
+def unseen(self, *given, **more):
     """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
-    cache, seen = PREFIX(self, nodes, device)
+    cache, seen = PREFIX(self, *given, **more)
     return cache, torch.zeros_like(seen)
 
 
@@ -104,17 +104,17 @@ def first_block_only(self, block, skipped, found):
     ADD(self, block, skipped, found)
 
 
-def counting_virtual(virtual, lengths, input_ids, labels):
-    """``plan_rows`` that also asks the virtual tokens to predict something."""
-    made = plan_rows(virtual, lengths, input_ids, labels)
+def counting_virtual(*given):
+    """``plan_mixed`` that also asks the virtual tokens of its first prompt to predict something."""
+    made, virtual = plan_mixed(*given), given[0][0]
     extra = torch.arange(virtual - 1)
     columns = {"predictors": extra, "targets": torch.zeros_like(extra), "groups": torch.zeros_like(extra)}
     return replace(made, **{name: torch.cat([more, getattr(made, name)]) for name, more in columns.items()})
 
 
-def late(virtual, lengths, input_ids, labels):
-    """``plan_rows`` whose labels are predicted by their own position: shifted by one."""
-    made = plan_rows(virtual, lengths, input_ids, labels)
+def late(*given):
+    """``plan_mixed`` whose labels are predicted by their own position: shifted by one."""
+    made = plan_mixed(*given)
     return replace(made, predictors=(made.predictors + 1).clamp_max(made.tree.num_tokens - 1))
 
 
@@ -128,8 +128,8 @@ STEP_MUTANTS = {
         patch.setattr(levels._Memory, "prefix", unseen),
         patch.setattr(attention.Packing, "_above", lambda *_: []),
     ),
-    "virtual-positions-in-the-loss": lambda patch: patch.setattr(plans, "plan_rows", counting_virtual),
-    "labels-predicted-by-themselves": lambda patch: patch.setattr(plans, "plan_rows", late),
+    "virtual-positions-in-the-loss": lambda patch: patch.setattr(row_prompts, "plan_mixed", counting_virtual),
+    "labels-predicted-by-themselves": lambda patch: patch.setattr(row_prompts, "plan_mixed", late),
     "gradient-of-the-first-rows-only": lambda patch: (
         patch.setattr(levels.PrefixLayer, "update", first_row_only),
         patch.setattr(attention._Gradients, "add", first_block_only),

@@ -6,11 +6,11 @@ from torch.overrides import TorchFunctionMode
 
 import tiny
 from cli_tools import make_base, rows, write_rows
+from plan_tools import plan_of
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.config.options import TrainOptions
 from softprompt.engine import selfcheck
 from softprompt.engine.accumulate import mean_loss
-from softprompt.engine.plans import plan_rows
 from softprompt.training.pipeline import train
 
 # -- the prompt ------------------------------------------------------------------------------------------------
@@ -160,8 +160,7 @@ def test_a_run_makes_no_float64_on_its_device(name, tmp_path):
 def test_the_drop_in_model_and_the_self_check_make_none():
     model = prompted()
     batch = torch.stack(tiny.ids(6, 6))
-    lengths, flat = [6, 6], batch.flatten()
-    plans = [plan_rows(4, lengths, flat, flat) for _ in range(2)]
+    plans = [plan_of(4, batch, batch) for _ in range(2)]
     with NoFloat64OnDevice():
         mean_loss(model.base_model, plans, model.prompt).backward()
         model(input_ids=batch, labels=batch).loss.backward()

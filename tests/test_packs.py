@@ -8,7 +8,7 @@ import tiny
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.engine import execute as running
 from softprompt.engine import plans
-from softprompt.engine.plans import branch_tokens
+from softprompt.engine.prefix_sharing import branch_tokens
 from softprompt.inference.classifier import Classes
 from softprompt.models.device import seed_everything
 from softprompt.training.objectives import Classification, class_indices

@@ -139,8 +139,8 @@ def test_many_classes_are_scored_a_few_texts_at_a_time(family, monkeypatch):
     labels = [[number, 2] for number in range(5, 45)]
     whole = score_labels(model.base_model, prefilled(model), texts, labels)
     calls = []
-    real = score._scores
-    monkeypatch.setattr(score, "_scores", lambda *given: calls.append(len(given[2])) or real(*given))
+    real = score.plan_candidates
+    monkeypatch.setattr(score, "plan_candidates", lambda *given: calls.append(len(given[1])) or real(*given))
     packed = backends(model.base_model.base_model)[0] == "packed"
     name, most = ("TOKENS_PER_CALL", 2 * 40 + 10) if packed else ("KEYS_PER_CALL", 2 * 40 * 12)
     monkeypatch.setattr(score, name, most)

@@ -5,6 +5,7 @@ import torch
 
 import test_engine
 import tiny
+from plan_tools import plan_of
 from softprompt.engine import execute as running
 from softprompt.engine.loss import token_losses
 
@@ -40,7 +41,7 @@ def kept_bytes(model):
 
     rows = tiny.ids(20, 20, 20)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_losses(model, test_engine.plan_of(5, rows, rows), tiny.prompt_for(model)).sum()
+        token_losses(model, plan_of(5, rows, rows), tiny.prompt_for(model)).sum()
     return sum(found.values())
 
 

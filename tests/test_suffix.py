@@ -33,12 +33,12 @@ from softprompt.data.task import Task
 from softprompt.engine import execute as running
 from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
-from softprompt.engine.suffix import plan_suffix_candidates, plan_suffix_rows
-from softprompt.engine.text_cache import TextCache, cached_texts
+from softprompt.engine.plans import plan_candidates, plan_examples, plan_rows
+from softprompt.engine.text_cache import TextCache, known_texts
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference.classifier import Classes, label_log_probs
 from softprompt.inference.evaluate import eval_loss, evaluate_examples
-from softprompt.inference.suffix import answer_losses, score_labels_with_suffix
+from softprompt.inference.score import score_labels
 from softprompt.peft.push import push_adapter
 from softprompt.storage.adapter import SUFFIX_KEY, read_prompt
 from softprompt.training.callbacks import Callback
@@ -93,11 +93,19 @@ def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> 
     assert difference <= tolerance, f"differs by {difference:.1e}, allowed {tolerance:.0e}"
 
 
+def losses_of(
+    model: Any, prompt: torch.Tensor, given: Sequence[Example], texts: TextCache | None = None
+) -> torch.Tensor:
+    """Losses of the labels' tokens by the engine."""
+    plan = plan_examples(given, len(prompt), CPU, "suffix")
+    return token_losses(model, plan, prompt, known_texts(model, plan, texts))
+
+
 def check(model: Any, given: Sequence[Example], tolerance: float, texts: TextCache | None) -> None:
     prompt = tiny.prompt_for(model, P)
     if texts is not None:
         texts.read(example.input_ids for example in given)
-    ours, plain = answer_losses(model, prompt, given, texts), plain_all(model, prompt, given)
+    ours, plain = losses_of(model, prompt, given, texts), plain_all(model, prompt, given)
     assert_near(ours, plain, tolerance)
     assert_near(gradient(ours, prompt), gradient(plain, prompt), tolerance)
 
@@ -147,7 +155,7 @@ def test_scores_float64(family: str, kept: bool, backend: None) -> None:
         known = TextCache(model, 1 << 30) if kept else None
         if known:
             known.read(texts)
-        got = score_labels_with_suffix(model, prompt, texts, LABELS, known)
+        got = score_labels(model, prompt, texts, LABELS, placement="suffix", text_cache=known)
         expected = [[-plain_losses(model, prompt, text, label).sum() for label in LABELS] for text in texts]
     assert_near(got, torch.tensor(expected).to(got), 1e-9)
 
@@ -165,12 +173,13 @@ def test_smollm2(smollm2: Any, tmp_path: Path) -> None:
     for memory in (1 << 30, 0):
         with TextCache(model, memory, tmp_path) as kept:
             kept.read(example.input_ids for example in given)
-            ours = answer_losses(model, prompt, given, kept)
+            ours = losses_of(model, prompt, given, kept)
             assert_near(ours, plain, 1e-5)
             assert_near(gradient(ours, prompt), torch.autograd.grad(
                 (plain * torch.linspace(0.5, 1.5, len(plain))).sum(), prompt, retain_graph=True
             )[0], 1e-5)  # fmt: skip
-            scores = score_labels_with_suffix(model, prompt, [each.input_ids for each in given[:2]], labels, kept)
+            inputs = [each.input_ids for each in given[:2]]
+            scores = score_labels(model, prompt, inputs, labels, placement="suffix", text_cache=kept)
     sums = torch.stack([part.sum() for part in plain.split([len(each.label_ids) for each in given])]).detach()
     assert_near(scores, -sums.view(2, 2).T, 1e-5)
 
@@ -178,33 +187,36 @@ def test_smollm2(smollm2: Any, tmp_path: Path) -> None:
 def test_scores_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = tiny.base("llama"), [example.input_ids for example in examples()]
     prompt = tiny.prompt_for(model, P).detach()
-    whole = score_labels_with_suffix(model, prompt, texts, LABELS)
+    whole = score_labels(model, prompt, texts, LABELS, placement="suffix")
     monkeypatch.setattr("softprompt.inference.score.TOKENS_PER_CALL", 60)
-    torch.testing.assert_close(score_labels_with_suffix(model, prompt, texts, LABELS), whole, rtol=0, atol=1e-5)
-    assert score_labels_with_suffix(model, prompt, [], LABELS).shape == (0, len(LABELS))
+    torch.testing.assert_close(score_labels(model, prompt, texts, LABELS, placement="suffix"), whole, rtol=0, atol=1e-5)
+    assert score_labels(model, prompt, [], LABELS, placement="suffix").shape == (0, len(LABELS))
 
 
 def test_it_is_not_the_same_as_in_front() -> None:
     """Or all of this would test nothing."""
     model, one = tiny.base("llama"), examples()[3]
     prompt = tiny.prompt_for(model, P).detach()
-    suffix = answer_losses(model, prompt, [one])
+    suffix = losses_of(model, prompt, [one])
     row, labels = torch.tensor([*one.input_ids, *one.label_ids]), torch.tensor([-100] * len(one.input_ids) + [2])
     assert not torch.allclose(suffix, tiny.plain_losses(model, prompt, row, labels), atol=0.1)
 
 
 def test_plans_hold_what_they_should() -> None:
-    plan = plan_suffix_rows(2, [(5, 6), ()], [(7, 8, 9), (2,)], CPU, [(7, -100, 9), (2,)])
+    plan = plan_rows(2, [(5, 6, 7, 8), ()], [(-100, -100, 7, -100, 9), (2,)], CPU, [2, 0])
     assert (plan.tree.parents, plan.tree.lengths) == ((-1, 0, -1, 2), (2, 4, 0, 2))
     assert plan.tokens.tolist() == [5, 6, -1, -2, 7, 8, -1, -2]
     assert (plan.predictors.tolist(), plan.targets.tolist()) == ([3, 5, 7], [7, 9, 2])
     assert (plan.groups.tolist(), plan.num_groups) == ([0, 0, 1], 2)
     assert plan.places.tolist() == [0, 1, 4, 5]
-    plan = plan_suffix_candidates(2, [(5,), (6, 7)], [(8, 9, 2), (8, 2)], CPU)
+    assert plan.texts == {0: (5, 6), 2: ()}
+    plan = plan_candidates(2, [(5,), (6, 7)], [(8, 9, 2), (8, 2)], CPU, [[0], [0]])
+    assert (plan.tree.parents, plan.tree.lengths) == ((-1, 0, 1, -1, 3, 4), (1, 2, 2, 2, 2, 2))
     assert plan.tokens.tolist() == [5, -1, -2, 8, 9, 6, 7, -1, -2, 8, 9]
     assert plan.targets.tolist() == [8, 9, 2, 8, 2] * 2
     assert plan.predictors.tolist() == [2, 3, 4, 2, 3, 8, 9, 10, 8, 9]
     assert (plan.groups.tolist(), plan.num_groups) == ([0, 0, 0, 1, 1, 2, 2, 2, 3, 3], 4)
+    assert (plan.places.tolist(), plan.texts) == ([0, 5, 6], {0: (5,), 3: (6, 7)})
 
 
 # --- what is kept of texts ----------------------------------------------------------------------------------
@@ -253,10 +265,10 @@ def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
     known = kept.get(text)
     assert not any(tensor.requires_grad for tensor in known.tensors)
     assert known.hidden.isnan().all()
-    plan = plan_suffix_rows(P, [text], [(8, 2)], CPU)
+    plan = plan_examples([Example(text, (8, 2))], P, CPU, "suffix")
     wrong = replace(plan, predictors=plan.predictors - P)
     prompt = tiny.prompt_for(model, P)
-    found = [token_losses(model, each, prompt, known=cached_texts(each, [text], kept.get)) for each in (plan, wrong)]
+    found = [token_losses(model, each, prompt, known_texts(model, each, kept)) for each in (plan, wrong)]
     assert found[0].isfinite().all()
     assert found[1][0].isnan()
 
@@ -268,7 +280,7 @@ def test_a_full_disk_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.warns(UserWarning, match="computed anew in each epoch, which is slow: allow more text_cache_memor"):
             kept.read(example.input_ids for example in given)
         assert 0 < len(kept._held) < 7
-        assert_near(answer_losses(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
+        assert_near(losses_of(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
 
 
 def test_a_write_that_fails_half_way_leaves_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +300,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_wrong(tmp_path: Path, monkey
             kept.read(example.input_ids for example in given)
         assert len(kept._shelved) == 2
         prompt = tiny.prompt_for(model, P)
-        assert_near(answer_losses(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
+        assert_near(losses_of(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
 
 
 # --- the library ----------------------------------------------------------------------------------------------

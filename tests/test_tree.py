@@ -77,17 +77,8 @@ def test_levels_compute_every_token_once_and_parents_first(tree):
     for node in order:
         assert all(place[above] < place[node] for above in ancestors(tree.parents, node) if above in place)
     everyone = range(len(tree.parents))
+    assert tree.roots == [node for node in everyone if not ancestors(tree.parents, node)]
     assert tree.inner == {above for node in everyone for above in ancestors(tree.parents, node)}
-
-
-@given(trees())
-def test_before_is_the_last_token_above(tree):
-    for node in range(len(tree.lengths)):
-        if tree.path(node):
-            assert tree.before(node) == tree.path(node)[-1]
-        else:
-            with pytest.raises(ValueError, match="no token precedes"):
-                tree.before(node)
 
 
 @given(st.data(), st.integers(1, 7))

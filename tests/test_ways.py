@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from plan_tools import plan_of
 from softprompt.engine import execute as running
 from softprompt.engine.execute import backends, compute, run
 from softprompt.engine.kv_cache import KVCache
 from softprompt.engine.loss import token_losses
-from softprompt.engine.plans import join, plan_candidates, plan_rows
+from softprompt.engine.plans import Forest
 from softprompt.engine.tree import ROOT, Tree
 from softprompt.inference.score import score_labels
 from test_attention import blocks
@@ -302,15 +303,21 @@ def test_prompts_side_by_side(backend):
     """A forest of plans is each plan under its own prompt, given as numbers or compiled."""
     with tiny.float64():
         model = tiny.base("qwen3", torch.float64)
-        rows = tiny.ids(6, 3, 9)
-        parts = [
-            plan_rows(4, [6, 3], torch.cat(rows[:2]), torch.cat(rows[:2])),
-            plan_candidates(2, [rows[2].tolist(), []], [[7, 8], [7, 9, 10], [6]], CPU),
-            plan_rows(4, [9], rows[2], rows[2]),
+        one, two, three = (row.tolist() for row in tiny.ids(6, 3, 9))
+        adds = [
+            lambda forest: forest.add_rows(4, [one, two], [one, two]),
+            lambda forest: forest.add_candidates(2, [three, []], [[7, 8], [7, 9, 10], [6]]),
+            lambda forest: forest.add_rows(4, [three], [three]),
         ]
-        prompts = [tiny.prompt_for(model, part.num_virtual, seed=i) for i, part in enumerate(parts)]
+        parts, whole = [], Forest()
+        for add in adds:
+            alone = Forest()
+            add(alone)
+            add(whole)
+            parts.append(alone.plan(CPU))
+        prompts = [tiny.prompt_for(model, length, seed=i) for i, length in enumerate((4, 2, 4))]
         alone = torch.cat([token_losses(model, part, prompt) for part, prompt in zip(parts, prompts, strict=True)])
-        together = join(parts)
+        together = whole.plan(CPU)
         prefilled = [compute(model.base_model, Tree((ROOT,), (len(p),)), p)[0] for p in prompts]
         weights = torch.linspace(1, 2, len(alone))
         expected = torch.autograd.grad((alone * weights).sum(), prompts)
@@ -329,8 +336,8 @@ def test_order_of_rows_does_not_matter(backend):
         prompt = tiny.prompt_for(model)
 
         def step(order):
-            flat = torch.cat([rows[i] for i in order])
-            plan = plan_rows(len(prompt), [len(rows[i]) for i in order], flat, flat)
+            chosen = [rows[i] for i in order]
+            plan = plan_of(len(prompt), chosen, chosen)
             assert len(plan.tree.inner) == 2, "rows share a beginning"
             losses = token_losses(model, plan, prompt)
             parts = torch.split(losses, [len(rows[i]) for i in order])
@@ -360,7 +367,7 @@ def test_numbers_of_16_bits(family, backend):
     model = tiny.base(family, torch.bfloat16)
     exact = tiny.base(family)
     rows = tiny.ids(*[6] * 20)
-    plan = plan_rows(5, [6] * 20, torch.cat(rows), torch.cat(rows))
+    plan = plan_of(5, rows, rows)
     prompt = tiny.prompt_for(exact)
     (expected,) = torch.autograd.grad(token_losses(exact, plan, prompt).mean(), prompt)
     (got,) = torch.autograd.grad(token_losses(model, plan, prompt).mean(), prompt)
@@ -372,7 +379,7 @@ def test_under_autocast(family):
     """As trainers run it for 16 bits: stock code, which knows what autocast makes of it."""
     model = tiny.base(family)
     rows = tiny.ids(6, 7)
-    plan = plan_rows(5, [6, 7], torch.cat(rows), torch.cat(rows))
+    plan = plan_of(5, rows, rows)
     prompt = tiny.prompt_for(model)
     expected = token_losses(model, plan, prompt)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,22 +1,26 @@
-"""The engine: a token tree, run on a frozen causal language model.
+"""The engine: a token tree, computed on a frozen causal language model.
 
-Read in this order: ``tree.py`` (who attends to whom: integers only), ``packed.py`` and ``attention.py``
-(the tree in one sequence), ``loss.py`` (hidden states -> losses). ``docs/engine.md`` has the picture.
+Read in this order: ``tree`` (which token attends to which, in integers), ``plans`` (trees of rows and label
+candidates), ``execute`` (which backend computes a tree), ``loss`` (from hidden states to losses). There is a picture in
+``docs/engine.md``.
 
-========================  =========================================================================
-``tree`` ``plans``        nodes and tokens; rows, choices and several prompts as trees
-``row_prompts``           the prompt of each row of a batch
-``run``                   which way a tree runs
-``packed`` ``attention``  the fast way: one sequence, attention by blocks; ``gathered`` on GPUs
-``levels``                the way for all: a batch for each level, with a cache of what is above
-``view`` ``kernels``      a base with some layers exchanged, untouched itself; the layers
-``loss`` ``head``         from hidden states to losses, through the model's own head
-``accumulate``            more rows than memory holds
-``known`` ``prefilled``    nodes computed once: prompts, and texts (``suffix``, ``texts``)
-``recompute``             gradient checkpointing
-``selfcheck``             model types that no test covers
-========================  =========================================================================
+=========================  =====================================================================================
+``tree``                   nodes, tokens, and what a plan predicts
+``plans``                  plans of rows, examples and label candidates, with a prefix prompt or suffix prompts
+``prefix_sharing``         prefixes that rows or label candidates share, which are computed once
+``row_prompts``            the prompt of each row of a batch
+``execute``                runs a tree with the fastest backend that fits
+``backends.packed``        the fast backend: one sequence, attention by blocks (``attention_cpu``, ``attention_cuda``)
+``backends.levelwise``     the backend for all models: a batch per level, with a KV cache of the ancestors
+``surgery``                views of a base with parts exchanged, which leave the base untouched: fused layers,
+                           activation capture, gradient checkpointing, the head, state of a call
+``loss``                   hidden states, and losses through the model's own head
+``accumulate``             gradient accumulation over packs, with one pass over the prompt
+``kv_cache`` ``prefill``   keys and values of a node; of a prompt, computed once
+``text_cache``             KV caches of texts before suffix prompts, in memory and on disk
+``selfcheck``              compares a model type without tests with its plain forward pass
+=========================  =====================================================================================
 
-The prompt's gradient arises in ``attention.py`` (``_Gradients.add``): all rows read one set of keys and values
-of the prompt, and what they send back adds up there.
+The gradient of a prefix prompt accumulates in attention (``_Gradients.add`` in ``backends.attention_cpu``): all rows
+attend to one set of keys and values of the prompt, and their gradients are summed there.
 """

@@ -1,8 +1,8 @@
-"""The loss of more rows than memory holds at once, with the gradient of all of them and one pass over the prompt.
+"""Gradient accumulation over packs of rows, with one pass over the prompt.
 
-Two stages. The prompt's keys and values are computed once and cut off from their history; each pack of rows
-runs forward and backward against them and is forgotten; what has added up on the keys and values then goes
-through the prompt. By the chain rule that is the gradient of the whole batch, with the memory of one pack.
+It has two stages. The prompt's keys and values are computed once and detached. Each pack of rows then runs forward and
+backward against them, and its activations are freed. Last, the gradients accumulated on the keys and values go through
+the prompt. By the chain rule the result is the gradient of the whole batch, with the memory of one pack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .prefill import prefill
 from .tree import Plan
 
 PackLoss = Callable[[Tensor | KVCache], Tensor]
-"""Computes the summed loss of one pack, a scalar, from a prompt ``[P, D]`` or a compiled one."""
+"""Summed loss of one pack, a scalar, given a prompt ``[P, D]`` or a prefilled prompt."""
 
 
 def mean_loss(
@@ -31,8 +31,8 @@ def mean_loss(
     """Mean loss over the supervised tokens of all plans under one prompt.
 
     Args:
-        plans: packs of rows; with several, the gradient is taken at once, pack by pack.
-        prompt: ``[P, D]``; the gradient arrives here.
+        plans: packs of rows. With several, the forward pass also computes the gradient, pack by pack.
+        prompt: ``[P, D]``, which receives the gradient.
         count: divisor of the summed loss; ``None`` for the number of supervised tokens.
 
     Returns:
@@ -48,24 +48,24 @@ def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | KVCache) -> T
 
 
 def summed_loss(base: PreTrainedModel, losses: Sequence[PackLoss], prompt: Tensor) -> Tensor:
-    """Sum of the losses of all packs behind one prompt, which is computed once.
+    """Sum of the losses of all packs after one prefix prompt, which is computed once.
 
     Args:
-        losses: one per pack; if there are several, gradients are computed right away, pack by pack.
-        prompt: ``[P, D]``; the gradient arrives here.
+        losses: one per pack. With several, the forward pass also computes the gradient, pack by pack.
+        prompt: ``[P, D]``, which receives the gradient.
 
     Returns:
         Scalar, float32. It can be differentiated once.
     """
     if len(losses) == 1:
         return losses[0](prompt)
-    prompt = prompt if torch.is_grad_enabled() else prompt.detach()  # autograd functions see no other difference
+    prompt = prompt if torch.is_grad_enabled() else prompt.detach()  # an autograd function cannot tell otherwise
     total: Tensor = _TwoStages.apply(prompt, base, losses)  # type: ignore[no-untyped-call]
     return total
 
 
 class _TwoStages(torch.autograd.Function):
-    """Summed loss of several packs, with its gradient computed on the way."""
+    """Summed loss of several packs; the forward pass also computes its gradient."""
 
     @staticmethod
     def forward(ctx: Any, prompt: Tensor, base: PreTrainedModel, losses: Sequence[PackLoss]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a plan to losses: embeddings, hidden states, and logits at supervised positions only."""
+"""Losses of a plan: embeddings, hidden states, and logits at supervised positions only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .execute import run
 from .kv_cache import KVCache
 from .surgery.capture import Means
 from .surgery.lm_head import is_head_frozen, logits_of
-from .tree import ROOT, Plan
+from .tree import Plan
 
 LOGITS_PER_CHUNK = 1 << 22
-"""Most logits alive at once (16 MiB in float32, a few such tensors); supervised positions are taken in chunks."""
+"""Most logits in memory at once (16 MiB in float32, a few such tensors). Supervised positions are taken in chunks."""
 WORTH_SHARING = 1.5
 """Average number of targets per position from which logits are computed once per position. Forward and backward, that
 takes three products with the output matrix per position instead of two per target."""
 
 Prompts = Tensor | KVCache | Sequence[KVCache]
-"""A prompt ``[P, D]`` (several: one after the other), or what is known of it (of each): keys and values."""
+"""A prompt ``[P, D]`` (several are concatenated), a prefilled prompt, or several prefilled prompts."""
 
 
 def token_losses(
@@ -40,10 +40,10 @@ def token_losses(
 
     Args:
         base: the frozen causal language model.
-        plan: tokens under one prompt or several, or texts with a prompt behind them.
-        prompt: ``[P, D]`` virtual tokens, where the gradient arrives; or the compiled prompt.
-        known: other nodes of the plan that have been computed already.
-        means: takes mean hidden states on the way.
+        plan: of either placement.
+        prompt: the virtual tokens ``[P, D]``, which receive the gradient; or a prefilled prompt.
+        known: KV caches of other nodes, such as texts before suffix prompts.
+        means: collects mean hidden states.
 
     Returns:
         ``[S]`` in float32, in nats.
@@ -58,7 +58,7 @@ def group_log_probs(
     known: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
-    """Log-probability ``[num_groups]`` of each group's supervised tokens together; arguments as ``token_losses``."""
+    """Log-probability ``[num_groups]`` of the supervised tokens of each group; arguments as for ``token_losses``."""
     losses = token_losses(base, plan, prompt, known, means)
     return losses.new_zeros(plan.num_groups).index_add(0, plan.groups, -losses)
 
@@ -74,41 +74,37 @@ def hidden_states(
     """Last hidden states ``[T, D']`` of a plan in flat order.
 
     Args:
-        embeds: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
-        means: takes mean hidden states on the way.
+        embeds: ``[t, D]``, input embeddings of the tokens at ``plan.places``, in place of those of their ids.
+        means: collects mean hidden states.
     """
     check_depth(base.config, plan.tree.depth)
-    known = _compiled(plan, prompt) | dict(known or {})
+    known = _prefilled(plan, prompt) | dict(known or {})
     computed = _to_compute(plan, known)
     inputs = embed(base, plan, prompt, embeds, computed)
     if means is None:
         return run(base.base_model, plan.tree, inputs, known)
     states: list[Tensor] = []
     hidden = run(base.base_model, plan.tree, inputs, known, states=states)
-    if not states:  # nothing was computed: empty texts behind a compiled prompt
+    if not states:  # nothing was computed: empty texts after a prefilled prompt
         config = base.config.get_text_config()
         states = [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
     means.take(states, computed)
     return hidden
 
 
-def _compiled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
+def _prefilled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
     if isinstance(prompt, Tensor):
         return {}
-    roots = [node for node, parent in enumerate(plan.tree.parents) if parent == ROOT]
-    return dict(zip(roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
+    return dict(zip(plan.tree.roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
 
 
 def _to_compute(plan: Plan, known: Mapping[int, KVCache]) -> Tensor:
-    """Flat positions of the tokens that are not known."""
-    flat = torch.arange(len(plan.tokens), device=plan.tokens.device)
+    """Flat positions of the tokens without a KV cache."""
+    tree, device = plan.tree, plan.tokens.device
     if not known:
-        return flat
-    kept = torch.ones_like(flat, dtype=torch.bool)
-    for node in known:
-        span = plan.tree.span(node)
-        kept[span.start : span.stop] = False
-    return flat[kept]
+        return torch.arange(len(plan.tokens), device=device)
+    new = [position for node in range(len(tree.lengths)) if node not in known for position in tree.span(node)]
+    return torch.tensor(new, dtype=torch.long, device=device)
 
 
 def embed(
@@ -117,7 +113,7 @@ def embed(
     """Input embeddings ``[t, D]`` of a plan's tokens.
 
     Args:
-        given: ``[t, D]``, in place of the embeddings of the caller's tokens (at ``plan.places``).
+        given: ``[t, D]``, input embeddings of the tokens at ``plan.places``, in place of those of their ids.
         flat: flat positions of the tokens to embed; all by default.
     """
     tokens = plan.tokens if flat is None else plan.tokens[flat]
@@ -136,7 +132,7 @@ def embed(
 def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
     """Negative log-likelihood ``[S]`` of the supervised tokens, given all hidden states ``[T, D']``.
 
-    A position that predicts several tokens (the first ones of all classes) goes through the head once.
+    A position that predicts several tokens (the first tokens of all labels) goes through the head once.
     """
     positions, places = plan.predictors, torch.arange(len(plan.predictors), device=plan.predictors.device)
     different, of = torch.unique(positions, return_inverse=True)
@@ -149,7 +145,7 @@ def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
 
 
 def _with_history(hidden: Tensor, base: PreTrainedModel, places: Tensor, targets: Tensor) -> Tensor:
-    """What ``_CrossEntropy`` computes, with all logits kept, so that the head's own weights get their gradient."""
+    """As ``_CrossEntropy``, with all logits kept for the backward pass, so that the head's weights get a gradient."""
     losses, order = [hidden[:0].sum(1)], [places[:0]]
     for part, which in _chunks(base, places, len(hidden)):
         losses.append(_cross_entropy(base, hidden[part], places[which] - part.start, targets[which]))
@@ -158,10 +154,10 @@ def _with_history(hidden: Tensor, base: PreTrainedModel, places: Tensor, targets
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy behind the base's head, a few positions at a time.
+    """Cross-entropy of the base's logits, a few positions at a time.
 
     If each position has one target, the forward pass also computes each chunk's gradient with respect to its hidden
-    states and frees its logits: memory holds one chunk of logits, whatever the numbers of positions and tokens, and no
+    states and frees its logits: memory holds one chunk of logits, whatever the number of positions, and no
     product is computed twice. If positions have several targets, the gradient depends on the weight of each target's
     loss, so the backward pass computes the logits again.
     """
@@ -199,7 +195,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of ``number`` positions whose logits may be alive together, and the indices of each slice's targets."""
+    """Slices of ``number`` positions whose logits fit into memory together, and the indices of each slice's targets."""
     chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
     ordered, order = places.sort(stable=True)
     starts = range(0, number, chunk)
@@ -209,9 +205,9 @@ def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tupl
 
 
 def _cross_entropy(base: PreTrainedModel, hidden: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-    """Losses ``[s]`` of tokens that are predicted at ``places`` ``[s]`` of hidden states ``[n, D']``."""
+    """Losses ``[s]`` of ``targets`` ``[s]``, predicted at ``places`` ``[s]`` of hidden states ``[n, D']``."""
     logits = logits_of(base, hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in 16 bits, sums would be too coarse
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums in 16 bits would be too coarse
     at = places.to(logits.device), targets.to(logits.device)
     if len(targets) == len(hidden):  # one operation, which saves half as much for the backward pass
         return F.cross_entropy(logits, at[1], reduction="none").to(targets.device)

@@ -1,141 +1,83 @@
-"""Plans for what is trained, scored and read: rows, choices behind texts, several prompts side by side."""
+"""Plans from token ids: rows, encoded examples and label candidates, with a prefix prompt or with suffix prompts.
+
+::
+
+    prefix, rows         prompt ─┬─ row 1               prefix, candidates   prompt ─── text 1 ─┬─ " complaint"
+                                 └─ shared ─┬─ row 2                                            └─ " no complaint"
+                                            └─ row 3
+    suffix, rows         text 1 ─── prompt | label 1    suffix, candidates   text 1 ─── prompt ─┬─ " complaint"
+                         text 2 ─── prompt | label 2                                            └─ " no complaint"
+
+A prefix prompt is computed once, and so are the prefixes that texts share. A suffix prompt attends to the text, so it
+is computed for each text: the same virtual tokens occur in many nodes, and their gradients add up. The text does not
+depend on the prompt, so its keys and values can come from a cache (``text_cache.py``).
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
-from torch import Tensor
 
-from ..types import IGNORE_INDEX
+from ..errors import ConfigError
+from ..types import IGNORE_INDEX, Example, Placement
+from .prefix_sharing import CandidateTree, share_prefixes
 from .tree import ROOT, Plan, Tree
 
 TOKENS_PER_PACK = {"cpu": 1024, "cuda": 16_384}
 """Most tokens computed at once with a gradient, by kind of device: enough to keep it busy."""
 
-MIN_SAVING = 24
-"""Tokens that sharing a prefix must save. One more node costs about so much in time."""
+NOTHING = -1
+"""In place of the flat position of a preceding token: there is none."""
 
 
-def plan_rows(num_virtual_tokens: int, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
-    """Rows under one prompt; prefixes that rows share (a template's first words) are read once::
+def plan_examples(
+    examples: Sequence[Example], num_virtual_tokens: int, device: torch.device, placement: Placement = "prefix"
+) -> Plan:
+    """The plan of encoded examples under one prompt: each is supervised on its label; group ``i`` is example ``i``.
 
-        prompt -> row 1 | shared -> row 2 | row 3 | ...
-
-    A label stands at the position of its own token (``IGNORE_INDEX`` where there is no loss) and is
-    predicted one token earlier; a row's first token is predicted by the last virtual token, and has no loss
-    without a prompt.
-
-    Args:
-        num_virtual_tokens: of the prompt; 0 for rows without one.
-        lengths: tokens of each of the B rows.
-        input_ids: ``[t]`` ids of all rows, one after the other.
-        labels: ``[t]`` beside them, or ``None`` for no supervision.
+    With a suffix prompt, the last token of a label is predicted but not read, so it is not part of the tree.
     """
-    rows = [row.tolist() for row in torch.split(input_ids, list(lengths))]
-    builder = _Builder(num_virtual_tokens)
-    tree = builder.grow(rows)
-    device = input_ids.device
-    counts = torch.tensor(lengths, dtype=torch.long)
-    places = torch.cat([torch.empty(0, dtype=torch.long), *(builder.places(row, tree) for row in range(len(rows)))])
-    row = torch.repeat_interleave(counts)  # [t] row of each token
-    first = torch.zeros_like(places, dtype=torch.bool)
-    first[(counts.cumsum(0) - counts)[counts > 0]] = True
-    predictors = places.roll(1).masked_fill(first, num_virtual_tokens - 1)
-    tokens = torch.arange(-1, -1 - tree.num_tokens, -1)  # where no row writes, the prompt stands
-    tokens[places] = input_ids.cpu()
-    places, tokens = places.to(device), tokens.to(device)
-    if labels is None:
-        nothing = torch.empty(0, dtype=torch.long, device=device)
-        return Plan(tree, tokens, nothing, nothing, nothing, len(rows), places)
-    kept = labels != IGNORE_INDEX
-    if not num_virtual_tokens:
-        kept &= ~first.to(device)
-    return Plan(tree, tokens, predictors.to(device)[kept], labels[kept], row.to(device)[kept], len(rows), places)
+    unread = 1 if placement == "suffix" else 0
+    rows = [(*row.input_ids, *row.label_ids[: len(row.label_ids) - unread]) for row in examples]
+    labels = [(*(IGNORE_INDEX,) * len(row.input_ids), *row.label_ids) for row in examples]
+    text_lengths = [len(row.input_ids) for row in examples] if placement == "suffix" else None
+    return plan_rows(num_virtual_tokens, rows, labels, device, text_lengths)
+
+
+def plan_rows(
+    num_virtual_tokens: int,
+    rows: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]] | None,
+    device: torch.device,
+    text_lengths: Sequence[int] | None = None,
+) -> Plan:
+    """Rows under one prompt; group ``i`` is row ``i``. Arguments as for ``Forest.add_rows``."""
+    forest = Forest()
+    forest.add_rows(num_virtual_tokens, rows, labels, text_lengths)
+    return forest.plan(device)
 
 
 def plan_mixed(
     num_virtual_tokens: Sequence[int],
     prompt_of_row: Sequence[int],
-    lengths: Sequence[int],
-    input_ids: Tensor,
-    labels: Tensor | None,
+    rows: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]] | None,
+    device: torch.device,
 ) -> Plan:
-    """A forest of rows with several prompts: row ``i`` has prompt ``prompt_of_row[i]``; otherwise as ``plan_rows``.
+    """Rows under several prefix prompts: row ``i``, which is group ``i``, has prompt ``prompt_of_row[i]``.
 
     Args:
         num_virtual_tokens: of each prompt; 0 for none.
+        rows, labels: as for ``Forest.add_rows``.
     """
-    order = sorted(range(len(lengths)), key=prompt_of_row.__getitem__)
-    pieces = torch.split(torch.arange(len(input_ids), device=input_ids.device), list(lengths))
-    moved = torch.cat([input_ids.new_empty(0), *(pieces[row] for row in order)])
-    plans, start = [], 0
-    for prompt, count in enumerate(num_virtual_tokens):
-        own = [lengths[row] for row in order if prompt_of_row[row] == prompt]
-        part = moved[start : start + sum(own)]
-        start += len(part)
-        plans.append(plan_rows(count, own, input_ids[part], None if labels is None else labels[part]))
-    plan = join(plans)
-    places = torch.empty_like(plan.places).index_copy(0, moved, plan.places)
-    return replace(plan, places=places, groups=torch.tensor(order, device=places.device)[plan.groups])
-
-
-class _Builder:
-    """Grows a tree of shared prefixes."""
-
-    def __init__(self, num_virtual_tokens: int, branches: _Branches | None = None) -> None:
-        self.parents, self.lengths = [ROOT], [num_virtual_tokens]
-        self._nodes: dict[int, list[int]] = {}  # row -> nodes that hold its tokens, from the top
-        self._branches = branches  # what hangs on each row
-
-    def grow(self, rows: Sequence[Sequence[int]]) -> Tree:
-        """The tree of some rows below the prompt."""
-        order = sorted(range(len(rows)), key=lambda row: tuple(rows[row]))
-        common = [_common(rows[a], rows[b]) for a, b in pairwise(order)]
-        # Stretches of the order that remain to be placed: [low, high), tokens above, the nodes above.
-        waiting: list[tuple[int, int, int, list[int]]] = [(0, len(order), 0, [0])]
-        while waiting:
-            low, high, above, path = waiting.pop()
-            if high - low == 1:
-                self._nodes[order[low]] = [*path[1:], self._leaf(path[-1], len(rows[order[low]]) - above)]
-                continue
-            if high == low:
-                continue
-            shared = min(common[low : high - 1])
-            if (high - low - 1) * (shared - above) >= MIN_SAVING:
-                path = [*path, self._node(path[-1], shared - above)]
-                above = shared
-            cuts = [low, *(i + 1 for i in range(low, high - 1) if common[i] == shared), high]
-            waiting += [(a, b, above, path) for a, b in reversed(list(pairwise(cuts)))]
-        return Tree(tuple(self.parents), tuple(self.lengths))
-
-    def _leaf(self, parent: int, length: int) -> int:
-        leaf = self._node(parent, length)
-        if self._branches:
-            for above, size in zip(self._branches.parents, self._branches.lengths, strict=True):
-                self._node(leaf + 1 + above if above != ROOT else leaf, size)
-        return leaf
-
-    def _node(self, parent: int, length: int) -> int:
-        self.parents.append(parent)
-        self.lengths.append(length)
-        return len(self.parents) - 1
-
-    def places(self, row: int, tree: Tree) -> Tensor:
-        """Flat position of each token of a row."""
-        return torch.cat([torch.arange(tree.starts[n], tree.starts[n] + tree.lengths[n]) for n in self._nodes[row]])
-
-    def below(self, row: int, tree: Tree) -> int:
-        """Flat position behind a row's last token: of the first that hangs on it."""
-        return tree.span(self._nodes[row][-1]).stop
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    forest = Forest()
+    order = sorted(range(len(rows)), key=prompt_of_row.__getitem__)
+    for prompt, length in enumerate(num_virtual_tokens):
+        own = [row for row in order if prompt_of_row[row] == prompt]
+        forest.add_rows(length, [rows[row] for row in own], None if labels is None else [labels[row] for row in own])
+    return forest.plan(device, order)
 
 
 def plan_candidates(
@@ -143,85 +85,208 @@ def plan_candidates(
     texts: Sequence[Sequence[int]],
     candidates: Sequence[Sequence[int]],
     device: torch.device,
+    suffix_prompts: Sequence[Sequence[int]] | None = None,
 ) -> Plan:
-    """Every choice behind every text: ``prompt -> text i -> candidate j``; group ``i * len(candidates) + j``.
-
-    The text is computed once, whatever the number of choices, and so is what choices share at their start, and what
-    texts do. A choice's last token is predicted but never read, so it is not part of the tree.
-    """
-    branches = _Branches(candidates)
-    builder = _Builder(num_virtual_tokens, branches)
-    tree = builder.grow(texts)
-    tokens = [*range(-1, -1 - tree.num_tokens, -1)]  # where no text writes, the prompt stands
-    places, predictors = list[int](), list[int]()
-    for i, text in enumerate(texts):
-        own, below = builder.places(i, tree).tolist(), builder.below(i, tree)
-        for at, token in zip(own, text, strict=True):
-            tokens[at] = token
-        tokens[below : below + len(branches.tokens)] = branches.tokens
-        places += own
-        last = own[-1] if text else num_virtual_tokens - 1
-        predictors += [below + predictor if predictor >= 0 else last for predictor in branches.predictors]
-    groups = [
-        i * len(candidates) + j for i in range(len(texts)) for j, candidate in enumerate(candidates) for _ in candidate
-    ]
-    targets = [token for candidate in candidates for token in candidate] * len(texts)
-    columns = {"tokens": tokens, "predictors": predictors, "targets": targets, "groups": groups, "places": places}
-    return Plan.of(tree, len(texts) * len(candidates), device, **columns)
+    """Every label candidate after every text. Arguments and groups as for ``Forest.add_candidates``."""
+    forest = Forest()
+    forest.add_candidates(num_virtual_tokens, texts, candidates, suffix_prompts)
+    return forest.plan(device)
 
 
-def branch_tokens(candidates: Sequence[Sequence[int]]) -> int:
-    """Tokens that choices put behind a text: what they share at their start once, their last tokens not at all."""
-    return len(_beginnings(candidates))
-
-
-def _beginnings(candidates: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
-    """What stands before a choice's later tokens."""
-    return {tuple(candidate[:n]) for candidate in candidates for n in range(1, len(candidate))}
-
-
-class _Branches:
-    """What stands below each text: choices without their last token, as a tree of what they share.
-
-    Attributes:
-        parents: of each node; -1 for the text.
-        lengths, tokens: of the nodes, in preorder.
-        predictors: token (from the first behind the text) before each token of each choice; -1 for the text's last.
+class Forest:
+    """A plan under construction: trees side by side, as lists of integers. Each call of ``add_...`` reads virtual
+    tokens of its own, the next rows of the prompt matrix, and makes new groups.
     """
 
-    def __init__(self, candidates: Sequence[Sequence[int]]) -> None:
-        self.parents, self.lengths, self.tokens = list[int](), list[int](), list[int]()
-        paths: dict[tuple[int, ...], tuple[int, int]] = {(): (ROOT, -1)}  # prefix -> (its node, its last token)
-        prefixes = sorted(_beginnings(candidates))
-        children = Counter(prefix[:-1] for prefix in prefixes)
-        for prefix in prefixes:
-            above, _ = paths[prefix[:-1]]
-            if above == ROOT or children[prefix[:-1]] > 1:
-                self.parents.append(above)
-                self.lengths.append(0)
-                above = len(self.parents) - 1
-            self.lengths[above] += 1
-            self.tokens.append(prefix[-1])
-            paths[prefix] = above, len(self.tokens) - 1
-        self.predictors = [paths[tuple(candidate[:n])][1] for candidate in candidates for n in range(len(candidate))]
+    def __init__(self) -> None:
+        self._parents, self._lengths, self._ends = list[int](), list[int](), list[int]()  # of nodes, in preorder
+        self._tokens = list[int]()
+        self._predictors, self._targets, self._groups = list[int](), list[int](), list[int]()
+        self._positions = list[list[int]]()  # flat positions of the tokens of each row or text
+        self._texts = dict[int, tuple[int, ...]]()
+        self._num_virtual = self._num_groups = 0
+
+    def add_rows(
+        self,
+        num_virtual_tokens: int,
+        rows: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]] | None,
+        text_lengths: Sequence[int] | None = None,
+    ) -> None:
+        """Add rows with one prompt; each is a group.
+
+        A label is that of the token at its position (``IGNORE_INDEX`` where there is no loss), so it is predicted one
+        token earlier. The first label of a row without a prompt is predicted by nothing and has no loss.
+
+        Args:
+            num_virtual_tokens: P; 0 for rows without a prompt.
+            rows: token ids of each row.
+            labels: for each row, one per token; one more stands for a token that is predicted but not read.
+                ``None`` for no supervision.
+            text_lengths: for a suffix prompt: number of tokens of each row before the prompt. ``None`` for a prefix
+                prompt.
+        """
+        if text_lengths is None:
+            last = self._last(root := self._add_prompt(ROOT, num_virtual_tokens))
+            positions, _ = self._add_shared(root, rows)
+            predictors = [[last, *own] for own in positions]
+        else:
+            positions, predictors = [], []
+            for row, length in zip(rows, text_lengths, strict=True):
+                own, before = self._add_suffix_row(num_virtual_tokens, row, length)
+                positions.append(own)
+                predictors.append(before)
+        for group, (before, targets) in enumerate(zip(predictors, labels or [], strict=labels is not None)):
+            self._supervise(before, targets, self._num_groups + group)
+        self._positions += positions
+        self._num_virtual += num_virtual_tokens
+        self._num_groups += len(rows)
+
+    def add_candidates(
+        self,
+        num_virtual_tokens: int,
+        texts: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[int]],
+        suffix_prompts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Add every candidate after every text; group ``i * C + j`` is candidate ``j`` after text ``i``.
+
+        Prompts, texts and prefixes that candidates share are computed once, whatever the number of candidates.
+
+        Args:
+            num_virtual_tokens: P, of each prompt; 0 for none.
+            texts: B texts of token ids, which may be empty if there is a prompt.
+            candidates: C labels of token ids. The last token of each is predicted but not read.
+            suffix_prompts: for suffix prompts: the prompts that follow each text, each as if it were alone. Prompt
+                ``k`` is rows ``k P .. (k + 1) P - 1`` of the prompt matrix ``[M * P, D]``. ``i`` then counts pairs of
+                text and prompt, in this order. ``None`` for one prefix prompt.
+
+        Raises:
+            ConfigError: nothing precedes a candidate.
+        """
+        tree = CandidateTree(candidates)
+        if suffix_prompts is None:
+            root = self._add_prompt(ROOT, num_virtual_tokens)
+            positions, leaves = self._add_shared(root, texts, tree)
+            for leaf in leaves:
+                self._supervise_candidates(leaf, tree)
+            self._positions += positions
+            self._num_virtual += num_virtual_tokens
+            return
+        for text, prompts in zip(texts, suffix_prompts, strict=True):
+            node = self._add_text(text)
+            for prompt in prompts:
+                leaf = self._add_prompt(node, num_virtual_tokens, prompt * num_virtual_tokens)
+                self._add_branches(leaf, tree)
+                self._supervise_candidates(leaf, tree)
+            self._positions.append(self._span(node))
+        self._num_virtual += num_virtual_tokens * (1 + max(chain.from_iterable(suffix_prompts), default=-1))
+
+    def plan(self, device: torch.device, order: Sequence[int] | None = None) -> Plan:
+        """The plan, on a device.
+
+        Args:
+            order: for rows that were added in an order of their own: index of each in the caller's order.
+        """
+        groups, positions = self._groups, self._positions
+        if order is not None:
+            groups = [order[group] for group in groups]
+            positions = [positions[row] for row in sorted(range(len(order)), key=order.__getitem__)]
+        return Plan.of(
+            Tree(tuple(self._parents), tuple(self._lengths)),
+            self._num_groups,
+            device,
+            texts=self._texts,
+            tokens=self._tokens,
+            predictors=self._predictors,
+            targets=self._targets,
+            groups=groups,
+            places=list(chain.from_iterable(positions)),
+        )
+
+    def _add(self, parent: int, tokens: Sequence[int]) -> int:
+        self._parents.append(parent)
+        self._lengths.append(len(tokens))
+        self._tokens += tokens
+        self._ends.append(len(self._tokens))
+        return len(self._parents) - 1
+
+    def _add_prompt(self, parent: int, length: int, skipped: int = 0) -> int:
+        """A node of virtual tokens, after some rows of the prompt matrix that are left out."""
+        return self._add(parent, self._virtual(length, skipped))
+
+    def _virtual(self, length: int, skipped: int = 0) -> range:
+        first = -1 - self._num_virtual - skipped
+        return range(first, first - length, -1)
+
+    def _add_text(self, tokens: Sequence[int]) -> int:
+        """A text before suffix prompts."""
+        node = self._add(ROOT, tokens)
+        self._texts[node] = tuple(tokens)
+        return node
+
+    def _add_shared(
+        self, root: int, rows: Sequence[Sequence[int]], candidates: CandidateTree | None = None
+    ) -> tuple[list[list[int]], list[int]]:
+        """Rows below a prompt, shared prefixes once, and candidates below each; positions and leaf of each row."""
+        nodes, above = list[int](), list[list[int]]()
+        positions, leaves = [list[int]()] * len(rows), [root] * len(rows)
+        for segment in share_prefixes(rows):
+            top = segment.parent == ROOT
+            node = self._add(root if top else nodes[segment.parent], rows[segment.row][segment.start : segment.stop])
+            nodes.append(node)
+            above.append(self._span(node) if top else above[segment.parent] + self._span(node))
+            if segment.is_leaf:
+                positions[segment.row], leaves[segment.row] = above[-1], node
+                if candidates:
+                    self._add_branches(node, candidates)
+        return positions, leaves
+
+    def _add_suffix_row(
+        self, num_virtual_tokens: int, row: Sequence[int], text_length: int
+    ) -> tuple[list[int], list[int]]:
+        """One row with a suffix prompt; positions of its tokens, and of what predicts each token and the next one."""
+        text = self._span(self._add_text(row[:text_length]))
+        node = self._add(len(self._parents) - 1, [*self._virtual(num_virtual_tokens), *row[text_length:]])
+        prompt, answer = self._span(node)[:num_virtual_tokens], self._span(node)[num_virtual_tokens:]
+        return text + answer, [*[NOTHING, *text][: len(text)], prompt[-1], *answer]
+
+    def _add_branches(self, node: int, candidates: CandidateTree) -> None:
+        first = len(self._parents)
+        for parent, tokens in candidates.nodes:
+            self._add(node if parent == ROOT else first + parent, tokens)
+
+    def _supervise(self, predictors: Sequence[int], labels: Sequence[int], group: int) -> None:
+        for predictor, label in zip(predictors, labels, strict=False):
+            if label != IGNORE_INDEX and predictor != NOTHING:
+                self._predictors.append(predictor)
+                self._targets.append(label)
+                self._groups.append(group)
+
+    def _supervise_candidates(self, node: int, candidates: CandidateTree) -> None:
+        """Predict all candidates, whose nodes follow ``node``."""
+        last, first = self._last(node), self._ends[node]
+        if candidates.targets and last == NOTHING:
+            raise ConfigError("a text without tokens and without a prompt: nothing precedes the label candidates")
+        self._predictors += [first + place if place >= 0 else last for place in candidates.predictors]
+        self._targets += candidates.targets
+        self._groups += [self._num_groups + group for group in candidates.groups]
+        self._num_groups += candidates.num_candidates
+
+    def _span(self, node: int) -> list[int]:
+        """Flat positions of a node's tokens."""
+        return list(range(self._ends[node] - self._lengths[node], self._ends[node]))
+
+    def _last(self, node: int) -> int:
+        """Flat position of the last token of a node, or above it if it is empty."""
+        while node != ROOT and not self._lengths[node]:
+            node = self._parents[node]
+        return NOTHING if node == ROOT else self._ends[node] - 1
 
 
-def join(plans: Sequence[Plan]) -> Plan:
-    """Plans side by side, each under its own prompt: a forest for one run, with the prompts one after the other."""
-    parents, lengths = list[int](), list[int]()
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("tokens", "predictors", "groups", "places")}
-    flat = virtual = groups = 0
-    for plan in plans:
-        parents += [parent if parent == ROOT else parent + len(lengths) for parent in plan.tree.parents]
-        columns["tokens"].append(torch.where(plan.tokens < 0, plan.tokens - virtual, plan.tokens))
-        columns["predictors"].append(plan.predictors + flat)
-        columns["groups"].append(plan.groups + groups)
-        columns["places"].append(plan.places + flat)
-        lengths += plan.tree.lengths
-        flat, virtual, groups = flat + plan.tree.num_tokens, virtual + plan.num_virtual, groups + plan.num_groups
-    together = {name: torch.cat(parts) for name, parts in columns.items()}
-    tree = Tree(tuple(parents), tuple(lengths))
-    return Plan(tree, targets=torch.cat([plan.targets for plan in plans]), num_groups=groups, **together)
+def split_rows(flat: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Values of all rows, one row after the other, as a list for each row."""
+    return [list(flat[start:stop]) for start, stop in pairwise([0, *accumulate(lengths)])]
 
 
 def default_tokens_per_pack(device: torch.device) -> int:
@@ -230,7 +295,7 @@ def default_tokens_per_pack(device: torch.device) -> int:
 
 
 def packs(lengths: Sequence[int], tokens_per_pack: int) -> Iterator[range]:
-    """Cut rows into stretches of at most so many tokens (at least one row each)."""
+    """Cut rows into consecutive packs of at most ``tokens_per_pack`` tokens, or of one row."""
     start = total = 0
     for row, length in enumerate(lengths):
         if row > start and total + length > tokens_per_pack:

@@ -1,4 +1,4 @@
-"""The prompt of each row of a batch, and the places of its virtual tokens in ``[B, P + T]``."""
+"""The prompt of each row of a batch, and the columns of its virtual tokens in ``[B, P + T]``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RowPrompts:
     """The prompts of a batch.
 
     Attributes:
-        matrix: ``[sum of P, D]``, the prompts one after the other.
+        matrix: ``[sum of P, D]``, all prompts concatenated.
         lengths: virtual tokens of each prompt; 0 for no prompt.
-        of_row: ``[B]`` prompt of each row; a single entry applies to all rows of a batch of any size.
+        of_row: ``[B]``, index of the prompt of each row. A single entry applies to all rows of a batch of any size.
     """
 
     matrix: Tensor
@@ -30,19 +30,19 @@ class RowPrompts:
 
     @classmethod
     def of(cls, prompts: Sequence[Tensor], of_row: Sequence[int] = (0,)) -> RowPrompts:
-        """From prompts ``[P, D]`` and the index of each row's prompt."""
+        """From prompts ``[P, D]`` and the index of the prompt of each row."""
         matrix = prompts[0] if len(prompts) == 1 else torch.cat(list(prompts))
         return cls(matrix, tuple(map(len, prompts)), tuple(of_row))
 
     def detach(self) -> RowPrompts:
-        """The same without gradient."""
+        """A copy without gradient."""
         return replace(self, matrix=self.matrix.detach())
 
     def for_rows(self, rows: int) -> RowPrompts:
-        """The same for a batch that repeats each row several times in succession (beams, several sequences).
+        """A copy for a batch that repeats each row several times in succession, for beams or several sequences.
 
         Raises:
-            ConfigError: ``rows`` is not a multiple of the number of entries.
+            ConfigError: ``rows`` is not a multiple of the number of entries of ``of_row``.
         """
         if rows % len(self.of_row):
             raise ConfigError(f"adapter_names has {len(self.of_row)} names, but the batch has {rows} rows")
@@ -51,33 +51,33 @@ class RowPrompts:
 
     @property
     def is_one(self) -> bool:
-        """Whether all rows have the same prompt."""
+        """Whether there is only one prompt."""
         return len(self.lengths) == 1
 
     @property
     def width(self) -> int:
-        """P, the length of the longest prompt; shorter ones are padded on the left."""
+        """P, the length of the longest prompt; shorter prompts are padded on the left."""
         return max(self.lengths)
 
     @cached_property
     def index(self) -> Tensor:
-        """``[B, P]`` row of ``matrix`` at each place; -1 for padding."""
+        """``[B, P]``, the row of ``matrix`` in each column; -1 at padding."""
         lengths = torch.tensor(self.lengths)
         ends = lengths.cumsum(0)[list(self.of_row), None]  # [B, 1]
         index = ends - self.width + torch.arange(self.width)
         return index.masked_fill(index < ends - lengths[list(self.of_row), None], -1).to(self.matrix.device)
 
-    def plan(self, lengths: Sequence[int], input_ids: Tensor, labels: Tensor | None) -> Plan:
-        """The plan of B rows, or of any number of texts under one prompt; see ``plan_mixed``."""
-        of_row = (0,) * len(lengths) if self.is_one else self.of_row
-        return plan_mixed(self.lengths, of_row, lengths, input_ids, labels)
+    def plan(self, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None, device: torch.device) -> Plan:
+        """The plan of B rows, or of any number of rows under one prompt; see ``plan_mixed``."""
+        of_row = (0,) * len(rows) if self.is_one else self.of_row
+        return plan_mixed(self.lengths, of_row, rows, labels, device)
 
 
 def columns(plan: Plan, prompts: RowPrompts, real: Tensor) -> Tensor:
-    """Flat position of the token at each place of ``[B, P + T]``; -1 for padding.
+    """``[B, P + T]``, the flat position of the token in each column; -1 at padding.
 
     Args:
-        real: ``[B, T]``, true where the caller gave a token.
+        real: ``[B, T]``, false at padding.
     """
     index = prompts.index
     virtual = (plan.tokens < 0).nonzero()[:, 0]  # [sum of P]

@@ -23,7 +23,7 @@ from ..errors import BaseModelError, SoftPromptError
 from ..models.families import is_verified
 from ..models.libraries import essence
 from .loss import hidden_states
-from .plans import plan_rows
+from .plans import plan_rows, split_rows
 from .surgery.lm_head import logits_of
 from .tree import ROOT, Plan, Tree
 
@@ -100,7 +100,8 @@ def differences(base: PreTrainedModel) -> Iterator[Difference]:
     of 4,096 tokens would cost minutes.
     """
     ids = _random_ids(base, sum(LENGTHS))
-    plan = plan_rows(LENGTHS[0], LENGTHS[1:], ids[LENGTHS[0] :], None)
+    rows = split_rows(ids[LENGTHS[0] :].tolist(), LENGTHS[1:])
+    plan = plan_rows(LENGTHS[0], rows, None, ids.device)
     plan = replace(plan, tree=Tree(PARENTS, LENGTHS))
     with torch.no_grad():
         yield from _around_the_backbone(base, ids[: max(LENGTHS)])

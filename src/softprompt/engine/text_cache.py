@@ -25,7 +25,6 @@ from ..models.families import check_depth
 from .execute import compute
 from .kv_cache import KVCache
 from .plans import packs
-from .suffix import texts_of
 from .tree import ROOT, Plan, Tree
 
 TOKENS_AT_ONCE = 1024
@@ -48,15 +47,22 @@ def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[KVCache]:
     return [found[i] for i in range(len(texts))]
 
 
-def cached_texts(plan: Plan, texts: Sequence[Text], known: Callable[[Text], KVCache]) -> dict[int, KVCache]:
-    """What is known of the nodes of a plan (of ``suffix.py``), given its texts; empty ones need no knowledge."""
-    return {node: known(text) for node, text in zip(texts_of(plan), texts, strict=True) if text}
+def known_texts(base: PreTrainedModel, plan: Plan, cache: TextCache | None) -> dict[int, KVCache]:
+    """KV caches of the texts of a plan with suffix prompts, by node.
+
+    Without a text cache they are computed apart if gradients are on, since no gradient goes through a text; otherwise
+    none are returned, and the texts are computed with the rest of the plan.
+    """
+    if cache is not None:
+        return {node: cache.get(text) for node, text in plan.texts.items() if text}
+    return read_for(base, plan) if torch.is_grad_enabled() else {}
 
 
-def read_for(base: PreTrainedModel, plan: Plan, texts: Sequence[Text]) -> dict[int, KVCache]:
-    """The texts of one plan, read now and not kept."""
-    new = sorted({text for text in texts if text})
-    return cached_texts(plan, texts, dict(zip(new, read_texts(base, new), strict=True)).__getitem__) if new else {}
+def read_for(base: PreTrainedModel, plan: Plan) -> dict[int, KVCache]:
+    """KV caches of the texts of a plan, by node, computed now and not kept."""
+    new = sorted({text for text in plan.texts.values() if text})
+    found = dict(zip(new, read_texts(base, new), strict=True)) if new else {}
+    return {node: found[text] for node, text in plan.texts.items() if text}
 
 
 class TextCache:

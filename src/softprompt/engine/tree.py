@@ -1,21 +1,22 @@
-"""The token tree: which token attends to which, as integers. No model, no floats.
+"""The token tree: which token attends to which, in integers. No model, no floats.
 
-A batch is a list of *nodes*, each a run of tokens with a parent; a token attends to its own run
-(causally) and to all its ancestors::
+A batch is a list of *nodes*, runs of tokens with a parent. A token attends causally to the tokens of its own node, and
+to all tokens of the node's ancestors::
 
     training   prompt ─┬─ row 1            scoring   prompt ─┬─ text 1 ─┬─ " complaint"
                        ├─ row 2                              │          └─ " no complaint"
                        └─ row 3                              └─ text 2 ─┬─ ...
 
-All tokens lie in one flat order, node after node, each followed by all below it. A token's position is its
-depth in the tree, so what a row computes never depends on its batch mates or on a collator's padding.
+Tokens have one flat order: preorder, in which a node is followed by its descendants. A token's position is its depth in
+the tree, so the result for a row never depends on the other rows of its batch or on a collator's padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes of a token forest in preorder: a node, then all below it, so that a subtree is one stretch.
+    """Nodes of a token forest in preorder, so that each subtree is contiguous.
 
     Attributes:
         parents: parent of each node, ``ROOT`` for none.
-        lengths: tokens of each node; a node may be empty.
+        lengths: number of tokens of each node, which may be 0.
     """
 
     parents: tuple[int, ...]
@@ -59,7 +60,7 @@ class Tree:
         return self.starts_without(())[:-1]
 
     def starts_without(self, left_out: Container[int]) -> list[int]:
-        """Where each node's tokens begin when those of some nodes are left out; then the number of all."""
+        """Flat index of each node's first token without the tokens of some nodes; then the number of all others."""
         starts = [0]
         for node, length in enumerate(self.lengths):
             starts.append(starts[-1] + (0 if node in left_out else length))
@@ -67,7 +68,7 @@ class Tree:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Tokens above each node: the position of its first token."""
+        """Number of tokens of each node's ancestors: the position of its first token."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent == ROOT else depths[parent] + self.lengths[parent])
@@ -75,12 +76,12 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """Tokens of the longest path: the longest row with all that is above it."""
+        """Number of tokens of the longest path from a root to a leaf."""
         return max((above + own for above, own in zip(self.depths, self.lengths, strict=True)), default=0)
 
     @cached_property
     def levels(self) -> list[list[int]]:
-        """Nodes by number of ancestors; empty nodes have nothing to compute and are left out."""
+        """Nodes by number of ancestors, without empty nodes, which have nothing to compute."""
         level_of: list[int] = []
         levels: list[list[int]] = []
         for node, parent in enumerate(self.parents):
@@ -92,13 +93,18 @@ class Tree:
         return [level for level in levels if level]
 
     @cached_property
+    def roots(self) -> list[int]:
+        """Nodes without a parent."""
+        return [node for node, parent in enumerate(self.parents) if parent == ROOT]
+
+    @cached_property
     def inner(self) -> set[int]:
-        """Nodes that some other node attends to."""
+        """Nodes with children."""
         return {parent for parent in self.parents if parent != ROOT}
 
     @cached_property
     def ends(self) -> list[int]:
-        """Flat index behind each node's subtree: token ``j`` of node ``n`` is read by ``j <= i < ends[n]``."""
+        """Flat index after each node's subtree. The tokens ``j <= i < ends[n]`` attend to token ``j`` of node ``n``."""
         ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
         for node in reversed(range(len(ends))):
             if (parent := self.parents[node]) != ROOT:
@@ -110,36 +116,27 @@ class Tree:
         return range(self.starts[node], self.starts[node] + self.lengths[node])
 
     def path(self, node: int) -> list[int]:
-        """Flat indices of all tokens above ``node``, in reading order."""
+        """Flat indices of the tokens of a node's ancestors, in order."""
         above: list[int] = []
         while (node := self.parents[node]) != ROOT:
             above[:0] = self.span(node)
         return above
 
-    def before(self, node: int) -> int:
-        """Flat index of the token just before ``node``'s first one: the position that predicts it.
-
-        Raises:
-            ValueError: nothing precedes it.
-        """
-        while (node := self.parents[node]) != ROOT:
-            if self.lengths[node]:
-                return self.starts[node] + self.lengths[node] - 1
-        raise ValueError("no token precedes this node, so nothing can predict its first token")
-
 
 @dataclass(frozen=True)
 class Plan:
-    """A tree, the tokens it reads and the ones it is asked to predict.
+    """A tree, the tokens it reads and the tokens it predicts.
 
     Attributes:
         tree: the nodes.
-        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt.
+        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt matrix.
         predictors: ``[S]`` flat position whose hidden state predicts each supervised token.
         targets: ``[S]`` id of each supervised token.
-        groups: ``[S]`` what each supervised token counts for: its row, or its (row, label) pair.
-        num_groups: number of those.
-        places: flat position of each token that the caller gave, in the caller's order.
+        groups: ``[S]`` group of each supervised token: its row, or its pair of text and label candidate.
+        num_groups: number of groups.
+        places: flat position of each token of the rows or texts, in the caller's order.
+        texts: the nodes before suffix prompts, and their token ids; a text cache can supply their keys and values.
+            Empty for prefix prompts.
     """
 
     tree: Tree
@@ -149,14 +146,22 @@ class Plan:
     groups: Tensor
     num_groups: int
     places: Tensor
+    texts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tree: Tree, num_groups: int, device: torch.device, **columns: Sequence[int]) -> Plan:
-        """A plan of lists of integers: ``tokens``, ``predictors``, ``targets``, ``groups``, ``places``."""
-        tensors = {name: torch.tensor(each, dtype=torch.long, device=device) for name, each in columns.items()}
-        return cls(tree, num_groups=num_groups, **tensors)
+    def of(
+        cls,
+        tree: Tree,
+        num_groups: int,
+        device: torch.device,
+        texts: Mapping[int, tuple[int, ...]],
+        **columns: Sequence[int],
+    ) -> Plan:
+        """A plan of lists of integers (``tokens``, ``predictors``, ``targets``, ``groups``, ``places``).
 
-    @property
-    def num_virtual(self) -> int:
-        """Rows of the prompt (or prompts) that the plan reads."""
-        return max(0, -int(self.tokens.min())) if len(self.tokens) else 0
+        All of them go to the device in one transfer; a column that the backward pass keeps does not keep the others.
+        """
+        together = torch.tensor([*chain.from_iterable(columns.values())], dtype=torch.long).to(device)
+        parts = torch.split(together, [len(column) for column in columns.values()])
+        tensors = {name: part.clone() for name, part in zip(columns, parts, strict=True)}
+        return cls(tree, num_groups=num_groups, texts=texts, **tensors)

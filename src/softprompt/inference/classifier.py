@@ -18,7 +18,6 @@ from .ensemble import Ensemble
 from .probe import LinearProbe
 from .prompted import PromptedModel
 from .score import score_labels
-from .suffix import score_labels_with_suffix
 
 Progress = Callable[[int], None]
 """Called with the number of rows just done."""
@@ -135,14 +134,14 @@ def _candidate_log_probs(
     """
     texts, ensemble = [example.input_ids for example in examples], classes.ensemble
     if ensemble is None:
-        if isinstance(prompt, Tensor):
-            return score_labels_with_suffix(model.base, prompt, texts, classes.ids, text_cache, states)
-        return score_labels(model.base, prompt, texts, classes.ids, states)
-    if states is not None and isinstance(prompt, KVCache):  # the probe reads the states under the prefix
+        cache = text_cache if model.placement == "suffix" else None
+        return score_labels(model.base, prompt, texts, classes.ids, states, placement=model.placement, text_cache=cache)
+    if states is not None and model.placement == "prefix":  # the probe reads the states under the prefix
         score_labels(model.base, prompt, texts, classes.ids, states)
         states = None
     members, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
-    return ensemble.join(score_labels_with_suffix(model.base, members, texts, classes.ids, text_cache, states))
+    scores = score_labels(model.base, members, texts, classes.ids, states, placement="suffix", text_cache=text_cache)
+    return ensemble.join(scores)
 
 
 def batches_by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from .. import metrics as measures
 from ..engine.loss import token_losses
-from ..engine.plans import plan_rows
-from ..engine.text_cache import TextCache
-from ..engine.tree import Plan
+from ..engine.plans import plan_examples
+from ..engine.text_cache import TextCache, known_texts
 from ..storage.record import Metrics
-from ..types import IGNORE_INDEX, Example
+from ..types import Example
 from .classifier import Classes, Progress, batches_by_length, label_log_probs
 from .prompted import PromptedModel
-from .suffix import answer_losses
 
 
 def evaluate_examples(
@@ -107,27 +105,10 @@ def eval_loss(
     total, count = 0.0, 0
     prompt = model.prefilled()
     for rows in batches_by_length(examples, batch_size):
-        batch = [examples[row] for row in rows]
-        if isinstance(prompt, Tensor):
-            losses = answer_losses(model.base, prompt, batch, text_cache)
-        else:
-            losses = token_losses(model.base, plan_examples(batch, len(prompt), model.prompt.device), prompt)
+        plan = plan_examples([examples[row] for row in rows], len(prompt), model.prompt.device, model.placement)
+        losses = token_losses(model.base, plan, prompt, known_texts(model.base, plan, text_cache))
         # On the CPU: MPS has no float64.
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:
             progress(len(rows))
     return total / max(count, 1)
-
-
-def plan_examples(examples: Sequence[Example], num_virtual_tokens: int, device: torch.device) -> Plan:
-    """The plan of encoded examples: each reads its text and label, and is supervised on the label."""
-    ids = [token for example in examples for token in (*example.input_ids, *example.label_ids)]
-    labels = [
-        label for example in examples for label in (*(IGNORE_INDEX for _ in example.input_ids), *example.label_ids)
-    ]
-    lengths = [len(example.input_ids) + len(example.label_ids) for example in examples]
-    return plan_rows(num_virtual_tokens, lengths, _long(ids, device), _long(labels, device))
-
-
-def _long(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)

@@ -1,11 +1,11 @@
-"""A padded ``[B, T]`` batch, as collators make it, through the engine and back into PEFT's shape."""
+"""Forward pass of a padded ``[B, T]`` batch, as collators make it; results have PEFT's shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from ..engine.accumulate import mean_loss
 from ..engine.loss import hidden_states, losses_of
-from ..engine.plans import default_tokens_per_pack, packs
+from ..engine.plans import default_tokens_per_pack, packs, plan_rows, split_rows
 from ..engine.row_prompts import RowPrompts, columns
 from ..engine.surgery.lm_head import is_frozen, logits_of
+from ..engine.text_cache import read_for
 from ..engine.tree import Plan
 from ..errors import ConfigError
 from ..types import IGNORE_INDEX
@@ -27,15 +28,16 @@ from .output import LazyLogits, PromptedCausalLMOutput
 
 @dataclass(frozen=True)
 class Batch:
-    """What a caller hands to ``forward``.
+    """The arguments of ``forward``.
 
     Attributes:
-        input_ids: ``[B, T]``; or inputs_embeds ``[B, T, D]``, which wins.
+        input_ids: ``[B, T]``.
+        inputs_embeds: ``[B, T, D]``; used in place of ``input_ids`` if both are given.
         attention_mask: ``[B, T]``, zeros at padding; ``None`` for no padding.
-        labels: ``[B, T]`` beside the ids; ``None`` for no loss.
+        labels: ``[B, T]``, the label of the token at the same position; ``None`` for no loss.
         num_items: divisor of the summed loss; ``None`` for the number of supervised tokens.
         logits_to_keep: number of positions at the end of ``[P + T]`` that get logits (0: all), or their indices.
-        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they return to 0.
+        position_ids: ``[B, T]`` or ``[1, T]``; used only to find the texts of packed rows, where they restart at 0.
     """
 
     input_ids: Tensor | None
@@ -48,10 +50,10 @@ class Batch:
 
     @property
     def tokens(self) -> Tensor:
-        """Ids or embeddings, whichever counts.
+        """Embeddings if given, ids otherwise.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: neither is given.
         """
         tokens = self.inputs_embeds if self.inputs_embeds is not None else self.input_ids
         if tokens is None:
@@ -69,7 +71,7 @@ class Batch:
 
     @cached_property
     def real(self) -> Tensor:
-        """``[B, T]``, true where there is a token and not padding.
+        """``[B, T]``, false at padding.
 
         Raises:
             ConfigError: the mask has another shape.
@@ -77,52 +79,73 @@ class Batch:
         return real_tokens(self.tokens, self.attention_mask)
 
     @cached_property
-    def starts(self) -> Tensor | None:
-        """``[t]`` of the real tokens of all rows, true where ``position_ids`` return to 0 inside a row."""
-        if self.position_ids is None or self.position_ids.ndim != 2:  # three for images: [3, B, T]
-            return None
+    def _fetched(self) -> dict[str, Tensor]:
+        """``mask`` and, if given, ``ids``, ``labels`` and ``starts`` of packed texts, all ``[B, T]``, copied from the
+        device to the CPU in one transfer.
+        """
         real = self.real
-        return ((self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1))[real]
+        given = {"mask": real}
+        if self.inputs_embeds is None:
+            given["ids"] = self.tokens
+        if self.labels is not None:
+            given["labels"] = self.labels
+        if self.position_ids is not None and self.position_ids.ndim == 2:  # three for images: [3, B, T]
+            given["starts"] = (self.position_ids.to(real.device) == 0) & (real.cumsum(1) > 1)
+        together = torch.stack([each.to(real.device, torch.long) for each in given.values()]).cpu()
+        return dict(zip(given, together, strict=True)) | {"mask": together[0].bool()}
 
     @cached_property
     def packed(self) -> bool:
-        """Whether a row holds several texts, one after the other."""
-        return self.starts is not None and bool(self.starts.any())
+        """Whether a row contains several texts, one after the other: its ``position_ids`` restart at 0."""
+        return self.position_ids is not None and len(self.lengths) > len(self.real)
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Real tokens of each text: of each row, or of each part of a packed row."""
-        lengths: list[int] = self.real.sum(1).tolist()
-        if self.starts is None:
+        """Number of tokens of each text: of each row without padding, or of each part of a packed row."""
+        mask, starts = self._fetched["mask"], self._fetched.get("starts")
+        lengths: list[int] = mask.sum(1).tolist()
+        if starts is None:
             return lengths
-        rows = torch.split(self.starts.cpu(), lengths)
+        rows = torch.split(starts[mask], lengths)
         cuts = ([0, *row.nonzero()[:, 0].tolist(), len(row)] for row in rows)
         return [end - start for cut in cuts for start, end in pairwise(cut)]
 
     @cached_property
-    def ids(self) -> Tensor:
-        """``[t]`` of the real tokens of all rows; of embeddings, which have none, their numbers: all different."""
-        flat = self.tokens[self.real]
-        return flat if self.inputs_embeds is None else torch.arange(len(flat), device=flat.device)
+    def rows(self) -> list[list[int]]:
+        """Token ids of each text; for embeddings, distinct numbers, so that no prefix is shared."""
+        ids = range(sum(self.lengths)) if self.inputs_embeds is not None else self._values("ids")
+        return split_rows(ids, self.lengths)
+
+    @cached_property
+    def row_labels(self) -> list[list[int]] | None:
+        """Labels of each text; ``None`` for no loss."""
+        return None if self.labels is None else split_rows(self._values("labels"), self.lengths)
+
+    def _values(self, name: str) -> list[int]:
+        values: list[int] = self._fetched[name][self._fetched["mask"]].tolist()
+        return values
+
+    @cached_property
+    def text_lengths(self) -> list[int]:
+        """Tokens of each row before its first label, where a suffix prompt stands; all tokens of a row without one."""
+        if self.row_labels is None:
+            return self.lengths
+        supervised = [[label != IGNORE_INDEX for label in labels] for labels in self.row_labels]
+        return [row.index(True) if True in row else len(row) for row in supervised]
 
     @cached_property
     def embeds(self) -> Tensor | None:
-        """``[t, D]`` of the real tokens of all rows; ``None`` where ids are given."""
+        """``[t, D]`` embeddings of all rows without padding; ``None`` where ids are given."""
         return None if self.inputs_embeds is None else self.inputs_embeds[self.real]
 
-    @cached_property
-    def flat_labels(self) -> Tensor | None:
-        """``[t]`` labels of the real tokens of all rows."""
-        return None if self.labels is None else self.labels[self.real]
-
     def kept(self, positions: Tensor) -> Tensor:
-        """Those of ``[B, P + T, ...]`` that get logits."""
+        """The positions of ``[B, P + T, ...]`` that ``logits_to_keep`` selects."""
         keep = self.logits_to_keep
         return positions[:, slice(-keep, None) if isinstance(keep, int) else keep.to(positions.device)]
 
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
-    """A forward pass by the engine: padding is dropped, each prompt is computed once, logits only if they are read."""
+    """Loss and logits with prefix prompts: no padding, each prompt computed once, logits only when they are read."""
     can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
     if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
@@ -136,11 +159,11 @@ def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> Pr
 def _forward_packs(
     base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
-    """A batch of several packs: its loss, pack by pack; reading the logits computes the batch again."""
+    """Loss of a batch of several packs, one pack at a time; reading the logits computes the batch again."""
     loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
     whole = plan_batch(prompts, batch)
     places = batch.kept(columns(whole, prompts, batch.real))
-    matrix = prompts.matrix.clone()  # an optimiser may change the prompt before the logits are read
+    matrix = prompts.matrix.clone()  # an optimizer may change the prompt before the logits are read
     logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
     return PromptedCausalLMOutput(loss=loss, logits=logits)
 
@@ -162,20 +185,37 @@ def output_of(
 
 
 def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
-    """The plan of a batch: each text behind its prompt, and each text of a packed row by itself."""
-    return prompts.plan(batch.lengths, batch.ids, batch.flat_labels)
+    """The plan of a batch: each text after its prompt, and each text of a packed row by itself."""
+    return prompts.plan(batch.rows, batch.row_labels, batch.tokens.device)
 
 
 def plan_packs(prompts: RowPrompts, batch: Batch, tokens_per_pack: int) -> list[Plan]:
-    """Plans of a batch's texts behind one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
-    lengths, ids, labels = batch.lengths, batch.ids, batch.flat_labels
-    ends = [0, *accumulate(lengths)]
+    """Plans of a batch's texts after one prompt, each of at most ``tokens_per_pack`` tokens or of one text."""
     plans = []
-    for part in packs(lengths, tokens_per_pack):
-        span = slice(ends[part.start], ends[part.stop])
-        own = None if labels is None else labels[span]
-        plans.append(prompts.plan(lengths[part.start : part.stop], ids[span], own))
+    for part in packs(batch.lengths, tokens_per_pack):
+        own = slice(part.start, part.stop)
+        labels = None if batch.row_labels is None else batch.row_labels[own]
+        plans.append(prompts.plan(batch.rows[own], labels, batch.tokens.device))
     return plans
+
+
+def forward_suffix(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> PromptedCausalLMOutput:
+    """Loss and logits of a padded batch with a suffix prompt ``[P, D]``; see ``forward_rows``.
+
+    The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
+    """
+    plan = plan_rows(len(prompt), batch.rows, batch.row_labels, batch.tokens.device, batch.text_lengths)
+    # Embeddings and weights may take a gradient; their texts are computed with the rest.
+    known = read_for(base, plan) if batch.embeds is None and is_frozen(base) else None
+    hidden = hidden_states(base, plan, prompt, batch.embeds, known=known)
+    virtual = (plan.tokens < 0).nonzero()[:, 0].view(len(batch.rows), len(prompt))
+    given = torch.full_like(batch.real, -1, dtype=torch.long).masked_scatter(batch.real, plan.places)
+    return output_of(base, plan, hidden, torch.cat([virtual, given], dim=1), batch)
+
+
+def text_lengths(batch: Batch) -> Tensor:
+    """``[B]`` tokens of each row before a suffix prompt; see ``Batch.text_lengths``."""
+    return torch.tensor(batch.text_lengths, device=batch.real.device)
 
 
 def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
@@ -191,10 +231,15 @@ def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tens
 def forward_plain(
     base: PreTrainedModel, prompts: RowPrompts, batch: Batch, suffix: bool | Tensor = False, **asked: Any
 ) -> PromptedCausalLMOutput:
-    """The plain way, for hidden states of all layers, attentions and caches: the prompt in each row of one batch.
+    """One padded batch with the prompt in each row, through transformers' own code: for caches, attentions and hidden
+    states of all layers.
 
     Args:
-        behind: as in ``prompted_call``.
+        suffix: as for ``prompted_call``.
+        **asked: keywords of the base model.
+
+    Raises:
+        ConfigError: labels together with a filled cache.
     """
     output, order = prompted_call(
         base,
@@ -222,7 +267,7 @@ def forward_plain(
 
 
 def _plain_loss(logits: Tensor, batch: Batch, order: Tensor, ours: Tensor) -> Tensor:
-    """Loss from logits ``[B, P + T, V]`` in the layout's order: position ``i`` predicts ``i + 1``.
+    """Loss from logits ``[B, P + T, V]`` in the layout's order, where position ``i`` predicts position ``i + 1``.
 
     Args:
         ours: ``[B, P + T]`` in PEFT's order, false at padding.
@@ -241,11 +286,11 @@ _FIELDS = ("logits", "past_key_values", "hidden_states", "attentions")
 
 
 def _reorder(states: Tensor, order: Tensor) -> Tensor:
-    """``[B, P + T, D]`` from the layout's order into PEFT's."""
+    """``[B, P + T, D]``, from the layout's order to PEFT's."""
     return states.gather(1, order[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _reorder_pairs(weights: Tensor, order: Tensor) -> Tensor:
-    """``[B, heads, P + T, P + T]`` from the layout's order into PEFT's, on both sides."""
+    """``[B, heads, P + T, P + T]``, from the layout's order to PEFT's in both dimensions."""
     rows = order[:, None, :, None].expand_as(weights)
     return weights.gather(2, rows).gather(3, order[:, None, None, :].expand_as(weights))

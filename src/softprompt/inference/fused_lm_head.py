@@ -41,7 +41,7 @@ def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> M
     Raises:
         ConfigError: there are no labels.
     """
-    if batch.flat_labels is None:
+    if batch.labels is None:
         raise ConfigError("fused_lm_head returns log-probabilities of labels; give labels")
     plan = plan_batch(prompts, batch)
     hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)[plan.predictors]
@@ -53,7 +53,7 @@ def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> M
         fused_lm_head=True,
         **asked,
     )
-    return _spread(found, batch.real, batch.flat_labels != IGNORE_INDEX, prompts.width)
+    return _spread(found, batch.real, batch.labels[batch.real] != IGNORE_INDEX, prompts.width)
 
 
 def _spread(found: ModelOutput, real: Tensor, supervised: Tensor, num_virtual_tokens: int) -> ModelOutput:

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..engine.execute import compute
 from ..engine.loss import embed
+from ..engine.plans import split_rows
 from ..engine.row_prompts import RowPrompts, columns
 from ..engine.surgery.fused import fused
 from ..engine.surgery.lm_head import is_hooked, logits_of
@@ -246,8 +247,9 @@ def _read_rows(
     """
     assert cache is not None
     given = new[real]  # [t] or [t, D]
-    ids, embeds = (given, None) if new.ndim == 2 else (torch.arange(len(given), device=given.device), given)
-    plan = prompts.plan(real.sum(1).tolist(), ids, None)  # embeddings are not compared, so all count as different
+    ids, embeds = (given.tolist(), None) if new.ndim == 2 else (range(len(given)), given)
+    rows = split_rows(ids, real.sum(1).tolist())  # embeddings are not compared, so all count as different
+    plan = prompts.plan(rows, None, new.device)
     found = compute(base.base_model, plan.tree, embed(base, plan, prompts.matrix, embeds))
     nodes = [found[node] for node in sorted(found)]  # in flat order
     places = columns(plan, prompts, real)  # [B, P + T]

@@ -1,4 +1,4 @@
-"""Probabilities of labels behind texts, by one pass over a tree: prompt -> text -> label."""
+"""Log-probabilities of label candidates after texts, in one pass over a token tree."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from transformers import PreTrainedModel
 from ..engine.execute import backends
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
-from ..engine.plans import branch_tokens, packs, plan_candidates
+from ..engine.plans import packs, plan_candidates
+from ..engine.prefix_sharing import branch_tokens
 from ..engine.surgery.capture import Means, but_first
+from ..engine.text_cache import TextCache, known_texts
+from ..errors import ConfigError
+from ..types import Placement
 
 TOKENS_PER_CALL = 4096
-"""Most tokens of texts and label branches in one call."""
+"""Most tokens in one call: texts, suffix prompts and label candidates."""
 TOKENS_WITH_STATES = 1024
-"""The same where hidden states of all layers are kept for a moment (70 kB a token in SmolLM2-135M, float32)."""
+"""Most tokens in one call that keeps the hidden states of all layers (70 kB per token in SmolLM2-135M, float32)."""
 KEYS_PER_CALL = 1 << 14
-"""Most keys that the label branches of one call attend to, level by level. Each branch then has a copy of its text's
-keys and values (46 kB a key in SmolLM2-135M, float32), so many classes mean few texts at a time."""
+"""Most keys that the label candidates of one call attend to with the levelwise backend. There each candidate has a copy
+of the keys and values of its text (46 kB per key in SmolLM2-135M, float32): many classes mean few texts per call."""
 
 
 @torch.no_grad()
@@ -30,57 +34,81 @@ def score_labels(
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     means: list[Tensor] | None = None,
+    *,
+    placement: Placement = "prefix",
+    text_cache: TextCache | None = None,
 ) -> Tensor:
-    """Log-probability of each label behind each text.
+    """Log-probability of each label after each text.
 
     Args:
-        prompt: ``[P, D]``, or the compiled prompt.
+        base: the frozen causal language model.
+        prompt: a prefix prompt, ``[P, D]`` or prefilled; or a suffix prompt ``[P, D]``, or several ``[M, P, D]``, each
+            of which follows every text as if it were alone.
         texts: B rows of token ids.
         labels: C labels of token ids, end token included, so that no label is a prefix of another.
-        means: parts ``[b, layers, D]`` of the texts' mean hidden states are put here, in order.
+        means: a list to which parts ``[b, layers, D]`` of the mean hidden states of the texts are appended, in order.
+        placement: ``prefix`` (prompt, text, label) or ``suffix`` (text, prompt, label).
+        text_cache: supplies keys and values of texts before suffix prompts. Without it, or with ``means``, they are
+            computed here.
 
     Returns:
-        ``[B, C]`` float32: the sum of the log-probabilities of the label's tokens.
+        ``[B, C]`` float32, the sum of the log-probabilities of the label's tokens; ``[B, M, C]`` for several prompts.
+
+    Raises:
+        ConfigError: the prompt or the text cache does not fit the placement, or nothing precedes a label.
     """
-    cuts = calls(base, texts, labels, num_virtual_tokens=len(prompt), with_states=means is not None)
-    parts = [_scores(base, prompt, texts[rows.start : rows.stop], labels, means) for rows in cuts]
-    return torch.cat(parts) if parts else torch.empty(0, len(labels), device=base.device)
+    matrix, num_prompts = _check(prompt, placement, text_cache)
+    several = [len(prompt)] if isinstance(prompt, Tensor) and prompt.ndim == 3 else []
+    length = len(matrix) // max(num_prompts, 1)
+    parts = [torch.empty(0, *several, len(labels), device=base.device)]
+    for rows in _calls(base, texts, labels, length, num_prompts, with_states=means is not None):
+        part = texts[rows.start : rows.stop]
+        which = [range(num_prompts)] * len(part) if placement == "suffix" else None
+        plan = plan_candidates(length, part, labels, base.device, which)
+        if means is None:
+            found = group_log_probs(base, plan, matrix, known_texts(base, plan, text_cache))
+        else:
+            collected = Means(*but_first(plan.places, [len(text) for text in part]), len(part))
+            found = group_log_probs(base, plan, matrix, means=collected)
+            means.append(collected.found)
+        parts.append(found.view(len(part), *several, len(labels)))
+    return torch.cat(parts)
 
 
-def calls(
+def _check(
+    prompt: Tensor | KVCache, placement: Placement, text_cache: TextCache | None
+) -> tuple[Tensor | KVCache, int]:
+    """The prompts as one matrix (or the prefilled prompt), and the number of suffix prompts; 0 for a prefix prompt."""
+    if placement == "suffix":
+        if isinstance(prompt, KVCache):
+            raise ConfigError("a suffix prompt attends to each text and cannot be prefilled; give it as [P, D]")
+        return (prompt.flatten(0, 1), len(prompt)) if prompt.ndim == 3 else (prompt, 1)
+    if isinstance(prompt, Tensor) and prompt.ndim != 2:
+        raise ConfigError(f"a prefix prompt must be [P, D], not {list(prompt.shape)}; several need placement='suffix'")
+    if text_cache is not None:
+        raise ConfigError("after a prefix prompt, texts have no keys and values of their own; leave text_cache out")
+    return prompt, 0
+
+
+def _calls(
     base: PreTrainedModel,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
-    *,
     num_virtual_tokens: int,
-    suffix: int = 0,
-    with_states: bool = False,
+    num_suffix_prompts: int,
+    *,
+    with_states: bool,
 ) -> Iterator[range]:
     """Cut texts into what one call computes.
 
     Args:
-        num_virtual_tokens: of a prompt.
-        behind: how many prompts stand behind each text; 0 for one in front of all.
-        with_states: whether the hidden states of all layers are kept.
+        num_virtual_tokens: P, of each prompt.
+        num_suffix_prompts: how many follow each text; 0 for a prefix prompt.
+        with_states: whether hidden states of all layers are kept.
     """
     if backends(base.base_model)[0] == "levelwise":
         longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
-        return packs([longest * max(len(labels), 1) * max(suffix, 1)] * len(texts), KEYS_PER_CALL)
+        return packs([longest * max(len(labels), 1) * max(num_suffix_prompts, 1)] * len(texts), KEYS_PER_CALL)
     branches = branch_tokens(labels)
-    below = suffix * (num_virtual_tokens + branches) or branches
+    below = num_suffix_prompts * (num_virtual_tokens + branches) or branches
     return packs([len(text) + below for text in texts], TOKENS_WITH_STATES if with_states else TOKENS_PER_CALL)
-
-
-def _scores(
-    base: PreTrainedModel,
-    prompt: Tensor | KVCache,
-    texts: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
-    means: list[Tensor] | None,
-) -> Tensor:
-    plan = plan_candidates(len(prompt), texts, labels, base.device)
-    collected = Means(*but_first(plan.places, [len(text) for text in texts]), len(texts))
-    found = group_log_probs(base, plan, prompt, means=None if means is None else collected)
-    if means is not None:
-        means.append(collected.found)
-    return found.view(len(texts), len(labels))

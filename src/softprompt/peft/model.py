@@ -22,11 +22,10 @@ from ..engine.row_prompts import RowPrompts
 from ..engine.surgery.lm_head import is_hooked
 from ..errors import ConfigError
 from ..inference import generate as decoding
-from ..inference.forward import Batch, forward_plain, forward_rows
+from ..inference.forward import Batch, forward_plain, forward_rows, forward_suffix, text_lengths
 from ..inference.fused_lm_head import forward_fused, is_fused
 from ..inference.load_adapter import read_adapter
 from ..inference.prompted import PromptedModel
-from ..inference.suffix import forward_suffix, text_lengths
 from ..models.families import base_facts
 from ..models.vocabulary import restore
 from ..storage.adapter import find_weights, key_of

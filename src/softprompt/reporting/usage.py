@@ -24,7 +24,7 @@ def usage(config: Mapping[str, Any], task: Task | None, files: Sequence[str], re
     text = literal(_filled(task.template + task.answer_prefix) if task else "...")
     code = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        *_imports(task, suffix=is_suffix(config)),
+        *_imports(task),
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
         f"base = AutoModelForCausalLM.from_pretrained({where})",
@@ -64,16 +64,10 @@ def _given(task: Task | None) -> str:
     return '--text "..."' if task is None or len(task.text_columns) == 1 else "--input_file rows.csv"
 
 
-def _imports(task: Task | None, *, suffix: bool) -> list[str]:
+def _imports(task: Task | None) -> list[str]:
     if task is None or not is_choice(task):
         return ["from softprompt import PeftModel"]
     starts = f"from softprompt.data.tokenize import {'running_ids, ' if task.label_prefix else ''}unique_prefixes"
-    if suffix:
-        return [
-            "from softprompt import PeftModel",
-            starts,
-            "from softprompt.inference.suffix import score_labels_with_suffix",
-        ]
     return ["from softprompt import PeftModel, score_labels", starts]
 
 
@@ -91,11 +85,11 @@ def _chosen(task: Task, *, suffix: bool) -> list[str]:
     labels = ", ".join(literal(task.label_prefix + label) for label in task.labels)
     alone = "tuple(tokenizer(label, add_special_tokens=False).input_ids)"
     ids = "running_ids(tokenizer, label)" if task.label_prefix else alone  # as encode.py has them
-    score = "score_labels_with_suffix" if suffix else "score_labels"
+    place = ', placement="suffix"' if suffix else ""
     return [
         f"labels = [{labels}]",
         f"tokens = [{ids} for label in labels]",
-        f"scores = {score}(base, model.prompt, inputs.input_ids.tolist(), unique_prefixes(tokens))",
+        f"scores = score_labels(base, model.prompt, inputs.input_ids.tolist(), unique_prefixes(tokens){place})",
         "answer = labels[scores.argmax()].strip()",
     ]
 

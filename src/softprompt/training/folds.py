@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..inference.classifier import Classes
 from ..inference.probe import class_weights
-from ..inference.suffix import score_labels_with_suffix
+from ..inference.score import score_labels
 from ..types import Example
 from .lr_schedule import lr_multiplier
 from .objectives import EnsembleClassification, class_indices
@@ -118,7 +118,7 @@ def held_out_scores(run: Run, prompts: Tensor, data: FoldData, classes: Classes)
     """
     inputs = [classes.text_of(example) for example in run.examples]
     means: list[Tensor] = []
-    scores = score_labels_with_suffix(run.base, prompts, inputs, classes.ids, means=means)
+    scores = score_labels(run.base, prompts, inputs, classes.ids, means, placement="suffix")
     scores = scores.log_softmax(-1).cpu()
     held_out = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * held_out).sum(1) / held_out.sum(1), torch.cat(means).cpu()

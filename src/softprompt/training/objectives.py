@@ -29,12 +29,11 @@ from transformers import PreTrainedModel
 
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs, token_losses
-from ..engine.plans import branch_tokens, packs, plan_candidates
-from ..engine.suffix import plan_suffix_candidates, plan_suffix_rows
-from ..engine.text_cache import TextCache, cached_texts, read_for
+from ..engine.plans import packs, plan_candidates, plan_examples
+from ..engine.prefix_sharing import branch_tokens
+from ..engine.text_cache import TextCache, known_texts
 from ..engine.tree import Plan
 from ..inference.classifier import Classes
-from ..inference.evaluate import plan_examples
 from ..types import Example, Placement
 
 CACHED_TOKENS = 16
@@ -49,14 +48,12 @@ class Pack:
 
     Attributes:
         plan: their plan.
-        texts: the texts before the suffix prompts, which come from the KV cache; empty for a prefix prompt.
         targets: of classification, what the rows' scores are compared with: class indices ``[b]``, or probabilities
             ``[pairs, C]``.
         weights: ``[pairs]`` weight of each pair of row and prompt, where there are several prompts.
     """
 
     plan: Plan
-    texts: Sequence[tuple[int, ...]] = ()
     targets: Tensor | None = None
     weights: Tensor | None = None
 
@@ -103,12 +100,8 @@ class Objective(ABC, Generic[RowT]):
         """
 
     def _cached(self, pack: Pack) -> Mapping[int, KVCache]:
-        """KV caches of the nodes of a pack's texts."""
-        if not pack.texts:
-            return {}
-        if self.texts is None:
-            return read_for(self.base, pack.plan, pack.texts)
-        return cached_texts(pack.plan, pack.texts, self.texts.get)
+        """KV caches of the nodes of a pack's texts; empty for a prefix prompt."""
+        return known_texts(self.base, pack.plan, self.texts) if self.placement == "suffix" else {}
 
     def _cut(self, sizes: Sequence[int]) -> list[slice]:
         """Consecutive rows whose sizes add up to at most ``tokens_per_pack``."""
@@ -127,13 +120,9 @@ class LanguageModeling(Objective[Example]):
         length, device = len(prompt), prompt.device
         if self.placement == "prefix":
             sizes = [len(row.input_ids) + len(row.label_ids) for row in rows]
-            return [Pack(plan_examples(rows[part], length, device)) for part in self._cut(sizes)]
-        sizes = [length + len(row.label_ids) + len(row.input_ids) // CACHED_TOKENS for row in rows]
-        found = []
-        for part in self._cut(sizes):
-            texts, labels = [row.input_ids for row in rows[part]], [row.label_ids for row in rows[part]]
-            found.append(Pack(plan_suffix_rows(length, texts, labels, device), texts))
-        return found
+        else:
+            sizes = [length + len(row.label_ids) + len(row.input_ids) // CACHED_TOKENS for row in rows]
+        return [Pack(plan_examples(rows[part], length, device, self.placement)) for part in self._cut(sizes)]
 
     def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
         """See ``Objective``."""
@@ -168,10 +157,8 @@ class Classification(Objective[Example]):
         for part in self._cut(sizes):
             texts = [row.input_ids for row in rows[part]]
             gold = torch.tensor(class_indices(rows[part], self.classes), device=device)
-            if self.placement == "prefix":
-                found.append(Pack(plan_candidates(length, texts, labels, device), targets=gold))
-            else:
-                found.append(Pack(plan_suffix_candidates(length, texts, labels, device), texts, gold))
+            suffix_prompts = [[0]] * len(texts) if self.placement == "suffix" else None
+            found.append(Pack(plan_candidates(length, texts, labels, device, suffix_prompts), gold))
         return found
 
     def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
@@ -215,8 +202,8 @@ class EnsembleClassification(Objective[int]):
         row, member = used.nonzero(as_tuple=True)  # of each pair, in the order of the plan
         texts = [self.classes.text_of(self.examples[each]) for each in rows]
         prompts = [each.nonzero()[:, 0].tolist() for each in used]
-        plan = plan_suffix_candidates(num_virtual_tokens, texts, self.classes.ids, device, prompts)
-        return Pack(plan, texts, self.targets[rows][row].to(device), self.weights[:, rows][member, row].to(device))
+        plan = plan_candidates(num_virtual_tokens, texts, self.classes.ids, device, prompts)
+        return Pack(plan, self.targets[rows][row].to(device), self.weights[:, rows][member, row].to(device))
 
     def loss(self, pack: Pack, prompt: Tensor | KVCache) -> Tensor:
         """See ``Objective``."""

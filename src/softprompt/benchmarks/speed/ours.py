@@ -14,11 +14,10 @@ from ...config.adapter_config import PromptTuningConfig
 from ...config.options import TrainOptions
 from ...engine.kv_cache import KVCache
 from ...engine.loss import group_log_probs
-from ...engine.plans import default_tokens_per_pack, join, plan_candidates
+from ...engine.plans import Forest, default_tokens_per_pack, plan_candidates, plan_examples
 from ...engine.prefill import prefill
 from ...engine.text_cache import TextCache
 from ...inference.classifier import Classes, label_log_probs
-from ...inference.evaluate import plan_examples
 from ...peft.factory import get_peft_model
 from ...training.objectives import Classification, LanguageModeling
 from ...training.step import backward, forward_backward
@@ -103,14 +102,11 @@ def score_stream(
     rows_of: dict[int, list[int]] = {}
     for row, task in enumerate(tasks):
         rows_of.setdefault(task, []).append(row)
-    device = base.device
-    plan = join(
-        [
-            plan_candidates(len(prompts[task]), [texts[i] for i in rows], labels, device)
-            for task, rows in rows_of.items()
-        ]
-    )
-    found = group_log_probs(base, plan, [prompts[task] for task in rows_of]).view(len(texts), len(labels)).cpu()
+    forest = Forest()
+    for task, rows in rows_of.items():
+        forest.add_candidates(len(prompts[task]), [texts[row] for row in rows], labels)
+    scores = group_log_probs(base, forest.plan(base.device), [prompts[task] for task in rows_of])
+    found = scores.view(len(texts), len(labels)).cpu()
     order = torch.tensor([row for rows in rows_of.values() for row in rows])
     return torch.empty_like(found).index_copy_(0, order, found)
 
