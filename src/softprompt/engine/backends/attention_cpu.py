@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..surgery.fused import batched
+from ..surgery.linear import batched
 from ..tree import ROOT, Tree
 
 BLOCK = 128
@@ -279,7 +279,7 @@ class _Attention(torch.autograd.Function):
             skipped = 0 if wanted else block.num_known_first
             to_values.add(block, skipped, batched(weights[..., skipped:].transpose(1, 2), rows))
             to_scores = batched(rows, scores.values(block).transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_scores, weights, -1, weights.dtype)
+            to_scores = softmax_backward(to_scores, weights)
             if squash is not None:
                 to_scores.mul_(squash)
             batched(to_scores, scores.keys(block), out=_rows(to_query, block))
@@ -292,6 +292,18 @@ class _Attention(torch.autograd.Function):
             None,
             *(of.of(node, key.dtype) for node in sorted(packing.known) for of in (to_keys, to_values)),
         )
+
+
+_SOFTMAX_BACKWARD = getattr(torch, "_softmax_backward_data", None)
+"""torch's own kernel, one pass instead of four; private."""
+
+
+def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of a softmax's input, from that of its result ``weights``, along the last dimension."""
+    if _SOFTMAX_BACKWARD is None:
+        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
+    result: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, weights.dtype)
+    return result
 
 
 class _Scores:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention
@@ -41,9 +41,21 @@ NAME = "softprompt_tree"
 
 def packed_view(backbone: nn.Module) -> nn.Module:
     """A view of a decoder whose attention layers read the tree that a call brings with it."""
-    config: Any = copy.copy(backbone.config)
-    config._attn_implementation_internal = NAME
-    return view(backbone, capturing(_exchange), {"config": config})
+    config: Any = backbone.config
+    return view(backbone, capturing(_exchange), {"config": with_tree_attention(config)})
+
+
+_ATTENTION_FIELD = "_attn_implementation_internal"
+"""Where a config holds the name of its attention function; private."""
+
+
+def with_tree_attention(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy of a config that names our attention function; where the field is gone, built anew from its values."""
+    if _ATTENTION_FIELD not in vars(config):
+        return type(config).from_dict(config.to_dict(), attn_implementation=NAME)
+    config = copy.copy(config)
+    setattr(config, _ATTENTION_FIELD, NAME)
+    return config
 
 
 def run_packed(

@@ -11,18 +11,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ...errors import ConfigError
 from .fused import fused
-from .view import variant, view
+from .view import hooks_of, variant, view
 
 _HARMLESS = ("accelerate", "torch", "transformers", "trl")
-"""Packages whose hooks and replaced ``forward`` leave the result of an ordinary call as it is: they move weights, enable
+"""Packages whose hooks and replaced ``forward`` do not change the result of an ordinary call: they move weights, enable
 gradients, or need a keyword to act."""
 
 
 def is_intercepted(module: nn.Module) -> bool:
     """Whether a module has hooks, or a ``forward`` other than its class's; harmless ones do not count."""
     own = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
-    added = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *own)
-    return any(_package(function) not in _HARMLESS for function in added)
+    return any(_package(function) not in _HARMLESS for function in (*hooks_of(module), *own))
 
 
 def is_hooked(base: PreTrainedModel) -> bool:
