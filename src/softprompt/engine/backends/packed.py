@@ -99,7 +99,7 @@ class TreeCache(CallCache):
         super().__init__(keep=keep, capture=capture, layers=[])
         self.packing = packing
         self.kept: Layers = []
-        self._cached = {node: cached[node] for node in packing.known}
+        self._cached = {node: cached[node] for node in packing.cached}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -161,11 +161,11 @@ class TreeBloomAttention(BloomAttention):
         """As in transformers, except that ``alibi`` is not used: it counts flat positions."""
         states = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, 3, self.head_dim))
         query, key, value = states.transpose(1, 2).unbind(3)
-        cache = layer_past.packing.cache
-        if "slopes" not in cache:
+        shared = layer_past.packing.shared
+        if "slopes" not in shared:
             first_two = torch.ones(1, 2, device=query.device)
-            cache["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
-        rule = Rule(self.inv_norm_factor, slopes=cache["slopes"])
+            shared["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
+        rule = Rule(self.inv_norm_factor, slopes=shared["slopes"])
         out = layer_past.attend(self.layer_idx, query, key, value, rule)
         return self.dense(out.flatten(2)) + residual, None
 
