@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import test_accumulate
+import test_backends
 import test_engine
 import test_plans
-import test_ways
 import tiny
 from plan_tools import plan_of
 from softprompt.engine import accumulate, loss, plans, prefix_sharing
@@ -16,7 +16,7 @@ from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.kv_cache import KVCache
-from test_attention import blocks
+from test_attention_cpu import blocks
 from test_mutations import must_notice
 
 ABOVE = attention.Packing._above
@@ -87,17 +87,17 @@ TREE_MUTANTS = {
 
 @pytest.mark.parametrize("mutant", TREE_MUTANTS)
 def test_tree_mutants(mutant, monkeypatch):
-    """The forest of ``test_ways.py``, each of its paths alone, and packed against level by level."""
+    """The forest of ``test_backends.py``, each of its paths alone, and packed against level by level."""
     family, owner, name, fault = TREE_MUTANTS[mutant]
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         if owner is levels._Memory:
             monkeypatch.setattr(running, "backends", lambda _: ("levelwise",))
-        test_engine.check_forest(model, test_ways.FOREST, 1e-8)
-        test_ways.check_ways(model, test_ways.FOREST, 1e-8)
+        test_engine.check_forest(model, test_backends.FOREST, 1e-8)
+        test_backends.check_ways(model, test_backends.FOREST, 1e-8)
         monkeypatch.setattr(owner, name, fault)
-        must_notice(test_engine.check_forest, model, test_ways.FOREST, 1e-8)
-        must_notice(test_ways.check_ways, model, test_ways.FOREST, 1e-8)
+        must_notice(test_engine.check_forest, model, test_backends.FOREST, 1e-8)
+        must_notice(test_backends.check_ways, model, test_backends.FOREST, 1e-8)
 
 
 def test_recomputed_weights_without_their_mask(monkeypatch):

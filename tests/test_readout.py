@@ -293,7 +293,7 @@ def test_layers_that_cannot_be_told_are_refused_before_training(place: Path, tmp
     for name in (place / "base").glob("*token*"):
         shutil.copy(name, tmp_path / "ctrl")
     with pytest.raises(
-        ConfigError, match="CTRLLMHeadModel cannot be read, so it can have no read-out; add --no_readout"
+        ConfigError, match="CTRLLMHeadModel cannot be captured, so it can have no linear probe; add --no_linear_probe"
     ):
         train(options_for(place, output_dir=tmp_path / "run", model_name_or_path=str(tmp_path / "ctrl")))
     assert not (tmp_path / "run").exists()

@@ -30,6 +30,7 @@ from softprompt import (
 from softprompt.config.compatibility import read_config
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
+from softprompt.engine import disk_spill
 from softprompt.engine import execute as running
 from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
@@ -234,11 +235,11 @@ def test_memory_and_disk_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) 
                 for ours, theirs in zip(kept.get(text).layers, fresh.get(text).layers, strict=True):
                     assert all(a.dtype is dtype and a.equal(b) for a, b in zip(ours, theirs, strict=True))
             assert list(tmp_path.iterdir()) == [], "the file has no name"
-            size = os.fstat(kept._shelf._file.fileno()).st_size + sum(map(len, kept._held.values()))
+            size = os.fstat(kept._spill._file.fileno()).st_size + sum(map(len, kept._in_memory.values()))
             per_token = 2 * 2 * 2 * 8 * dtype.itemsize  # keys and values, layers, key heads, head width
             assert size == per_token * sum(map(len, set(texts))), "and 16 bits stay 16"
-            assert bool(kept._held) == (memory > 0)
-    assert kept._shelf._file is None
+            assert bool(kept._in_memory) == (memory > 0)
+    assert kept._spill._file is None
 
 
 def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,17 +276,17 @@ def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
 
 def test_a_full_disk_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, given, prompt = tiny.base("llama"), examples(), tiny.prompt_for(tiny.base("llama"), P)
-    monkeypatch.setattr(keeping, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(disk_spill, "SPARE_BYTES", 1 << 60)
     with TextCache(model, 3000, tmp_path) as kept:
-        with pytest.warns(UserWarning, match="computed anew in each epoch, which is slow: allow more text_cache_memor"):
+        with pytest.warns(UserWarning, match="recomputed in each epoch, which is slow: raise text_cache_memor"):
             kept.read(example.input_ids for example in given)
-        assert 0 < len(kept._held) < 7
+        assert 0 < len(kept._in_memory) < 7
         assert_near(losses_of(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
 
 
 def test_a_write_that_fails_half_way_leaves_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = tiny.base("llama"), examples()
-    real = keeping.shutil.disk_usage
+    real = disk_spill.shutil.disk_usage
     answers = iter([real(tmp_path), real(tmp_path)])
 
     def usage(folder: Path) -> Any:
@@ -294,11 +295,11 @@ def test_a_write_that_fails_half_way_leaves_nothing_wrong(tmp_path: Path, monkey
             raise OSError(28, "No space left on device")
         return found
 
-    monkeypatch.setattr(keeping.shutil, "disk_usage", usage)
+    monkeypatch.setattr(disk_spill.shutil, "disk_usage", usage)
     with TextCache(model, 0, tmp_path) as kept:
         with pytest.warns(UserWarning, match="No space left on device"):
             kept.read(example.input_ids for example in given)
-        assert len(kept._shelved) == 2
+        assert len(kept._on_disk) == 2
         prompt = tiny.prompt_for(model, P)
         assert_near(losses_of(model, prompt, given, kept), plain_all(model, prompt, given), 2e-5)
 

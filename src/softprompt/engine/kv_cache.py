@@ -1,4 +1,4 @@
-"""What is known of a node: computed once, read by many."""
+"""The KV cache of a node of a token tree: computed once, read by many."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class KVCache:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them, hidden states last."""
+        """All tensors, hidden states last."""
         return [*(each for pair in self.layers for each in pair), self.hidden]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> KVCache:
-        """The same with each tensor changed."""
+        """A cache of changed tensors."""
         return KVCache(tuple((change(k), change(v)) for k, v in self.layers), change(self.hidden))
 
     def detach(self) -> KVCache:
-        """The same without history."""
+        """The cache without its autograd history."""
         return self.map(torch.Tensor.detach)

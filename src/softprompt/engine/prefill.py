@@ -1,18 +1,14 @@
-"""A prompt computed once: its keys, values and hidden states, read by everything behind it."""
+"""Shim; see ``ModelRunner.prefill_prompt``."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.families import check_depth
-from .execute import compute
 from .kv_cache import KVCache
-from .tree import ROOT, Tree
+from .runner import ModelRunner
 
 
 def prefill(base: PreTrainedModel, prompt: Tensor) -> KVCache:
-    """What a prompt ``[P, D]`` leaves behind in each layer; differentiable."""
-    check_depth(base.config, len(prompt))
-    dtype = next(base.get_input_embeddings().parameters()).dtype
-    return compute(base.base_model, Tree((ROOT,), (len(prompt),)), prompt.to(dtype))[0]
+    """See ``ModelRunner.prefill_prompt``."""
+    return ModelRunner(base).prefill_prompt(prompt)

@@ -1,7 +1,7 @@
-"""A decoder that the tests do not cover proves itself before its first use: the engine against plain forwards.
+"""Self-check of decoders that the tests do not cover: before first use, the engine is compared with plain forwards.
 
-Most ways to be wrong are silent (a model that ignores positions, whose window counts padding, that reads
-more from token ids than their embeddings), so nothing but the numbers tells. A few dozen tokens do.
+Most faults would be silent (a model that ignores positions, a window that counts padding, a model that reads more from
+token ids than their embeddings), so only a comparison of numbers finds them. A few dozen tokens are enough.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .tree import ROOT, Plan, Tree
 #         └─ 1
 PARENTS, LENGTHS = (ROOT, 0, 1, 1, 0, 4, 0), (7, 5, 2, 3, 11, 2, 1)
 NARROW = 6
-"""A window that these rows outgrow."""
+"""A window shorter than these rows."""
 
-# What rounding explains, in results and in gradients. SmolLM2-135M differs by 3e-6 and 4e-5 in float32, by 2e-3
+# Tolerances for rounding, in results and in gradients. SmolLM2-135M differs by 3e-6 and 4e-5 in float32, by 2e-3
 # and 2e-2 in float16, by 2e-2 and 3e-1 in bfloat16; with positions that are off by one, by 1e-1 and 6e-1 in all.
 _TOLERANCE = {torch.float64: (1e-6, 1e-6), torch.float32: (1e-3, 1e-3), torch.float16: (2e-2, 2e-1)}
-_COARSE = (6e-2, 7e-1)  # bfloat16, and what computes in less
+_COARSE = (6e-2, 7e-1)  # bfloat16 and fewer bits
 
 _passed: WeakSet[PreTrainedModel] = WeakSet()
 _announced: set[type] = set()
@@ -46,7 +46,7 @@ _announced: set[type] = set()
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two computations of one thing are apart, and may be, as a share of its norm."""
+    """Difference between two computations of one quantity, and the most allowed, relative to its norm."""
 
     what: str
     size: float
@@ -54,14 +54,14 @@ class Difference:
 
 
 def check_unlisted(base: PreTrainedModel, name: str) -> None:
-    """Let a model through whose type is in ``families.VERIFIED``, or that the engine runs as it runs alone.
+    """Accept a model whose type is in ``families.VERIFIED``, or on which the engine agrees with plain forwards.
 
-    Runs once per model, on a few dozen tokens, and says so once per class in a ``UserWarning``. The model
-    and the random state stay as they were. A model whose weights are not here yet (meta device, sharded
-    away) cannot be checked; the warning says that instead.
+    Runs once per model, on a few dozen tokens, and warns once per class (``UserWarning``). The model and the random
+    state stay as they were. A model without weights yet (meta device, sharded) cannot be checked; the warning states
+    that instead.
 
     Args:
-        name: what messages call the model.
+        name: of the model, for messages.
 
     Raises:
         BaseModelError: its results differ, or it fails.
@@ -78,7 +78,7 @@ def check_unlisted(base: PreTrainedModel, name: str) -> None:
             found = list(differences(base))
     except (SoftPromptError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # code that nobody has tried here raises anything
+    except Exception as error:  # untested code may raise anything
         reason = f"{type(error).__name__}: {essence(error)}"
         raise BaseModelError(f"{what}, and fails its self-check ({reason}); {advice}") from error
     for each in found:
@@ -94,7 +94,7 @@ def check_unlisted(base: PreTrainedModel, name: str) -> None:
 
 
 def differences(base: PreTrainedModel) -> Iterator[Difference]:
-    """All that the engine relies on, compared on a small tree of random tokens.
+    """Differences in all that the engine relies on, on a small tree of random tokens.
 
     A window wider than the rows is narrowed, in a copy that shares the weights: a row longer than a window
     of 4,096 tokens would cost minutes.
@@ -106,7 +106,7 @@ def differences(base: PreTrainedModel) -> Iterator[Difference]:
     with torch.no_grad():
         yield from _around_the_backbone(base, ids[: max(LENGTHS)])
         embeds = base.get_input_embeddings()(ids[: LENGTHS[0]])
-        # Between tokens: like embeddings, but those of none, since some models look up whose they are (Gemma 4).
+        # Means of two embeddings, which belong to no token: some models look the token up (Gemma 4).
         prompt = (embeds + embeds.roll(1, 0)) / 2
     yield from _in_the_tree(base, plan, prompt)
     windows = _windows(base)
@@ -116,7 +116,7 @@ def differences(base: PreTrainedModel) -> Iterator[Difference]:
 
 
 def _around_the_backbone(base: PreTrainedModel, ids: Tensor) -> Iterator[Difference]:
-    """Embeddings say all that token ids say, and hidden states all that the head reads."""
+    """Embeddings in place of token ids, and hidden states in place of the backbone, give the same logits."""
     allowed, _ = _tolerance(base)
     embeds = base.get_input_embeddings()(ids)[None]
     by_ids = base(input_ids=ids[None], use_cache=False).logits[0]
@@ -127,7 +127,7 @@ def _around_the_backbone(base: PreTrainedModel, ids: Tensor) -> Iterator[Differe
 
 
 def _in_the_tree(base: PreTrainedModel, plan: Plan, prompt: Tensor) -> Iterator[Difference]:
-    """Hidden states and the prompt's gradient: the tree through the engine, and each of its paths alone."""
+    """Hidden states and the prompt's gradient: the whole tree by the engine, and each of its paths alone."""
     allowed, allowed_backward = _tolerance(base)
     virtual = prompt.detach().requires_grad_()
     together = hidden_states(base, plan, virtual)
@@ -135,7 +135,7 @@ def _in_the_tree(base: PreTrainedModel, plan: Plan, prompt: Tensor) -> Iterator[
     ours, plain = [together[flat] for flat, _ in alone], [hidden for _, hidden in alone]
     found = [_difference("hidden states", *pair, allowed) for pair in zip(ours, plain, strict=True)]
     yield max(found, key=lambda difference: difference.size)
-    # Random weights, since a plain sum of what a LayerNorm gives has no gradient.
+    # Random weights, since the plain sum of a LayerNorm's output has no gradient.
     weights = [_random_like(hidden) for hidden in plain]
     (gradient,), (expected,) = (torch.autograd.grad(side, virtual, weights) for side in (ours, plain))
     yield _difference("gradients of the prompt", gradient, expected, allowed_backward)
@@ -162,24 +162,24 @@ def _difference(what: str, ours: Tensor, plain: Tensor, allowed: float) -> Diffe
 
 
 def _random_like(states: Tensor) -> Tensor:
-    """Standard normal numbers, the same ones each time."""
+    """Standard normal numbers, the same in each run."""
     return torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states)
 
 
 def _random_ids(base: PreTrainedModel, count: int) -> Tensor:
-    """Token ids, the same ones each time, without special tokens: models may take these for padding or images."""
+    """Token ids, the same in each run, without special tokens, which may stand for padding or images."""
     special = [value for name, value in vars(base.config).items() if name.endswith("token_id")]
     vocabulary = base.config.get_text_config().vocab_size
     drawn = torch.randint(vocabulary, (16 * count,), generator=torch.Generator().manual_seed(0)).tolist()
     ids = [token for token in drawn if token not in special][:count]
-    return torch.tensor(ids, device="cpu" if base.device.type == "meta" else base.device)  # meta: put aside
+    return torch.tensor(ids, device="cpu" if base.device.type == "meta" else base.device)  # meta: offloaded
 
 
 # -- windows -----------------------------------------------------------------------------------------
 
 
 def _windows(base: PreTrainedModel) -> dict[str, int]:
-    """Sizes of the windows of local layers, by the config's names for them."""
+    """Window sizes of local layers, by the config's names for them."""
     names = ("window", "attention_chunk", "local_attention")
     values = vars(base.config.get_text_config()).items()
     found = {name: value for name, value in values if isinstance(value, int) and value > 1}
@@ -187,7 +187,7 @@ def _windows(base: PreTrainedModel) -> dict[str, int]:
 
 
 def _narrowed(base: PreTrainedModel, windows: dict[str, int]) -> PreTrainedModel:
-    """A copy of a model with the same weights, and windows that the self-check's rows outgrow."""
+    """A copy of a model with the same weights, and windows shorter than the self-check's rows."""
     twin = copy.deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
     for owner in (twin.config.get_text_config(), *twin.modules()):
         for name, window in windows.items():
@@ -200,7 +200,7 @@ def _narrowed(base: PreTrainedModel, windows: dict[str, int]) -> PreTrainedModel
 
 
 def _has_weights(base: PreTrainedModel) -> bool:
-    """Whether there is something to compute with; hooks of accelerate fetch what it has put aside."""
+    """Whether the weights are there; hooks of accelerate fetch what it has offloaded."""
     if hasattr(base, "hf_device_map"):
         return True
     return not any(parameter.is_meta or not parameter.numel() for parameter in base.parameters())
@@ -208,7 +208,7 @@ def _has_weights(base: PreTrainedModel) -> bool:
 
 @contextmanager
 def _as_found(base: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model is in ``eval()`` and gradients are on; afterwards all is as it was, random state included."""
+    """Inside, the model is in ``eval()`` and gradients are on; afterwards modes and random state are as before."""
     training = [module for module in base.modules() if module.training]
     devices = [base.device] if base.device.type == "cuda" else []
     base.eval()
@@ -221,7 +221,7 @@ def _as_found(base: PreTrainedModel) -> Iterator[None]:
 
 
 def _tolerance(base: PreTrainedModel) -> tuple[float, float]:
-    """Largest differences that rounding explains, in results and in gradients."""
+    """Largest differences that rounding can cause, in results and in gradients."""
     coarse = getattr(base, "is_quantized", False) or torch.get_float32_matmul_precision() != "highest"
     return _COARSE if coarse else _TOLERANCE.get(base.dtype, _COARSE)
 

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from ..engine.loss import hidden_states
 from ..engine.row_prompts import RowPrompts
-from ..engine.surgery.lm_head import with_hidden_states
+from ..engine.surgery.lm_head import without_backbone
 from ..errors import ConfigError
 from ..types import IGNORE_INDEX
 from .forward import Batch, plan_batch
@@ -47,7 +47,7 @@ def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> M
     hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)[plan.predictors]
     asked = {} if batch.num_items is None else {"num_items_in_batch": batch.num_items}
     found = base.forward.__func__(
-        with_hidden_states(base, hidden),
+        without_backbone(base),
         inputs_embeds=hidden[None],
         shift_labels=plan.targets[None],
         fused_lm_head=True,

@@ -1,8 +1,8 @@
-"""Decoding with a prompt in front, by transformers' own ``generate``.
+"""Generation with a prompt, by transformers' own ``generate``.
 
-``generate`` runs on a variant of the base whose ``forward`` places the prompt. The base is not touched.
-Rows of a batch are laid out as ``[ pads | prompt | tokens ]``: no padding ever stands between a row's
-prompt and its tokens, so every row continues as it would alone, sliding windows and ALiBi included.
+``generate`` runs on a variant of the base whose ``forward`` adds the prompt. The base is not touched. Rows of a batch
+are laid out as ``[ pads | prompt | tokens ]``: no padding separates a row's prompt from its tokens, so every row
+continues as it would alone, sliding windows and ALiBi included.
 
 The first call is the prefill; each further call reads one token per row. The engine computes the prefill and fills
 the KV cache for the calls that follow.
@@ -11,7 +11,6 @@ the KV cache for the calls that follow.
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +22,15 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..engine.execute import compute
 from ..engine.loss import embed
 from ..engine.plans import split_rows
 from ..engine.row_prompts import RowPrompts, columns
-from ..engine.surgery.fused import fused
-from ..engine.surgery.lm_head import is_hooked, logits_of
-from ..engine.surgery.view import variant, view
+from ..engine.runner import ModelRunner
+from ..engine.surgery.lm_head import is_hooked
+from ..engine.surgery.view import variant, without_hooks
 from ..errors import ConfigError
 from ..models.families import check_depth
+from .generation_overrides import check_static_cache, overrides, with_guidance
 
 UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens")
 
@@ -75,7 +74,7 @@ def lay_out(real: Tensor, virtual: Tensor, before: Tensor | None = None) -> Layo
     Args:
         real: ``[B, T]``, true at tokens.
         virtual: ``[B, P]``, true at virtual tokens.
-        before: ``[B]`` tokens of each row that stand in front of the prompt; none by default.
+        before: ``[B]`` tokens of each row that precede the prompt; none by default.
     """
     before = real.new_zeros(len(real), 1, dtype=torch.long) if before is None else before[:, None]
     rank = real.cumsum(1) - 1  # [B, T]
@@ -96,18 +95,18 @@ def prompted_call(
     attention_mask: Tensor | None = None,
     past_key_values: Cache | None = None,
     position_ids: Tensor | None = None,
-    engine: bool = False,
+    runner: ModelRunner | None = None,
     suffix: bool | Tensor = False,
     **kwargs: Any,
 ) -> tuple[Any, Tensor | None]:
-    """One call of the base with a prompt in front of each row; with a filled cache, a continuation of such a call.
+    """One call of the base with a prompt in each row; with a filled cache, a continuation of such a call.
 
     Args:
         input_ids: ``[B, T]``, or ``inputs_embeds`` ``[B, T, D]``; only the new tokens when the cache is filled.
         attention_mask: ``[B, tokens so far]``, padding anywhere in the first call, none after it.
         position_ids: ignored; positions follow from the layout.
-        engine: whether the engine may compute the prefill if only the last logits are asked for.
-        behind: the prompt stands behind the tokens of the first call; or behind the first so many of each row, ``[B]``.
+        runner: computes the prefill, if given and only the last logits are asked for.
+        suffix: the prompt follows the tokens of the first call; or the first so many of each row, ``[B]``.
 
     Returns:
         The base's output, and ``Layout.order`` of a first call (``None`` for a continuation).
@@ -121,8 +120,8 @@ def prompted_call(
     real = real_tokens(new, attention_mask)
     before = suffix if isinstance(suffix, Tensor) else real.sum(1) if suffix else None
     layout = lay_out(real, prompts.index >= 0, before)
-    if engine and before is None and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
-        return _read_rows(base, prompts, new, real, layout, past_key_values), layout.order
+    if runner and before is None and not is_hooked(base) and _can_be_filled(past_key_values, kwargs):
+        return _read_rows(runner, prompts, new, real, layout, past_key_values), layout.order
     return base(**first_inputs(base, prompts, new, layout, past_key_values), **kwargs), layout.order
 
 
@@ -221,7 +220,7 @@ def _flat_mask(mask: Tensor, width: int) -> Tensor:
 
 
 def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
-    """Whether the engine can make a first call: it fills a plain growing cache, and answers with the last logits."""
+    """Whether the engine can compute a first call: it fills a plain growing cache, and returns the last logits."""
     usual = {"use_cache": True, "return_dict": True, "logits_to_keep": 1, "mm_encoder_outputs": {}}
     others = {name: value for name, value in asked.items() if value is not None and value is not False}
     return (
@@ -235,11 +234,11 @@ def _can_be_filled(cache: Cache | None, asked: dict[str, Any]) -> bool:
 
 
 def _read_rows(
-    base: PreTrainedModel, prompts: RowPrompts, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
+    runner: ModelRunner, prompts: RowPrompts, new: Tensor, real: Tensor, layout: Layout, cache: Cache | None
 ) -> CausalLMOutputWithPast:
     """The prefill by the engine: the same cache, and logits ``[B, 1, V]`` of the last position.
 
-    Padding is skipped, and each prompt and what rows share at their start (beams: all) are computed once.
+    Padding is skipped; each prompt, and prefixes that rows share (beams: all of it), are computed once.
 
     Args:
         new: ids ``[B, T]``, or embeddings ``[B, T, D]``.
@@ -250,7 +249,7 @@ def _read_rows(
     ids, embeds = (given.tolist(), None) if new.ndim == 2 else (range(len(given)), given)
     rows = split_rows(ids, real.sum(1).tolist())  # embeddings are not compared, so all count as different
     plan = prompts.plan(rows, None, new.device)
-    found = compute(base.base_model, plan.tree, embed(base, plan, prompts.matrix, embeds))
+    found = runner.prefill(plan.tree, embed(runner.base, plan, prompts.matrix, embeds))
     nodes = [found[node] for node in sorted(found)]  # in flat order
     places = columns(plan, prompts, real)  # [B, P + T]
     slots = torch.zeros_like(places).scatter(1, layout.order, 1 + places)  # 0 for a pad, 1 + i for flat token i
@@ -258,60 +257,59 @@ def _read_rows(
         keys, values = (_placed([node.layers[layer][side] for node in nodes], slots) for side in (0, 1))
         cache.update(keys, values, layer)
     hidden = torch.cat([node.hidden for node in nodes])[slots[:, -1] - 1]
-    return CausalLMOutputWithPast(logits=logits_of(base, hidden)[:, None], past_key_values=cache)
+    return CausalLMOutputWithPast(logits=runner.logits(hidden)[:, None], past_key_values=cache)
 
 
 def _placed(states: Sequence[Tensor], slots: Tensor) -> Tensor:
-    """States ``[1, heads, n, d]`` of nodes, one after the other, as ``slots`` ``[B, S]`` say: ``[B, heads, S, d]``."""
-    together = F.pad(torch.cat(list(states), dim=2), (0, 0, 1, 0))  # a pad's are zero
+    """States ``[1, heads, n, d]`` of nodes, in sequence, placed by ``slots`` ``[B, S]``: ``[B, heads, S, d]``."""
+    together = F.pad(torch.cat(list(states), dim=2), (0, 0, 1, 0))  # slot 0: zeros, for a pad
     return together[0][:, slots.to(together.device)].transpose(0, 1)
 
 
 def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
-    """The mask, with zeros for the places of a static cache that are still empty (ALiBi is made from it)."""
+    """The mask, with zeros for positions of a static cache that are still empty (ALiBi is computed from it)."""
     if cache is None or not cache.is_compileable or any(layer.is_sliding for layer in cache.layers):
         return mask
     return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
 def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, suffix: bool = False, **kwargs: Any) -> Any:
-    """``base.generate`` with a prompt in front of each row. Arguments and return value are those of transformers.
+    """``base.generate`` with a prompt in each row. Arguments and return value are those of transformers.
 
-    Returned sequences hold the caller's ids and the new ones; virtual tokens never appear, nor do they
+    Returned sequences hold the caller's ids and the new ones; virtual tokens do not appear in them, nor do they
     count towards ``max_length``.
 
     Args:
-        behind: text, prompt, new tokens.
+        suffix: text, prompt, new tokens.
 
     Raises:
-        ConfigError: assisted decoding or prompt look-up, which count cache positions themselves; a filled cache
-            behind which a prompt would have to stand.
+        ConfigError: assisted decoding or prompt look-up, which count cache positions themselves; a static cache where
+            it would be wrong; a suffix prompt with a filled cache.
     """
     config = kwargs.get("generation_config") or base.generation_config
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
     if suffix:
-        kwargs["use_cache"] = True  # without, each call would be a first one, and the prompt would move along
+        kwargs["use_cache"] = True  # without, each call would be a first one, and the prompt would move
     if (cache := kwargs.get("past_key_values")) is not None:
         if suffix and int(cache.get_seq_length()):
-            raise ConfigError("a prompt behind the text stands in one turn only; leave the filled past_key_values out")
+            raise ConfigError("a suffix prompt works for one turn only; leave the filled past_key_values out")
         kwargs.setdefault("use_cache", True)  # MPT's own default is not to
-    if base.config.model_type == "gpt_neo" and "static" in (kwargs.get("cache_implementation") or ""):
-        raise ConfigError(
-            "gpt_neo gives wrong tokens with a static cache in transformers; leave cache_implementation out"
-        )
-    kwargs["prefill_chunk_size"] = None  # chunks would part a padded row from its prompt; the result is the same
-    return _prompted(view(base, fused), prompts, suffix).generate(*args, **kwargs)
+    static = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    check_static_cache(base, static or "")
+    kwargs["prefill_chunk_size"] = None  # chunks would separate a padded row from its prompt; the result is the same
+    runner = ModelRunner(base)
+    return _prompted(runner, prompts, suffix).generate(*args, **with_guidance(runner.fused_base, kwargs))
 
 
-def _prompted(base: PreTrainedModel, prompts: RowPrompts, suffix: bool) -> PreTrainedModel:
-    """A variant of the base whose calls have a prompt in front (or behind), for transformers' ``generate``."""
-    length = prompts.width
+def _prompted(runner: ModelRunner, prompts: RowPrompts, suffix: bool) -> PreTrainedModel:
+    """A variant of the base whose calls include the prompts, for transformers' ``generate``."""
+    base, length = runner.fused_base, prompts.width
 
     @functools.wraps(base.forward)
     def forward(**inputs: Any) -> Any:
-        return prompted_call(base, prompts, engine=True, suffix=suffix, **inputs)[0]
+        return prompted_call(base, prompts, runner=runner, suffix=suffix, **inputs)[0]
 
     @functools.wraps(base.prepare_inputs_for_generation)
     def prepare(
@@ -329,16 +327,6 @@ def _prompted(base: PreTrainedModel, prompts: RowPrompts, suffix: bool) -> PreTr
         )
         return {**prepared, "attention_mask": attention_mask}  # 2-D always: the layout is ours to mask
 
-    @functools.wraps(base._prepare_static_cache)
-    def static_cache(*, max_cache_len: int, **inputs: Any) -> Cache:
-        return base._prepare_static_cache(max_cache_len=max_cache_len + length, **inputs)
-
-    return variant(
-        base,
-        forward=forward,
-        prepare_inputs_for_generation=prepare,
-        _prepare_static_cache=static_cache,
-        _get_logits_processor=base._get_logits_processor,  # guidance_scale: the unconditional side is the base
-        _forward_hooks=OrderedDict(),  # the base's own call runs them
-        _forward_pre_hooks=OrderedDict(),
+    return without_hooks(  # the base's own call runs them
+        variant(base, forward=forward, prepare_inputs_for_generation=prepare, **overrides(base, length))
     )

@@ -1,14 +1,13 @@
-"""Attention in a packed tree: every token reads its ancestors and the tokens before it in its own node.
+"""Attention in a packed tree on the CPU: every token attends to its ancestors and to earlier tokens of its node.
 
-All tokens lie in one sequence, in which a subtree is one stretch. So there is no padding and no ``T x T``
-mask: the sequence is cut into *blocks*, runs of queries that read the same ancestors, and a block's keys
-are a few slices::
+All tokens lie in one sequence, in which a subtree is contiguous. So there is no padding and no ``T x T`` mask: the
+sequence is cut into *blocks*, ranges of queries with the same ancestors, and a block's keys are a few slices::
 
     block of row 2:   keys = [ prompt | row 2 up to its own tokens ]     scores [heads, n, m]
 
-Scores are explicit, which for short rows is twice as fast as the fused kernel torch has for CPUs. Rows
-longer than ``BLOCK`` are several blocks, whose probabilities are computed again in the backward pass (as
-in FlashAttention, Dao et al. 2022, arXiv:2205.14135), so memory grows with the length, not its square.
+Scores are explicit, which for short rows is twice as fast as torch's fused kernel for CPUs. Rows longer than ``BLOCK``
+are several blocks, whose probabilities are recomputed in the backward pass (as in FlashAttention, Dao et al. 2022,
+arXiv:2205.14135), so memory grows with the length, not its square.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..surgery.fused import batched
+from ..surgery.linear import batched
 from ..tree import ROOT, Tree
 
 BLOCK = 128
-"""Maximum queries of a block: part of a long row, or short nodes below one parent."""
+"""Most queries of a block: part of a long row, or short nodes below one parent."""
 KEEP_KEYS = 256
-"""Blocks with at most so many keys keep their probabilities for the backward pass; others compute them again."""
+"""Most keys of a block that keeps its probabilities for the backward pass; larger ones recompute them."""
 OWN = -1
 
 
 class Keys(NamedTuple):
-    """A slice of keys: tokens ``start .. stop - 1`` of ``source``, ``OWN`` for this run or else a known node."""
+    """A slice of keys: tokens ``start .. stop - 1`` of ``source``, which is ``OWN`` for this run or a cached node."""
 
     source: int
     start: int
@@ -42,12 +41,12 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Queries ``start .. stop - 1`` of the run, the keys they read and, among themselves, who reads whom.
+    """Queries ``start .. stop - 1`` of the run, the keys they read, and which of their own tokens each may read.
 
     Attributes:
         reads: slices of keys in reading order; the last n are the queries' own tokens.
-        ends: ``[n]`` where each query's subtree ends, for several nodes in one block; ``None`` for one node,
-            in which every token reads those before it.
+        ends: ``[n]`` where each query's subtree ends, for several nodes in one block; ``None`` for one node, in which
+            attention is causal.
     """
 
     start: int
@@ -65,8 +64,8 @@ class Block:
         return sum(keys.stop - keys.start for keys in self.reads)
 
     @cached_property
-    def num_known_first(self) -> int:
-        """How many of the first keys are of known nodes."""
+    def num_cached_first(self) -> int:
+        """Number of keys of cached nodes before the first key of this run."""
         own = next(i for i, keys in enumerate(self.reads) if keys.source == OWN)
         return sum(keys.stop - keys.start for keys in self.reads[:own])
 
@@ -87,16 +86,16 @@ class Packing:
     """A tree in one sequence, for one run of the model.
 
     Attributes:
-        tree: all nodes, with those that are known.
-        known: nodes whose keys and values are given.
+        tree: all nodes, cached ones included.
+        cached: nodes whose keys and values are given.
         device: of the run.
-        cache: masks, which all layers share.
+        shared: masks and layouts, which all layers share.
     """
 
     tree: Tree
-    known: frozenset[int]
+    cached: frozenset[int]
     device: torch.device
-    cache: dict[Any, Any] = field(default_factory=dict, init=False)
+    shared: dict[Any, Any] = field(default_factory=dict, init=False)
 
     @property
     def length(self) -> int:
@@ -105,13 +104,13 @@ class Packing:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each node's tokens begin in the run (known ones have none there); then its end."""
-        return self.tree.starts_without(self.known)
+        """Where each node's tokens begin in the run (cached nodes have none there); then its end."""
+        return self.tree.starts_without(self.cached)
 
     @cached_property
     def positions(self) -> Tensor:
         """``[T]`` depth of each token of the run."""
-        nodes = [node for node in range(len(self.tree.lengths)) if node not in self.known]
+        nodes = [node for node in range(len(self.tree.lengths)) if node not in self.cached]
         lengths = torch.tensor([self.tree.lengths[node] for node in nodes])
         first = torch.tensor([self.tree.depths[node] - self.starts[node] for node in nodes])
         offsets = torch.repeat_interleave(first, lengths)
@@ -119,7 +118,7 @@ class Packing:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """The blocks, in order; together they hold each token of the run once."""
+        """The blocks, in order; each token of the run is in one of them."""
         return [block for group in self._groups() for block in self._cut(group)]
 
     def _groups(self) -> Iterator[list[int]]:
@@ -132,11 +131,11 @@ class Packing:
         for node, length in enumerate(self.tree.lengths):
             if not length:
                 continue
-            if group and (node in self.known or size + length > BLOCK or self.tree.span(node).start >= end):
+            if group and (node in self.cached or size + length > BLOCK or self.tree.span(node).start >= end):
                 yield group
                 group, size = [], 0
-            if node in self.known:
-                continue  # nodes below it attend to it separately
+            if node in self.cached:
+                continue  # its keys are slices of their own
             if not group:
                 parent = self.tree.parents[node]
                 end = 0 if parent == ROOT else self.tree.ends[parent]
@@ -160,7 +159,7 @@ class Packing:
     def _above(self, node: int) -> list[Keys]:
         found: list[Keys] = []
         while (node := self.tree.parents[node]) != ROOT:
-            source, start = (node, 0) if node in self.known else (OWN, self.starts[node])
+            source, start = (node, 0) if node in self.cached else (OWN, self.starts[node])
             found.append(Keys(source, start, start + self.tree.lengths[node]))
         return found[::-1]
 
@@ -177,25 +176,25 @@ class Packing:
         )
 
     def narrow(self, window: int | None) -> int | None:
-        """The window, or ``None`` where it hides nothing."""
+        """The window, or ``None`` where it masks nothing."""
         return None if window is None or window >= self.tree.depth else window
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What to add to the scores of block ``number``, for its last keys: ``[n, n]``, or ``[n, m]`` with a window."""
+        """Additive mask of block ``number`` for its last keys, ``[n, n]``; for all keys, ``[n, m]``, with a window."""
         window = self.narrow(window)
         key = (number, window, dtype)
-        if key not in self.cache:  # every layer asks for the same few
+        if key not in self.shared:  # the same few for every layer
             block = self.blocks[number]
             hidden = block.hidden_pairs(self.positions, self.key_positions(block), window)
-            self.cache[key] = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(
+            self.shared[key] = torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill_(
                 hidden, float("-inf")
             )
-        found: Tensor = self.cache[key]
+        found: Tensor = self.shared[key]
         return found
 
 
 def _joined(slices: Sequence[Keys]) -> tuple[Keys, ...]:
-    """The same keys in as few slices as can be."""
+    """The same keys in as few slices as possible."""
     found: list[Keys] = []
     for keys in slices:
         if keys.start == keys.stop:
@@ -207,13 +206,13 @@ def _joined(slices: Sequence[Keys]) -> tuple[Keys, ...]:
 
 
 class Rule(NamedTuple):
-    """How a layer scores.
+    """How a layer computes scores.
 
     Attributes:
         scale: factor of the products of queries and keys.
-        window: tokens a query sees, itself included; ``None`` for all.
-        softcap: bound that scores are squashed into (Gemma 2).
-        slopes: ``[heads]`` what each position adds to the scores of its key (ALiBi).
+        window: tokens that a query reads, itself included; ``None`` for all.
+        softcap: scores are squashed into ``-softcap .. softcap`` (Gemma 2).
+        slopes: ``[heads]`` added to the scores of a key per position (ALiBi).
     """
 
     scale: float
@@ -228,19 +227,19 @@ def attend(
     value: Tensor,
     packing: Packing,
     rule: Rule,
-    known: dict[int, tuple[Tensor, Tensor]],
+    cached: dict[int, tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Attention of all tokens of a run.
 
     Args:
         query: ``[1, heads, T, d]``.
         key, value: ``[1, key heads, T, d]``; each serves ``heads / key heads`` heads.
-        known: keys and values ``[1, key heads, n, d]`` of the known nodes.
+        cached: keys and values ``[1, key heads, n, d]`` of the cached nodes.
 
     Returns:
         ``[1, T, heads, d]``.
     """
-    flat = [states for node in sorted(known) for states in known[node]]
+    flat = [states for node in sorted(cached) for states in cached[node]]
     result: Tensor = _Attention.apply(query, key, value, packing, rule, *flat)  # type: ignore[no-untyped-call]
     return result
 
@@ -248,9 +247,9 @@ def attend(
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule, *known: Tensor
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule, *cached: Tensor
     ) -> Tensor:
-        scores = _Scores(packing, rule, query, key, value, known)
+        scores = _Scores(packing, rule, query, key, value, cached)
         out = scores.by_head(value.shape[-1])
         kept: list[Tensor] = []
         for number, block in enumerate(packing.blocks):
@@ -258,8 +257,8 @@ class _Attention(torch.autograd.Function):
             batched(weights, scores.values(block), out=_rows(out, block))
             if any(ctx.needs_input_grad) and scores.keeps(block):
                 kept.append(weights)
-        ctx.save_for_backward(query, key, value, *known, *kept)
-        ctx.given = packing, rule, len(known)
+        ctx.save_for_backward(query, key, value, *cached, *kept)
+        ctx.given = packing, rule, len(cached)
         return _in_order(out).to(query.dtype)
 
     @staticmethod
@@ -267,19 +266,19 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         packing, rule, count = ctx.given
         query, key, value, *others = ctx.saved_tensors
-        known, kept = others[:count], iter(others[count:])
-        scores = _Scores(packing, rule, query, key, value, known)
+        cached, kept = others[:count], iter(others[count:])
+        scores = _Scores(packing, rule, query, key, value, cached)
         to_query = scores.by_head(query.shape[-1])
-        wanted = any(ctx.needs_input_grad[5:])  # of known nodes: not where they are texts, known for good
+        wanted = any(ctx.needs_input_grad[5:])  # of cached nodes: not of texts, which take none
         to_keys, to_values = _Gradients(scores.key, wanted), _Gradients(scores.value, wanted)
         grad = scores.by_head(grad.shape[-1]).copy_(_by_group(grad.transpose(1, 2), scores.heads))
         for number, block in enumerate(packing.blocks):
             weights, squash = (next(kept), None) if scores.keeps(block) else scores.weights(number)
             rows = _rows(grad, block)
-            skipped = 0 if wanted else block.num_known_first
+            skipped = 0 if wanted else block.num_cached_first
             to_values.add(block, skipped, batched(weights[..., skipped:].transpose(1, 2), rows))
             to_scores = batched(rows, scores.values(block).transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_scores, weights, -1, weights.dtype)
+            to_scores = softmax_backward(to_scores, weights)
             if squash is not None:
                 to_scores.mul_(squash)
             batched(to_scores, scores.keys(block), out=_rows(to_query, block))
@@ -290,8 +289,20 @@ class _Attention(torch.autograd.Function):
             to_values.of(OWN, value.dtype),
             None,
             None,
-            *(of.of(node, key.dtype) for node in sorted(packing.known) for of in (to_keys, to_values)),
+            *(of.of(node, key.dtype) for node in sorted(packing.cached) for of in (to_keys, to_values)),
         )
+
+
+_SOFTMAX_BACKWARD = getattr(torch, "_softmax_backward_data", None)
+"""torch's own kernel, one pass instead of four; private."""
+
+
+def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of a softmax's input, from that of its result ``weights``, along the last dimension."""
+    if _SOFTMAX_BACKWARD is None:
+        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
+    result: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, weights.dtype)
+    return result
 
 
 class _Scores:
@@ -301,19 +312,19 @@ class _Scores:
     """
 
     def __init__(
-        self, packing: Packing, rule: Rule, query: Tensor, key: Tensor, value: Tensor, known: Sequence[Tensor]
+        self, packing: Packing, rule: Rule, query: Tensor, key: Tensor, value: Tensor, cached: Sequence[Tensor]
     ) -> None:
         self.packing, self.rule = packing, rule
         self.heads, self.group, self.length = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
         self.exact = torch.promote_types(query.dtype, torch.float32)  # scores in 16 bits would be too coarse
         self.device = query.device
         self.query = self.by_head(query.shape[-1]).copy_(_by_group(query, self.heads)).mul_(rule.scale)
-        keys, values = ([each.to(self.exact)[0] for each in known[first::2]] for first in (0, 1))
-        self.key = {OWN: key.to(self.exact)[0]} | dict(zip(sorted(packing.known), keys, strict=True))
-        self.value = {OWN: value.to(self.exact)[0]} | dict(zip(sorted(packing.known), values, strict=True))
+        keys, values = ([each.to(self.exact)[0] for each in cached[first::2]] for first in (0, 1))
+        self.key = {OWN: key.to(self.exact)[0]} | dict(zip(sorted(packing.cached), keys, strict=True))
+        self.value = {OWN: value.to(self.exact)[0]} | dict(zip(sorted(packing.cached), values, strict=True))
 
     def by_head(self, width: int) -> Tensor:
-        """Room for ``[heads, T, group, width]``."""
+        """An uninitialised ``[heads, T, group, width]``."""
         return torch.empty(self.heads, self.length, self.group, width, dtype=self.exact, device=self.device)
 
     def keys(self, block: Block) -> Tensor:
@@ -346,7 +357,7 @@ class _Scores:
 
 
 class _Gradients:
-    """Where the gradients of keys (or values) add up; of known nodes only where they are wanted."""
+    """Sums of the gradients of keys (or values); of cached nodes only where they are wanted."""
 
     def __init__(self, states: dict[int, Tensor], wanted: bool) -> None:
         self._of = {
@@ -356,11 +367,11 @@ class _Gradients:
         }
 
     def of(self, source: int, dtype: torch.dtype) -> Tensor | None:
-        """Of the run's own tokens (``OWN``) or of a known node, ``[1, heads, T, d]``."""
+        """Of the run's own tokens (``OWN``) or of a cached node, ``[1, heads, T, d]``."""
         return self._of[source][None].to(dtype) if source in self._of else None
 
     def add(self, block: Block, skipped: int, found: Tensor) -> None:
-        """Add a block's ``[heads, m - skipped, d]``, which lacks its first keys."""
+        """Add a block's ``[heads, m - skipped, d]``, without its first keys."""
         place = -skipped
         for source, start, stop in block.reads:
             if source in self._of:

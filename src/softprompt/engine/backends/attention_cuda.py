@@ -1,12 +1,12 @@
-"""Attention in a packed tree on a GPU: the blocks side by side, in few calls of torch's fused attention.
+"""Padded-block attention: attention in a packed tree on a GPU, in few calls of torch's fused attention.
 
-A GPU wants few and large operations. So the blocks of ``attention.py`` are padded to a common size and become a
-batch; the linear layers around it still see every token once. Who reads whom is two comparisons, since in preorder
-a subtree is one stretch: query ``i`` reads key ``j`` iff ``j <= i < end of the subtree of j's node``. Short runs are
-one block, in which all pairs are compared and nothing needs gathering.
+A GPU wants few and large operations. So the blocks of ``attention_cpu.py`` are padded to a common size and become a
+batch; the linear layers around it still see every token once. A mask is two comparisons, since a subtree is contiguous
+in preorder: query ``i`` reads key ``j`` iff ``j <= i < end of the subtree of j's node``. Short runs are one block, in
+which all pairs are compared and nothing needs gathering.
 
-Nothing is compiled: torch's flex_attention, which skips what a mask hides, took minutes to compile in float32, and
-cuDNN's attention plans anew for every shape. Here each step has shapes of its own.
+Nothing is compiled: torch's flex_attention, which skips masked blocks, took minutes to compile in float32, and cuDNN's
+attention plans anew for every shape, while each training step has shapes of its own.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch.utils.checkpoint import checkpoint
 from .attention_cpu import OWN, Block, Packing, Rule
 
 WHOLE = 1024
-"""Runs that read at most so many keys are one block: comparing all pairs costs less than gathering."""
+"""Most keys of a run that is one block: comparing all pairs costs less than gathering."""
 COPIES = 4
-"""Blocks that together read more than so many times the keys there are gather them again in the backward pass."""
+"""Blocks that together read more than so many times the number of keys gather them again in the backward pass."""
 ALIGNED = 8
-"""Elements that a row of a mask must be a multiple of; or every layer would make, and keep, a padded copy."""
+"""A mask's rows are a multiple of so many elements; otherwise every layer would make, and keep, a padded copy."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """G blocks of up to N queries that read up to M keys; shorter ones are padded with tokens that do not count.
+    """G blocks of up to N queries that read up to M keys; shorter ones are padded.
 
     Attributes:
-        queries: ``[G * N]`` which tokens of the run; ``None`` for all, in order, in one block.
-        keys: ``[G * M]`` which keys, those of known nodes counted first; ``None`` for all.
-        visible: ``[G, N, M]`` whether a query may read a key, windows aside.
+        queries: ``[G * N]`` indices of tokens of the run; ``None`` for all, in order, in one block.
+        keys: ``[G * M]`` indices of keys, those of cached nodes first; ``None`` for all.
+        visible: ``[G, N, M]`` whether a query may read a key, before windows.
         query_depth, key_depth: ``[G, N]`` and ``[G, M]`` positions.
     """
 
@@ -59,12 +59,12 @@ def attend_padded_blocks(
     value: Tensor,
     packing: Packing,
     rule: Rule,
-    known: dict[int, tuple[Tensor, Tensor]],
+    cached: dict[int, tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Attention of all tokens of a run, ``[1, T, heads, d]``; arguments as for ``attention.attend``."""
+    """Attention of all tokens of a run, ``[1, T, heads, d]``; arguments as for ``attention_cpu.attend``."""
     group = query.shape[1] // key.shape[1]
     keys, values = (
-        torch.cat([*(known[node][which] for node in sorted(known)), own], dim=2)[0].transpose(0, 1)  # [K, heads, d]
+        torch.cat([*(cached[node][which] for node in sorted(cached)), own], dim=2)[0].transpose(0, 1)  # [K, heads, d]
         for which, own in enumerate((key, value))
     )
     queries = query[0].transpose(0, 1)  # [T, heads * group, d]
@@ -104,10 +104,10 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bucket: Bucket, bias:
 
 
 def _bias(packing: Packing, number: int, rule: Rule, group: int, dtype: torch.dtype) -> Tensor:
-    """What to add to the scores of a bucket, ``[G, 1 or heads, N * group, M]``: the same for layers of one rule."""
+    """Additive mask of a bucket, ALiBi included, ``[G, 1 or heads, N * group, M]``: shared by layers of one rule."""
     window = packing.narrow(rule.window)
-    cache, name = packing.cache, ("bias", number, window, rule.slopes is None, group, dtype)
-    if name not in cache:
+    shared, name = packing.shared, ("bias", number, window, rule.slopes is None, group, dtype)
+    if name not in shared:
         bucket = _layout(packing)[0][number]
         visible = bucket.visible
         if window is not None:
@@ -118,17 +118,17 @@ def _bias(packing: Packing, number: int, rule: Rule, group: int, dtype: torch.dt
             bias = bias - (rule.slopes.view(-1, 1, group, 1) * bucket.distance[:, None, :, None]).to(dtype)
         bias = bias.expand(-1, -1, -1, group, -1).flatten(2, 3)
         width = bias.shape[-1]
-        cache[name] = F.pad(bias, (0, -width % ALIGNED))[..., :width]
-    found: Tensor = cache[name]
+        shared[name] = F.pad(bias, (0, -width % ALIGNED))[..., :width]
+    found: Tensor = shared[name]
     return found
 
 
 def _layout(packing: Packing) -> tuple[list[Bucket], Tensor | None]:
-    """The buckets of a run, and where each token's answer stands among theirs; ``None`` for in order."""
-    cache = packing.cache
-    if "buckets" not in cache:
-        cache["buckets"] = _lay_out(packing)
-    found: tuple[list[Bucket], Tensor | None] = cache["buckets"]
+    """The buckets of a run, and the index of each token's result among theirs; ``None`` for in order."""
+    shared = packing.shared
+    if "buckets" not in shared:
+        shared["buckets"] = _lay_out(packing)
+    found: tuple[list[Bucket], Tensor | None] = shared["buckets"]
     return found
 
 
@@ -153,7 +153,7 @@ def _lay_out(packing: Packing) -> tuple[list[Bucket], Tensor | None]:
 
 
 def _padded(indices: list[Tensor]) -> Tensor:
-    """Indices in rows of one length; -1 where one has no more."""
+    """Indices in rows of one length, padded with -1."""
     return torch.nn.utils.rnn.pad_sequence(indices, batch_first=True, padding_value=-1)
 
 
@@ -169,10 +169,10 @@ def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def _bucket(length: int, columns: tuple[Tensor, Tensor, Tensor], queries: Tensor, keys: Tensor) -> Bucket:
-    """A bucket of ``queries`` ``[G, N]`` of a run of so many tokens and ``keys`` ``[G, M]``; -1 where there is none."""
+    """A bucket of ``queries`` ``[G, N]`` and ``keys`` ``[G, M]``, -1 at padding, of a run of ``length`` tokens."""
     place, end, depth = columns
     own = slice(len(place) - length, None)
-    # A query that is not there asks what the last one asks, so that it has something to read.
+    # A padded query repeats the last one, so that it has something to read.
     queries = torch.where(queries >= 0, queries, queries.amax(1, keepdim=True))
     there, keys = keys >= 0, keys.clamp_min(0)
     asking, first, stop = place[own][queries][:, :, None], place[keys][:, None], end[keys][:, None]
@@ -181,19 +181,19 @@ def _bucket(length: int, columns: tuple[Tensor, Tensor, Tensor], queries: Tensor
 
 
 def _shifts(packing: Packing) -> dict[int, int]:
-    """Where the keys of each known node, and the run's own, begin among all keys."""
+    """Where the keys of each cached node, and the run's own, begin among all keys."""
     found, at = dict[int, int](), 0
-    for node in sorted(packing.known):
+    for node in sorted(packing.cached):
         found[node] = at
         at += packing.tree.lengths[node]
     return {**found, OWN: at}
 
 
 def _of_keys(packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat place, end of subtree and depth of each key: those of known nodes first, then the run's own."""
+    """Flat position, end of subtree and depth of each key: those of cached nodes first, then the run's own."""
     tree = packing.tree
-    own = [node for node in range(len(tree.lengths)) if node not in packing.known]
-    nodes = [*sorted(packing.known), *own]
+    own = [node for node in range(len(tree.lengths)) if node not in packing.cached]
+    nodes = [*sorted(packing.cached), *own]
     lengths = torch.tensor([tree.lengths[node] for node in nodes])
     place = torch.cat([torch.arange(s.start, s.stop) for s in map(tree.span, nodes)])
     offset = torch.tensor([tree.depths[node] - tree.starts[node] for node in nodes])

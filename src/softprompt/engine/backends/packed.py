@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention
@@ -41,9 +41,21 @@ NAME = "softprompt_tree"
 
 def packed_view(backbone: nn.Module) -> nn.Module:
     """A view of a decoder whose attention layers read the tree that a call brings with it."""
-    config: Any = copy.copy(backbone.config)
-    config._attn_implementation_internal = NAME
-    return view(backbone, capturing(_exchange), {"config": config})
+    config: Any = backbone.config
+    return view(backbone, capturing(_exchange), {"config": with_tree_attention(config)})
+
+
+_ATTENTION_FIELD = "_attn_implementation_internal"
+"""Where a config holds the name of its attention function; private."""
+
+
+def with_tree_attention(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy of a config that names our attention function; where the field is gone, built anew from its values."""
+    if _ATTENTION_FIELD not in vars(config):
+        return type(config).from_dict(config.to_dict(), attn_implementation=NAME)
+    config = copy.copy(config)
+    setattr(config, _ATTENTION_FIELD, NAME)
+    return config
 
 
 def run_packed(
@@ -87,7 +99,7 @@ class TreeCache(CallCache):
         super().__init__(keep=keep, capture=capture, layers=[])
         self.packing = packing
         self.kept: Layers = []
-        self._cached = {node: cached[node] for node in packing.known}
+        self._cached = {node: cached[node] for node in packing.cached}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -149,11 +161,11 @@ class TreeBloomAttention(BloomAttention):
         """As in transformers, except that ``alibi`` is not used: it counts flat positions."""
         states = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, 3, self.head_dim))
         query, key, value = states.transpose(1, 2).unbind(3)
-        cache = layer_past.packing.cache
-        if "slopes" not in cache:
+        shared = layer_past.packing.shared
+        if "slopes" not in shared:
             first_two = torch.ones(1, 2, device=query.device)
-            cache["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
-        rule = Rule(self.inv_norm_factor, slopes=cache["slopes"])
+            shared["slopes"] = build_alibi_tensor(first_two, self.num_heads, torch.float32)[:, 0, 1]
+        rule = Rule(self.inv_norm_factor, slopes=shared["slopes"])
         out = layer_past.attend(self.layer_idx, query, key, value, rule)
         return self.dense(out.flatten(2)) + residual, None
 

@@ -16,15 +16,15 @@ from .view import Exchange
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuse a model whose layers cannot be told from its other modules.
+    """Refuse a model whose decoder layers cannot be identified.
 
     Raises:
         ConfigError: it has no layers of the kind that transformers' decoders have.
     """
     if not any(isinstance(module, GradientCheckpointingLayer) for module in model.modules()):
         raise ConfigError(
-            f"the states between the layers of {type(model).__name__} cannot be read, so it can have no read-out; "
-            "add --no_readout"
+            f"the layer outputs of {type(model).__name__} cannot be captured, so it can have no linear probe; "
+            "add --no_linear_probe"
         )
 
 
@@ -37,7 +37,9 @@ def capturing(exchange: Exchange) -> Exchange:
 
     def choose(module: nn.Module) -> type[nn.Module]:
         kind = exchange(module)
-        return _capturing_class(kind) if isinstance(module, GradientCheckpointingLayer) else kind
+        if not isinstance(module, GradientCheckpointingLayer):
+            return kind
+        return _capturing_class(kind)  # type: ignore[arg-type]  # classes can be hashed
 
     return choose
 
@@ -55,25 +57,25 @@ def _capturing_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class Means:
-    """Mean hidden state of rows in each layer, as a by-product of a run.
+    """Mean hidden state of each row in each layer, collected during a forward pass.
 
     Args:
-        places: ``[t]`` flat position, in the plan, of each token that counts.
-        rows: ``[t]`` row that it counts for; a token may count for several rows.
+        places: ``[t]`` flat position, in the plan, of each token to average.
+        rows: ``[t]`` the row of each; a token may be in several rows.
         num_rows: B.
     """
 
     def __init__(self, places: Tensor, rows: Tensor, num_rows: int) -> None:
         self._places, self._rows, self._num_rows = places, rows, num_rows
         self.found: Tensor
-        """``[B, layers, D]`` float32 after the run; zeros for a row without tokens."""
+        """``[B, layers, D]`` float32 after ``take``; zeros for a row without tokens."""
 
     def take(self, states: Sequence[Tensor], computed: Tensor) -> None:
-        """Average.
+        """Average the outputs of layers.
 
         Args:
-            states: what each layer answers, ``[T', D]``.
-            computed: ``[T']`` ascending flat positions of these tokens; all that count must be among them.
+            states: the output of each layer, ``[T', D]``.
+            computed: ``[T']`` ascending flat positions of these tokens; all tokens to average must be among them.
         """
         at = torch.searchsorted(computed, self._places)
         counts = torch.bincount(self._rows, minlength=self._num_rows).clamp_min(1)
@@ -87,9 +89,9 @@ class Means:
 
 
 def but_first(places: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which tokens of rows count for their means: all but the first, unless it is the only one.
+    """The tokens of rows that count for their means: all but the first, unless it is the only one.
 
-    Models park attention on the first token of a text, whose hidden states are many times larger than others'
+    Models put excess attention on the first token of a text, whose hidden states are many times larger than others'
     ("massive activations", Sun et al. 2024, arXiv:2402.17762).
 
     Args:

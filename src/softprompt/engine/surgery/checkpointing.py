@@ -21,7 +21,9 @@ def checkpointed(module: nn.Module) -> type[nn.Module]:
     drops the cache there, with the prompt in it; so a view does it instead.
     """
     asks = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    return _checkpointed_class(type(module)) if asks else fused(module)
+    if not asks:
+        return fused(module)
+    return _checkpointed_class(type(module))  # type: ignore[arg-type]  # classes can be hashed
 
 
 @functools.cache

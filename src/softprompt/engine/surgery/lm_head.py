@@ -1,4 +1,4 @@
-"""The base's own head over hidden states of our choice."""
+"""The LM head: a base model's logits from hidden states, and whether hooks or gradients forbid a short cut."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ...errors import ConfigError
 from .fused import fused
-from .view import variant, view
+from .view import hooks_of, variant, view
 
 _HARMLESS = ("accelerate", "torch", "transformers", "trl")
 """Packages whose hooks and replaced ``forward`` do not change the result of an ordinary call: they move weights, enable
-gradients, or act only on a keyword."""
+gradients, or need a keyword to act."""
 
 
 def is_intercepted(module: nn.Module) -> bool:
     """Whether a module has hooks, or a ``forward`` other than its class's; harmless ones do not count."""
     own = [module.__dict__["forward"]] if "forward" in module.__dict__ else []
-    added = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *own)
-    return any(_package(function) not in _HARMLESS for function in added)
+    return any(_package(function) not in _HARMLESS for function in (*hooks_of(module), *own))
 
 
 def is_hooked(base: PreTrainedModel) -> bool:
@@ -49,12 +48,11 @@ def _package(function: Any) -> str:
     return str(written).partition(".")[0]
 
 
-def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits ``[S, V]`` of hidden states ``[S, D]``.
+def head_view(base: PreTrainedModel) -> PreTrainedModel:
+    """A view of ``base`` that computes logits from hidden states, with all else that stands above its backbone.
 
-    Runs the ``forward`` of the base's class with its backbone exchanged for one that answers ``hidden``:
-    families scale, cap or project logits there, so applying the output matrix by hand would be wrong
-    (Gemma 2, Cohere, Granite).
+    Its backbone returns the ``inputs_embeds`` of the call. Families scale, cap or project logits in the ``forward`` of
+    their class, so applying the output matrix by hand would be wrong (Gemma 2, Cohere, Granite).
 
     Raises:
         ConfigError: the base is intercepted; its hooks would not run.
@@ -65,43 +63,47 @@ def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
             "training do not call; put the hooks on a module inside the model, or remove them"
         )
     above = {name: view(child, fused) for name, child in base.named_children() if child is not base.base_model}
-    copied = with_hidden_states(base, hidden, above)
-    logits: Tensor = type(base).forward(copied, inputs_embeds=hidden[None], use_cache=False, return_dict=True).logits
-    return logits[0]
+    return without_backbone(base, above)
 
 
-def with_hidden_states(
-    base: PreTrainedModel, hidden: Tensor, modules: dict[str, nn.Module] | None = None
-) -> PreTrainedModel:
-    """A variant of ``base`` whose backbone returns the hidden states ``[S, D]``, as ``[1, S, D]``, for any input.
+def without_backbone(base: PreTrainedModel, modules: dict[str, nn.Module] | None = None) -> PreTrainedModel:
+    """A variant of ``base`` that takes hidden states ``[B, S, D']`` as ``inputs_embeds``.
 
     Args:
         modules: further children to replace.
     """
-    exchanged = {**(modules or {}), base.base_model_prefix: _Given(hidden[None])}
+    exchanged = {**(modules or {}), base.base_model_prefix: _Passing()}
     head = base.get_output_embeddings  # transformers' own looks for input embeddings in the backbone first
     return variant(base, modules=exchanged, get_output_embeddings=head)
 
 
-class _Given(nn.Module):
-    """A backbone that answers with hidden states it was given."""
+def head_logits(view: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits ``[S, V]`` of hidden states ``[S, D']``, on a view from ``head_view``."""
+    output = type(view).forward(view, inputs_embeds=hidden[None], use_cache=False, return_dict=True)
+    logits: Tensor = output.logits
+    return logits[0]
 
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+
+def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """``head_logits`` of a base, for one call."""
+    return head_logits(head_view(base), hidden)
+
+
+class _Passing(nn.Module):
+    """A backbone that returns its inputs as hidden states."""
 
     @property
-    def decoder(self) -> _Given:
+    def decoder(self) -> _Passing:
         """OPT's head model calls the decoder inside its backbone."""
         return self
 
-    def forward(self, *_: Any, **__: Any) -> _Answer:
-        return _Answer(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)
 
 
 @dataclass
-class _Answer(BaseModelOutputWithPast):
-    """Hidden states, and ``None`` for whatever else a family's head asks of its backbone (router logits, ...)."""
+class _Output(BaseModelOutputWithPast):
+    """Hidden states, and ``None`` for whatever else a family's head reads from its backbone (router logits, ...)."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

@@ -1,8 +1,13 @@
-"""A base model with parts exchanged, while the base itself stays untouched."""
+"""A base model with parts exchanged, while the base itself stays untouched.
+
+This is the one module that reads or replaces a module's tables of children and hooks, which torch calls private and
+has kept since its first release.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -25,6 +30,22 @@ def variant(
     return view
 
 
+def without_hooks(view: PreTrainedModel) -> PreTrainedModel:
+    """A variant, now without forward hooks of its own; those of the modules below stay."""
+    view.__dict__.update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
+    return view
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward hooks."""
+    return bool(hooks_of(module))
+
+
+def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    """A module's forward hooks, those before the forward last."""
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+
+
 Exchange = Callable[[nn.Module], type[nn.Module]]
 """The class that a module's view gets; the module's own class for no exchange."""
 
@@ -32,9 +53,9 @@ Exchange = Callable[[nn.Module], type[nn.Module]]
 def view(module: M, exchange: Exchange, shared: dict[str, Any] | None = None) -> M:
     """A shallow copy of a module and of all below it, in which some modules behave as another class does.
 
-    A copy has the attributes of its original (weights, hooks, sizes) under the class that ``exchange``
-    names, so a class with another ``forward`` is all that it takes to compute something differently.
-    Leaves that are not exchanged are not copied.
+    A copy has the attributes of its original (weights, hooks, sizes) and the class that ``exchange`` returns, so a
+    class with another ``forward`` is enough to compute something differently. Leaves that keep their class are not
+    copied.
 
     Args:
         shared: attributes to set on each copy that has an attribute of that name already.

@@ -19,7 +19,7 @@ from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import Forest
 from softprompt.engine.tree import ROOT, Tree
 from softprompt.inference.score import score_labels
-from test_attention import blocks
+from test_attention_cpu import blocks
 from test_engine import assert_near
 from test_tree import ancestors, trees
 

@@ -121,7 +121,7 @@ def test_a_window_that_hides_nothing_makes_no_mask_of_its_own(monkeypatch):
     model = tiny.base("gemma3")
     rows = tiny.ids(2, 1)
     caches = []
-    monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].cache) or attend_padded_blocks(*given))
+    monkeypatch.setattr(packed, "attend", lambda *given: caches.append(given[3].shared) or attend_padded_blocks(*given))
     token_losses(model, plan_of(2, rows, rows), tiny.prompt_for(model, 2))
     assert [name[0] for name in caches[0] if name[0] == "bias"] == ["bias"]
 

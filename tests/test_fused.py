@@ -1,4 +1,4 @@
-"""Faster layers against the stock ones, which modules are exchanged, and a base that notices nothing of it."""
+"""Fused layers against the stock ones, which modules are exchanged, and a base that stays untouched."""
 
 import copy
 import itertools
@@ -20,13 +20,13 @@ import tiny
 from plan_tools import plan_of
 from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import token_losses
-from softprompt.engine.surgery import fused as kernels
+from softprompt.engine.surgery import linear
 from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, fused
 from softprompt.engine.surgery.lm_head import logits_of
 from softprompt.engine.surgery.view import view
 from softprompt.engine.tree import ROOT, Tree
 
-onednn = pytest.mark.skipif(kernels.product_library() != "onednn", reason="this torch has no oneDNN")
+onednn = pytest.mark.skipif(linear.product_library() != "onednn", reason="this torch has no oneDNN")
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
@@ -150,10 +150,10 @@ EXCHANGED = {
 def test_which_modules_are_exchanged(family, dtype):
     model = tiny.base(family, dtype)
     found = Counter(fused(module).__name__ for module in model.modules() if fused(module) is not type(module))
-    linear = sum(type(module) is nn.Linear for module in model.modules())
-    assert linear, "its head"
-    onednn_here = dtype is torch.float32 and kernels.product_library() == "onednn"
-    assert found.pop("FrozenLinear", 0) == (linear if onednn_here else 0)
+    linears = sum(type(module) is nn.Linear for module in model.modules())
+    assert linears, "its head"
+    onednn_here = dtype is torch.float32 and linear.product_library() == "onednn"
+    assert found.pop("FrozenLinear", 0) == (linears if onednn_here else 0)
     expected = EXCHANGED.get(family, {})
     assert found == (expected if dtype is not torch.bfloat16 else {k: v for k, v in expected.items() if k == "Gelu"})
 
@@ -260,8 +260,8 @@ def test_batched_products_whatever_the_strides(shape):
     for left, right in itertools.product(lefts, rights):
         expected = left @ right
         room = torch.full((heads, n + 4, m), torch.nan)
-        kernels.batched(left, right, out=room[:, 2:-2])
-        for found in (kernels.batched(left, right), room[:, 2:-2]):
+        linear.batched(left, right, out=room[:, 2:-2])
+        for found in (linear.batched(left, right), room[:, 2:-2]):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         assert room[:, [0, 1, -2, -1]].isnan().all()
 
@@ -275,8 +275,8 @@ def test_a_part_of_a_larger_weight_is_left_to_torch():
 
 
 def test_without_onednn_products_are_torchs(monkeypatch):
-    monkeypatch.setattr(kernels, "_PRODUCT", None)
-    assert kernels.product_library() == "torch"
+    monkeypatch.setattr(linear, "_PRODUCT", None)
+    assert linear.product_library() == "torch"
     assert fused(nn.Linear(4, 3).requires_grad_(False)) is nn.Linear
 
 
@@ -365,7 +365,7 @@ def test_forward_hooks_still_run(backend, name):
 
 def test_hooks_see_no_trial(monkeypatch):
     """Whether a class is the same as ours is tried out; hooks below it are for real calls."""
-    monkeypatch.setattr(kernels, "_known", {})
+    monkeypatch.setattr("softprompt.engine.surgery.fused._same_results", {})
     model = tiny.fresh("llama").requires_grad_(False)
     shapes = []
     for layer in model.model.layers:
