@@ -322,7 +322,9 @@ def test_hub_models(tiny, tmp_path):
     assert done.stderr.splitlines() == ["downloading o/tiny from the Hub", "downloading o/pickles from the Hub"]
     assert not [path for path in asked if path.endswith(".bin") or "onnx" in path.split("resolve")[-1]]
 
-    again = run_with_hub(hub, code.replace("CASES", repr(["o/tiny@", "o/other@"])), tmp_path, env=quiet)  # the server is gone
+    again = run_with_hub(
+        hub, code.replace("CASES", repr(["o/tiny@", "o/other@"])), tmp_path, env=quiet
+    )  # the server is gone
     reason = "is neither a folder here nor in the Hub's cache, and the Hub cannot be reached (no network?)"
     assert again.stdout.splitlines() == [
         "o/tiny: loaded as o/tiny, o/tiny",

@@ -68,7 +68,9 @@ class AutoPeftModelForCausalLM:
             except OSError as error:
                 raise BaseModelError(f"the base model {name} cannot be loaded: {essence(error)}") from error
         adapter, code = str(pretrained_model_name_or_path), kwargs.get("trust_remote_code", False)
-        outside = {name: value for name, value in hub.items() if name != "subfolder"}  # PEFT looks for the tokenizer there
+        outside = {
+            name: value for name, value in hub.items() if name != "subfolder"
+        }  # PEFT looks for the tokenizer there
         tokenizer = own_tokenizer(adapter, trust_remote_code=code, **outside)
         grow(base, find_weights(adapter, **hub), tokenizer)
         return PeftModelForCausalLM.from_pretrained(
