@@ -436,7 +436,9 @@ def test_a_float8_prompt_is_read(name, folder):
 )
 def test_a_field_of_the_wrong_kind_is_named(name, value, folder):
     edit(folder, **{name: value})
-    with pytest.raises(ConfigError, match=f"{CONFIG}: {name} must be a (text|whole number) or null"):
+    with pytest.raises(
+        ConfigError, match=rf"{CONFIG} is damaged: {name}: input should be a valid (string|integer).*, not "
+    ):
         load(folder)
 
 

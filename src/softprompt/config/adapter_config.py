@@ -13,11 +13,12 @@ import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..errors import AdapterError, ConfigError
 from ..storage.atomic import read_json, write_text
 from ..storage.hub import find_file
+from ..storage.validation import validated
 from ..types import Placement
 from ..version import __version__
 
@@ -123,7 +124,7 @@ class PeftConfigMixin:
         """
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
-        _check_kinds(values, path)
+        _check_types(values, path)
         if values.get("peft_type") not in (None, *PEFT_TYPE_TO_CONFIG_MAPPING):
             raise UnknownPeftTypeError(f"{pretrained_model_name_or_path} is {_of_type(values['peft_type'])}")
         own = {f.name for f in dataclasses.fields(cls)}
@@ -266,19 +267,6 @@ _PLACEMENTS: dict[str, Placement] = {
     PeftType.SUFFIX_PROMPT_TUNING.value: "suffix",
 }
 
-_TEXTS = (
-    "task_type",
-    "peft_type",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_name_or_path",
-    "prompt_placement",
-)
-_NUMBERS = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
-
 PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {each.value: PromptTuningConfig for each in PeftType}
 
 
@@ -294,17 +282,21 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
-def _check_kinds(values: dict[str, Any], path: Path) -> None:
-    """Refuse a file whose names and numbers are something else, before anything stumbles over them.
+def _check_types(values: dict[str, Any], path: Path) -> None:
+    """Check the types of the fields in a file.
 
     Raises:
-        ConfigError: a field is of the wrong kind.
+        ConfigError: a field has the wrong type.
     """
-    for names, kind, what in ((_TEXTS, str, "a text"), (_NUMBERS, int, "a whole number")):
-        for name in names:
-            value = values.get(name)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
+    from pydantic import create_model
+
+    fields: Any = {name: (_in_json(kind), None) for name, kind in get_type_hints(PromptTuningConfig).items()}
+    validated(create_model("AdapterConfig", **fields), values, path, ConfigError)
+
+
+def _in_json(kind: Any) -> Any:
+    """The type of a field in a file, where members of an ``Enum`` are texts."""
+    return str | None if any(isinstance(each, type) and issubclass(each, Enum) for each in get_args(kind)) else kind
 
 
 def config_class(peft_type: Any) -> type[PeftConfig]:
