@@ -68,7 +68,7 @@ class PartialEpoch:
     seconds: float = 0.0
 
     def plus(self, loss: float, num_tokens: int, seconds: float) -> PartialEpoch:
-        """The sums after one more step with a mean ``loss`` over ``num_tokens``, ``seconds`` after the start of the epoch."""
+        """The sums after a step with a mean ``loss`` over ``num_tokens``, ``seconds`` into the epoch."""
         return PartialEpoch(
             loss_sum=self.loss_sum + loss * num_tokens, num_tokens=self.num_tokens + num_tokens, seconds=seconds
         )
