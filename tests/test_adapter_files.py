@@ -271,8 +271,8 @@ TENSORS = {
         {"prompt_embeddings": torch.zeros(P, tiny.WIDTH).index_fill(0, torch.tensor([3]), torch.nan)},
         "NaN",
     ),
-    "other-name": ({"lora_A": torch.zeros(P, tiny.WIDTH)}, "holds no tensor 'prompt_embeddings'"),
-    "empty": ({}, "holds no tensor"),
+    "other-name": ({"lora_A": torch.zeros(P, tiny.WIDTH)}, "has no tensor 'prompt_embeddings'"),
+    "empty": ({}, "has no tensor"),
     "vector": ({"prompt_embeddings": torch.zeros(P * tiny.WIDTH)}, "must be a matrix"),
     "cube": ({"prompt_embeddings": torch.zeros(1, P, tiny.WIDTH)}, "must be a matrix"),
     "integers": ({"prompt_embeddings": torch.zeros(P, tiny.WIDTH, dtype=torch.int64)}, "must be a matrix of floats"),
@@ -412,7 +412,7 @@ def test_auto_class(tmp_path):
 
 
 def test_auto_class_needs_to_know_the_base(folder):
-    with pytest.raises(AdapterMismatchError, match="does not say what base model"):
+    with pytest.raises(AdapterMismatchError, match="does not name its base model"):
         AutoPeftModelForCausalLM.from_pretrained(folder)
 
 
@@ -436,7 +436,8 @@ def test_a_float8_prompt_is_read(name, folder):
 )
 def test_a_field_of_the_wrong_kind_is_named(name, value, folder):
     edit(folder, **{name: value})
-    with pytest.raises(ConfigError, match=f"{CONFIG}: {name} must be a (text|whole number) or null"):
+    wrong = rf"{CONFIG} is damaged: {name}: input should be a valid (string|integer)"
+    with pytest.raises(ConfigError, match=f"{wrong}.*, not "):
         load(folder)
 
 
@@ -480,9 +481,7 @@ def test_what_the_hub_does_not_give_is_told_in_a_line(error, says, monkeypatch):
 
 
 def test_a_name_that_cannot_be_one_is_told_in_a_line():
-    with pytest.raises(
-        AdapterError, match="a b/c is not a folder here, and the download from the Hub failed"
-    ) as caught:
+    with pytest.raises(AdapterError, match="'a b/c' is neither a folder here nor a name that the Hub allows") as caught:
         fetch_adapter("a b/c")
     assert "\n" not in str(caught.value)
 

@@ -333,7 +333,9 @@ def test_length_dependent_rotary_scaling_is_exact_up_to_its_bound_and_refused_be
         assert max(found.values()) <= TOLERANCE, found
         rows = tiny.ids(bound - 4, 2)
         plan = plan_of(5, rows, rows)
-        with pytest.raises(ConfigError, match=rf"a row has {bound + 1} tokens, .* reads at most {bound}; cut the text"):
+        with pytest.raises(
+            ConfigError, match=rf"a row has {bound + 1} tokens, .* has {bound} positions; truncate texts"
+        ):
             token_losses(model, plan, tiny.prompt_for(model, 5))
 
 

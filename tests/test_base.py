@@ -479,7 +479,7 @@ def test_embedded_default_without_its_wheel(tiny, monkeypatch, capfd):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tiny))
     loaded = load_base(ModelOptions(device="cpu"))
     assert loaded.name == "HuggingFaceTB/SmolLM2-135M-Instruct"  # what it is, not what was asked for
-    assert "taking HuggingFaceTB/SmolLM2-135M-Instruct in its place" in capfd.readouterr().err
+    assert "using HuggingFaceTB/SmolLM2-135M-Instruct instead" in capfd.readouterr().err
 
     def unreachable(name, **kwargs):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no\nnetwork")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from datetime import date
 from decimal import Decimal
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import datasets
@@ -19,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softprompt.config.options import DataOptions
+from softprompt.data.csv_records import read_records
 from softprompt.data.formats import ENDINGS, columns_of, open_writer, read_rows
 from softprompt.data.labels import check_labels, labels_alike, new_labels
 from softprompt.data.sources import Splits, load_splits, load_training_splits, make_task
@@ -86,6 +89,36 @@ def test_round_trip(tmp_path, ending):
 def test_any_text_survives(tmp_path, ending, texts):
     path = write(tmp_path / f"A{ending}", [{"text": text} for text in texts])
     assert [values["text"] for values in fields_of(path)] == texts
+
+
+def outcome(records):
+    """The records until the first error, and its message."""
+    found = []
+    try:
+        found.extend(record for record in records)
+    except csv.Error as error:
+        found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("length", range(6))
+def test_records_are_those_of_pythons_csv_module(length):
+    for characters in product('a",\n\r\t', repeat=length):
+        text = "".join(characters)
+        strict = csv.reader(io.StringIO(text, newline=""), strict=True)
+        assert outcome(read_records(io.StringIO(text, newline=""), ",", quoted=True)) == outcome(strict), text
+        plain = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        assert outcome(read_records(io.StringIO(text, newline=""), "\t", quoted=False)) == outcome(plain), text
+
+
+@pytest.mark.parametrize("text", ["{}", '"{}"', '"a\n{}"', "1,{}\n"])
+def test_fields_may_be_long_but_not_without_end(text, monkeypatch):
+    long = "x" * 200_000
+    ((*_, cell),) = read_records(io.StringIO(text.format(long), newline=""), ",", quoted=True)
+    assert cell.removeprefix("a\n") == long
+    monkeypatch.setattr("softprompt.data.csv_records.MOST_CHARACTERS", 199_999)
+    with pytest.raises(csv.Error, match="field limit"):
+        list(read_records(io.StringIO(text.format(long), newline=""), ",", quoted=True))
 
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])

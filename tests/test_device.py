@@ -34,14 +34,14 @@ def test_named_device(monkeypatch):
 @pytest.mark.parametrize("name", ["cuda:2", "mps", "meta", "xpu", "cpu:1"])
 def test_a_device_that_is_not_there_lists_those_that_are(monkeypatch, name):
     pretend(monkeypatch, cuda=2)
-    with pytest.raises(ConfigError, match=f"'{name}' is not to be had here; there is: auto, cuda:0, cuda:1, cpu$"):
+    with pytest.raises(ConfigError, match=f"'{name}' is not available here; available: auto, cuda:0, cuda:1, cpu$"):
         choose_device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "0", "cuda:x"])
 def test_nonsense_is_no_device(monkeypatch, name):
     pretend(monkeypatch)
-    with pytest.raises(ConfigError, match=r"is not the name of a device; there is: auto, cpu$"):
+    with pytest.raises(ConfigError, match=r"is not a device; available: auto, cpu$"):
         choose_device(name)
 
 

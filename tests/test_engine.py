@@ -292,7 +292,7 @@ def test_rotary_scaling_that_depends_on_length_is_bounded():
     prompt = torch.randn(5, 32)
     fits, too_long = torch.randint(5, 97, (11,)), torch.randint(5, 97, (12,))
     assert token_losses(base, plan_of(5, [fits], [fits]), prompt).isfinite().all()
-    with pytest.raises(ConfigError, match=r"17 tokens, virtual ones included, .* at most 16"):
+    with pytest.raises(ConfigError, match=r"17 tokens, including virtual tokens, .* 16 positions"):
         token_losses(base, plan_of(5, [too_long], [too_long]), prompt)
 
 

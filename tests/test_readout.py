@@ -160,7 +160,7 @@ def test_it_comes_back_from_its_file(tmp_path):
         (lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}), "must read 3 classes of width 7"),
         (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be whole numbers"),
         (lambda t: t["share"].fill_(1.5), "is damaged: .* the share one between 0 and 1"),
-        (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite numbers"),
+        (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite values"),
         (lambda t: t["layers"].fill_(6), "reads layers that the base model, which has 6, lacks"),
     ],
 )

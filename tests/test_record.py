@@ -117,7 +117,9 @@ def test_unknown_keys_are_passed_over(tmp_path):
     ("damage", "says"),
     [
         (lambda v: v.pop("global_step"), "global_step"),
-        (lambda v: v.update(global_step="many"), "global_step"),
+        (lambda v: v.update(global_step="many"), "global_step: input should be a valid integer, not 'many'"),
+        (lambda v: v.update(global_step="3"), "global_step: input should be a valid integer, not '3'"),
+        (lambda v: v.update(finished=1), "finished: input should be a valid boolean, not 1"),
         (lambda v: v.update(history=3), "history"),
         (lambda v: v["history"][1].update(epoch=None), "history.1.epoch"),
     ],

@@ -1,7 +1,7 @@
-"""Adapter configuration with PEFT's names, fields, defaults and file format. Inert: no torch, no Hub at import.
+"""Adapter configuration with PEFT's names, fields, defaults and file format. Importing it does not import torch.
 
-``adapter_config.json`` is the file that PEFT reads and writes (format facts: PEFT 0.21, Apache-2.0).
-Where PEFT accepts a value that cannot work (an unknown init, zero virtual tokens), we refuse it here.
+``adapter_config.json`` is the file that PEFT reads and writes (format: PEFT 0.21). Values that PEFT accepts although
+they cannot work (an unknown initialization, zero virtual tokens) are refused.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..errors import AdapterError, ConfigError
 from ..storage.atomic import read_json, write_text
 from ..storage.hub import find_file
+from ..storage.validation import validated
 from ..types import Placement
 from ..version import __version__
 
 CONFIG_NAME = "adapter_config.json"
 PEFT_FORMAT_VERSION = "0.21.2"
-"""The PEFT release whose file format we write."""
+"""The PEFT release whose file format is written."""
 
 
 class PeftType(str, Enum):
-    """The adapter types we know; PEFT has more, which we refuse by name."""
+    """The supported adapter types. PEFT has more."""
 
     PROMPT_TUNING = "PROMPT_TUNING"
     SUFFIX_PROMPT_TUNING = "SUFFIX_PROMPT_TUNING"
-    """Ours: a prompt behind the text. PEFT knows no such type, so it refuses the file instead of misreading it."""
+    """A suffix prompt, which PEFT does not have: it refuses the file instead of reading it as a prefix."""
 
 
 class TaskType(str, Enum):
-    """PEFT's task types. softprompt serves ``CAUSAL_LM``; the others are known so that files load."""
+    """PEFT's task types. softprompt supports ``CAUSAL_LM``; the others are needed to read files."""
 
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
@@ -46,14 +47,14 @@ class TaskType(str, Enum):
 
 
 class PromptTuningInit(str, Enum):
-    """Where the virtual tokens start."""
+    """Initial values of the virtual tokens."""
 
     TEXT = "TEXT"
-    """The embeddings of a text, repeated or cut to ``num_virtual_tokens``."""
+    """The embeddings of a text, repeated or truncated to ``num_virtual_tokens``."""
     SAMPLE_VOCAB = "SAMPLE_VOCAB"
-    """The embeddings of uniformly drawn vocabulary entries."""
+    """The embeddings of vocabulary entries drawn uniformly."""
     RANDOM = "RANDOM"
-    """Standard normal numbers (PEFT's default)."""
+    """Numbers from the standard normal distribution (PEFT's default)."""
 
 
 @dataclass
@@ -114,16 +115,16 @@ class PeftConfigMixin:
     ) -> PeftConfig:
         """Read the config of an adapter: a folder, or a repository of the Hub.
 
-        Keyword arguments that are fields serve where the file is silent (the file wins); those that
-        ``hf_hub_download`` knows (``revision``, ``token``, ``cache_dir``, ``local_files_only``) go there.
+        Keyword arguments that are fields are used if the file does not have them; ``revision``, ``token``,
+        ``cache_dir`` and ``local_files_only`` are used for the download.
 
         Raises:
-            AdapterError: no config is found there.
+            AdapterError: there is no config.
             ConfigError: its ``peft_type`` or values are not usable.
         """
         path = find_file(str(pretrained_model_name_or_path), CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = cls.from_json_file(path)
-        _check_kinds(values, path)
+        _check_types(values, path)
         if values.get("peft_type") not in (None, *PEFT_TYPE_TO_CONFIG_MAPPING):
             raise UnknownPeftTypeError(f"{pretrained_model_name_or_path} is {_of_type(values['peft_type'])}")
         own = {f.name for f in dataclasses.fields(cls)}
@@ -136,7 +137,7 @@ class PeftConfigMixin:
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> PeftConfig:
-        """Build the class that ``values["peft_type"]`` names; keys from newer releases are dropped, with a word."""
+        """Build the class that ``values["peft_type"]`` names; keys from newer releases are dropped, with a warning."""
         chosen = cls if values.get("peft_type") is None else config_class(values["peft_type"])
         unknown = sorted(set(values) - {f.name for f in dataclasses.fields(chosen)})
         if unknown:
@@ -166,7 +167,7 @@ class PeftConfigMixin:
 
 @dataclass
 class PeftConfig(PeftConfigMixin):
-    """What every adapter says of itself."""
+    """Fields of every adapter."""
 
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -176,7 +177,7 @@ class PeftConfig(PeftConfigMixin):
 
 @dataclass
 class PromptLearningConfig(PeftConfig):
-    """What every prompt says of itself; ``None`` fields are filled from the base model when it is wrapped."""
+    """Fields of every prompt; ``None`` fields are set from the base model when it is wrapped."""
 
     num_virtual_tokens: int | None = None
     token_dim: int | None = None
@@ -189,7 +190,7 @@ class PromptLearningConfig(PeftConfig):
         super().__post_init__()
         n = self.num_virtual_tokens
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-            raise ConfigError(f"num_virtual_tokens must be a whole number of at least 1, not {n!r}")
+            raise ConfigError(f"num_virtual_tokens must be an integer of at least 1, not {n!r}")
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -202,16 +203,16 @@ class PromptTuningConfig(PromptLearningConfig):
     """Configuration of prompt tuning (Lester et al., 2021, arXiv:2104.08691).
 
     Args (beyond PEFT's common fields):
-        num_virtual_tokens: rows of the learned matrix ``[P, D]``.
+        num_virtual_tokens: P of the learned matrix ``[P, D]``.
         prompt_tuning_init: ``TEXT``, ``SAMPLE_VOCAB`` or ``RANDOM``.
-        prompt_tuning_init_text: the text whose embeddings start the prompt, for ``TEXT``.
+        prompt_tuning_init_text: for ``TEXT``: the text whose embeddings are the initial values.
         tokenizer_name_or_path: the tokenizer for that text.
-        tokenizer_kwargs: passed to ``AutoTokenizer.from_pretrained`` (``trust_remote_code`` never is).
-        prompt_placement: ``prefix`` (PEFT's, the default) or ``suffix``: text, prompt, label. It settles
-            ``peft_type``, and is left out of the file of a prefix, which is PEFT's to the byte.
+        tokenizer_kwargs: passed to ``AutoTokenizer.from_pretrained``, except ``trust_remote_code``.
+        prompt_placement: ``prefix`` (PEFT's, the default) or ``suffix``: text, prompt, label. It determines
+            ``peft_type``, and is not written for a prefix, whose file is exactly PEFT's.
 
     Raises:
-        ConfigError: a value that cannot work; a ``ValueError`` too.
+        ConfigError: a value is invalid; a ``ValueError`` too.
     """
 
     prompt_tuning_init: str | PromptTuningInit = PromptTuningInit.RANDOM
@@ -240,7 +241,7 @@ class PromptTuningConfig(PromptLearningConfig):
             raise ConfigError("tokenizer_kwargs only valid when using prompt_tuning_init='TEXT'.")
 
     def _settle_placement(self) -> None:
-        """``peft_type`` and ``prompt_placement`` say the same; what is open follows from the other."""
+        """Check that ``peft_type`` and ``prompt_placement`` agree, and set either from the other."""
         implied = _PLACEMENTS.get(str(getattr(self.peft_type, "value", self.peft_type)))
         if self.prompt_placement is None:
             self.prompt_placement = implied or "prefix"
@@ -254,7 +255,7 @@ class PromptTuningConfig(PromptLearningConfig):
         self.peft_type = next(PeftType(name) for name, where in _PLACEMENTS.items() if where == self.prompt_placement)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as a new dictionary; for a prefix, PEFT's fields."""
+        """All fields as a new dictionary; only PEFT's fields for a prefix."""
         values = super().to_dict()
         if self.prompt_placement == "prefix":
             del values["prompt_placement"]
@@ -265,19 +266,6 @@ _PLACEMENTS: dict[str, Placement] = {
     PeftType.PROMPT_TUNING.value: "prefix",
     PeftType.SUFFIX_PROMPT_TUNING.value: "suffix",
 }
-
-_TEXTS = (
-    "task_type",
-    "peft_type",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_name_or_path",
-    "prompt_placement",
-)
-_NUMBERS = ("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers")
 
 PEFT_TYPE_TO_CONFIG_MAPPING: dict[str, type[PeftConfig]] = {each.value: PromptTuningConfig for each in PeftType}
 
@@ -294,17 +282,21 @@ def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     )
 
 
-def _check_kinds(values: dict[str, Any], path: Path) -> None:
-    """Refuse a file whose names and numbers are something else, before anything stumbles over them.
+def _check_types(values: dict[str, Any], path: Path) -> None:
+    """Check the types of the fields in a file.
 
     Raises:
-        ConfigError: a field is of the wrong kind.
+        ConfigError: a field has the wrong type.
     """
-    for names, kind, what in ((_TEXTS, str, "a text"), (_NUMBERS, int, "a whole number")):
-        for name in names:
-            value = values.get(name)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ConfigError(f"{path}: {name} must be {what} or null, not {value!r:.80}")
+    from pydantic import create_model
+
+    fields: Any = {name: (_in_json(kind), None) for name, kind in get_type_hints(PromptTuningConfig).items()}
+    validated(create_model("AdapterConfig", **fields), values, path, ConfigError)
+
+
+def _in_json(kind: Any) -> Any:
+    """The type of a field in a file, where members of an ``Enum`` are texts."""
+    return str | None if any(isinstance(each, type) and issubclass(each, Enum) for each in get_args(kind)) else kind
 
 
 def config_class(peft_type: Any) -> type[PeftConfig]:
@@ -325,7 +317,7 @@ def _of_type(peft_type: str) -> str:
 
 
 class UnknownPeftTypeError(ConfigError, AdapterError, KeyError):
-    """An adapter type that is not ours (a ``KeyError`` too, as in PEFT)."""
+    """An unsupported adapter type (a ``KeyError`` too, as in PEFT)."""
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])

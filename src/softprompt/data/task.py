@@ -7,12 +7,15 @@ PEFT does not know the file and leaves it alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from ..errors import AdapterError, DataError
+from pydantic import Field, NonNegativeInt
+
+from ..errors import DataError
 from ..storage.atomic import read_json, write_json
+from ..storage.validation import validated
 from .template import is_missing
 
 TASK_NAME = "task.json"
@@ -38,12 +41,12 @@ class Task:
             ``start`` that no other label has.
     """
 
-    text_columns: tuple[str, ...]
+    text_columns: Annotated[tuple[str, ...], Field(min_length=1)]
     label_column: str
     template: str
     labels: tuple[str, ...] = ()
-    max_length: int | None = None
-    end_token_id: int | None = None
+    max_length: NonNegativeInt | None = None
+    end_token_id: NonNegativeInt | None = None
     answer_prefix: str = ""
     label_prefix: str = ""
     label_scoring: LabelScoring = "text"
@@ -96,33 +99,7 @@ class Task:
         Raises:
             AdapterError: the file is damaged.
         """
-        values = {_OLD_NAMES.get(name, name): value for name, value in read_json(path).items()}
-        columns, labels = values.get("text_columns"), values.get("labels") or []
-        numbers = [values.get(name) for name in ("max_length", "end_token_id")]
-        answer_prefix, prefix = values.get("answer_prefix", ""), values.get("label_prefix", "")
-        scoring: Any = values.get("label_scoring", "text")
-        scoring = "unique_prefix" if scoring == "start" else scoring  # version 0.1
-        if not (
-            columns
-            and _is_texts(columns)
-            and _is_texts(labels)
-            and _is_texts([values.get("label_column"), values.get("template"), answer_prefix, prefix])
-            and scoring in get_args(LabelScoring)
-            and all(number is None or (type(number) is int and number >= 0) for number in numbers)
-        ):
-            raise AdapterError(f"{path} is damaged: it must hold the fields {', '.join(f.name for f in fields(cls))}")
-        return cls(
-            text_columns=tuple(columns),
-            label_column=values["label_column"],
-            template=values["template"],
-            labels=tuple(labels),
-            max_length=numbers[0],
-            end_token_id=numbers[1],
-            answer_prefix=answer_prefix,
-            label_prefix=prefix,
-            label_scoring=scoring,
-        )
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+        values = {_OLD_NAMES.get(name, name): value for name, value in read_json(path).items() if value is not None}
+        if values.get("label_scoring") == "start":  # version 0.1
+            values["label_scoring"] = "unique_prefix"
+        return validated(cls, values, path)

@@ -1,4 +1,4 @@
-"""What model families demand: which are refused, how far they can read, what their configs call things."""
+"""Model families: which are supported, their context length, and the names in their configs."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ VERIFIED = {
     "smollm3": "SmolLM3",
     "stablelm": "StableLM",
 }
-"""Model types on which the tests compare the engine with a plain forward, to 1e-9 (``docs/architectures.md``).
+"""Model types for which tests compare the engine with a plain forward, to 1e-9 (``docs/architectures.md``).
 
-Other decoders have to pass ``engine/selfcheck.py`` first.
+Other decoders must pass ``engine/selfcheck.py`` first.
 """
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _ATTENTION_CACHES = {DynamicLayer, DynamicSlidingWindowLayer}
-_RECURRENT = {"lfm2", "lfm2_moe", "lfm3", "minimax"}  # others say so themselves, in their class or their layers
-_BIDIRECTIONAL = {"bert-generation", "xlnet"}  # beside those that have a masked-LM head
-# Learned positions and tables of a fixed size: beyond them a model fails, or reads past its end.
+_RECURRENT = {"lfm2", "lfm2_moe", "lfm3", "minimax"}  # others are recognised by their class or their layers
+_BIDIRECTIONAL = {"bert-generation", "xlnet"}  # besides those with a masked-LM head
+# Learned positions and tables of fixed size: with more positions a model fails, or reads beyond the table.
 _FIXED_POSITIONS = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "mpt"}
 
 
 def refuse(config: transformers.PretrainedConfig, name: str) -> None:
-    """Raise BaseModelError for a kind of model on which a soft prompt would be wrong, maybe silently."""
+    """Raise BaseModelError for a kind of model on which soft prompts would fail, or give wrong results."""
     kind = config.model_type
     model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    wanted = "softprompt takes causal language models"
+    wanted = "softprompt supports causal language models"
     if config.is_encoder_decoder:
         raise BaseModelError(f"{name} is an encoder-decoder model ({kind}); {wanted}")
     masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING or kind in _BIDIRECTIONAL
@@ -72,42 +72,42 @@ def refuse(config: transformers.PretrainedConfig, name: str) -> None:
 
 
 def _refuse_layers(config: transformers.PretrainedConfig, name: str) -> None:
-    """Raise BaseModelError unless each layer keeps the keys and values of its tokens, and nothing else."""
+    """Raise BaseModelError unless each layer caches the keys and values of its tokens, and nothing else."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_LAYERS
     try:
         caches = {type(layer) for layer in DynamicCache(config=config).layers} - _ATTENTION_CACHES
     except (AttributeError, KeyError, TypeError, ValueError):
-        caches = set()  # a config with names of its own: the self-check will tell
+        caches = set()  # a config with names of its own: the self-check decides
     odd = sorted(kinds) or sorted(cache.__name__ for cache in caches)
     if any(word in each for each in odd for word in ("linear", "Linear", "conv", "hybrid", "recurrent", "mamba")):
         raise recurrent(name, config.model_type)
     if odd:
         raise BaseModelError(
             f"{name} ({config.model_type}) has layers that do not each keep plain keys and values "
-            f"({', '.join(odd)}); softprompt takes models where all of them do"
+            f"({', '.join(odd)}); softprompt supports models where all of them do"
         )
 
 
 def is_verified(model: transformers.PreTrainedModel) -> bool:
-    """Whether the tests cover a model: its type, and transformers' own class for it, not one derived from that."""
-    # FSDP2 puts a class of torch in front of the model's.
+    """Whether tests cover a model: its type is verified, and its class is transformers' own, not a subclass."""
+    # FSDP2 makes the model's class a subclass in torch.
     own = next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch."))
     return model.config.model_type in VERIFIED and own.__module__.startswith("transformers.models.")
 
 
 def recurrent(name: str, kind: str) -> BaseModelError:
-    """The error for a model with a state that a cache of keys and values does not hold."""
-    return BaseModelError(f"{name} ({kind}) is recurrent or hybrid; softprompt takes models with attention alone")
+    """The error for a model with a recurrent state, which a KV cache does not hold."""
+    return BaseModelError(f"{name} ({kind}) is recurrent or hybrid; softprompt supports models with attention only")
 
 
 def context_length(config: transformers.PretrainedConfig) -> int | None:
-    """The most positions the model has, or ``None`` where there is no such limit (ALiBi).
+    """The model's number of positions, or ``None`` without a limit (ALiBi).
 
-    For rotary scalings that depend on the length (``dynamic``, ``longrope``) it is the length up to which
-    they do not scale: beyond it a row's numbers would depend on its batch mates.
+    For rotary scalings that depend on the length (``dynamic``, ``longrope``) it is the length up to which they do not
+    scale: beyond it, a row's result would depend on the other rows of its batch.
     """
     text = config.get_text_config()
-    # Mpt has ALiBi as well, but makes its biases for max_seq_len positions and no more.
+    # MPT has ALiBi as well, but computes biases for max_seq_len positions only.
     if text.model_type == "bloom" or (text.model_type == "falcon" and text.alibi):
         return None
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
@@ -118,27 +118,27 @@ def context_length(config: transformers.PretrainedConfig) -> int | None:
 
 
 def check_depth(config: transformers.PretrainedConfig, depth: int) -> None:
-    """Refuse rows that would be computed wrongly, or not at all; other models may read beyond their training.
+    """Refuse rows that are too long to be computed correctly. Other models may exceed their training length.
 
     Args:
-        depth: tokens of the longest row, virtual ones included.
+        depth: number of tokens of the longest row, including virtual tokens.
 
     Raises:
-        ConfigError: more than a fixed number of positions, or than length-dependent rotary scaling allows.
+        ConfigError: more tokens than a fixed number of positions, or than length-dependent rotary scaling, allows.
     """
     limit = context_length(config)
     bound = config.get_text_config().model_type in _FIXED_POSITIONS or _unscaled_length(config) is not None
     if bound and limit is not None and depth > limit:
         raise ConfigError(
-            f"a row has {depth} tokens, virtual ones included, but the base model ({config.model_type}) reads at "
-            f"most {limit}; cut the text (max_length) or use fewer virtual tokens"
+            f"a row has {depth} tokens, including virtual tokens, but the base model ({config.model_type}) has "
+            f"{limit} positions; truncate texts (max_length) or use fewer virtual tokens"
         )
 
 
 def _unscaled_length(config: transformers.PretrainedConfig) -> int | None:
-    """Length up to which a length-dependent rotary scaling does nothing; ``None`` for other models.
+    """Length up to which a length-dependent rotary scaling has no effect; ``None`` for other models.
 
-    ``dynamic`` and ``longrope`` scale by the longest position of a call: rows of a batch would change each other.
+    ``dynamic`` and ``longrope`` scale by the longest position of a call, so rows of a batch would affect each other.
     """
     text = config.get_text_config()
     given: Any = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
@@ -150,15 +150,15 @@ def _unscaled_length(config: transformers.PretrainedConfig) -> int | None:
             own = getattr(text, "original_max_position_embeddings", None)
             original = each.get("original_max_position_embeddings")
             lengths.append(own or original or text.max_position_embeddings)
-        elif rope_type == "dynamic":  # an original length stands in some configs, but is not read
+        elif rope_type == "dynamic":  # some configs have an original length, which is not used
             lengths.append(text.max_position_embeddings)
     return min(lengths, default=None)
 
 
 def base_facts(model: transformers.PreTrainedModel) -> dict[str, int | None]:
-    """Width of the input embeddings, layers and attention heads of a base model.
+    """Embedding size, number of layers and number of attention heads of a base model.
 
-    The width is asked of the embeddings: in OPT-350m it is not the hidden size.
+    The embedding size is that of the input embeddings: in OPT-350m it differs from the hidden size.
     """
     config = model.config.get_text_config()
 

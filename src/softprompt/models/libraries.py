@@ -36,7 +36,7 @@ def plain_errors(what: str) -> Iterator[None]:
         raise BaseModelError(f"{what} cannot be read, a file is damaged: {essence(error)}") from error
     except Exception as error:  # anything, down to the bare Exception of tokenizers
         if "trust_remote_code" in str(error):
-            raise BaseModelError(f"{what} needs Python code of its own; trust_remote_code runs it") from error
+            raise BaseModelError(f"{what} needs Python code of its repository; trust_remote_code runs it") from error
         raise BaseModelError(f"{what} cannot be read: {essence(error)}") from error
 
 

@@ -112,7 +112,7 @@ def _locate(options: ModelOptions) -> _Source:
 
 
 def _embedded_from_hub(options: ModelOptions) -> _Source:
-    say(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}); taking {EMBEDDED_HUB_ID} in its place")
+    say(f"{EMBEDDED_MODEL} is not installed ({_EMBEDDED_INSTALL}); using {EMBEDDED_HUB_ID} instead")
     try:
         folder = _snapshot(EMBEDDED_HUB_ID, options, SIDE_FILES)
     except BaseModelError as error:

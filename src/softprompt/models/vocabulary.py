@@ -1,7 +1,7 @@
-"""Adapters of a base with an enlarged vocabulary: its embeddings are saved with the adapter, as in PEFT's files.
+"""Adapters of a base model with added tokens: the embeddings are saved with the adapter, as in PEFT's files.
 
-The embeddings of new tokens are random and in no checkpoint of the base, and the prompt was trained with them. PEFT
-therefore saves the input embeddings and the head beside the prompt if their number differs from the checkpoint's.
+The embeddings of added tokens are random and in no checkpoint of the base model, and the prompt was trained with them.
+PEFT therefore saves the input embeddings and the head with the prompt if their number differs from the checkpoint's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def own_tokenizer(adapter: str, *, trust_remote_code: bool = False, **hub: Any) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the folder of an adapter; ``None`` if there is none.
+    """The tokenizer in the folder of an adapter; ``None`` without one.
 
     Raises:
         BaseModelError: it cannot be read.
@@ -46,14 +46,14 @@ def own_tokenizer(adapter: str, *, trust_remote_code: bool = False, **hub: Any) 
 def grow(base: PreTrainedModel, weights: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Resize the base's embeddings to those in an adapter's file or, if it has none, to its tokenizer.
 
-    As in PEFT, new rows are drawn from the distribution of the old ones (here with a fixed seed, so that two loads
-    agree), and a base with enough rows for the tokenizer is unchanged.
+    As in PEFT, new embeddings are drawn from the distribution of the old ones (here with a fixed seed, so two loads
+    agree), and a base with enough embeddings for the tokenizer is unchanged.
 
     Args:
         weights: the adapter's weights file.
-        tokenizer: the one beside the adapter.
+        tokenizer: the adapter's.
     """
-    here = _rows(base)
+    here = _num_embeddings(base)
     kept = [shape[0] for name, shape in _shapes(weights).items() if name in embeddings(base)]
     wanted = kept[0] if kept else max(here, len(tokenizer) if tokenizer is not None else 0)
     if wanted == here:
@@ -63,8 +63,8 @@ def grow(base: PreTrainedModel, weights: Path, tokenizer: PreTrainedTokenizerBas
         base.resize_token_embeddings(wanted)
     if not kept:
         warnings.warn(
-            f"the adapter's tokenizer has {wanted} tokens, the base model {here} embeddings; those of the new tokens "
-            "are untrained",
+            f"the adapter's tokenizer has {wanted} tokens, the base model {here} embeddings; the embeddings of the "
+            "added tokens are untrained",
             stacklevel=4,
         )
 
@@ -74,7 +74,7 @@ def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = 
 
     Args:
         where: name of the adapter, for messages.
-        shared: other adapters use the base too, so it must not change.
+        shared: other adapters use the base as well, so it must not change.
 
     Raises:
         AdapterMismatchError: their number is not the base's, or they would change a shared base.
@@ -94,17 +94,17 @@ def restore(base: PreTrainedModel, weights: Path, where: str, *, shared: bool = 
                 continue
             if shared:
                 raise AdapterMismatchError(
-                    f"{where} has embeddings of its own, with which the other adapters were not trained; load it into "
-                    "a base model of its own"
+                    f"{where} contains embeddings with which the other adapters were not trained; load it onto a "
+                    "separate base model"
                 )
             ours[name].copy_(value)
 
 
 def enlarged(base: PreTrainedModel, name: str | None, revision: str | None) -> dict[str, Tensor]:
-    """Tensors to save beside a prompt: the embeddings of a base, if their number is not the checkpoint's.
+    """Tensors to save with a prompt: the embeddings of a base, if their number differs from the checkpoint's.
 
     Args:
-        name, revision: of the base, which is looked up on this machine only.
+        name, revision: of the base; only this machine is searched for its checkpoint.
     """
     checkpoint = _vocabulary_of(name, revision) if name else None
     if checkpoint in (None, base.config.get_text_config().vocab_size):
@@ -127,7 +127,7 @@ def embeddings(base: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _rows(base: PreTrainedModel) -> int:
+def _num_embeddings(base: PreTrainedModel) -> int:
     return int(base.get_input_embeddings().weight.shape[0])
 
 

@@ -101,7 +101,7 @@ class AdapterModel(PeftLookalike, nn.Module):
 
     @property
     def active_adapters(self) -> list[str]:
-        """The active adapter, as a list; empty when there is none."""
+        """A list with the active adapter; empty without adapters."""
         return [self.active_adapter] if self.peft_config else []
 
     @property
@@ -122,7 +122,7 @@ class AdapterModel(PeftLookalike, nn.Module):
 
     @property
     def has_active_enabled_adapter(self) -> bool:
-        """Whether a prompt is in use (false inside ``disable_adapter``, and where there is none)."""
+        """Whether calls use a prompt (false inside ``disable_adapter``, and without adapters)."""
         return bool(self.peft_config) and not self._disabled
 
     @property
@@ -207,7 +207,7 @@ class AdapterModel(PeftLookalike, nn.Module):
         room = context_length(self.base_model.config)
         if room is not None and config.num_virtual_tokens is not None and config.num_virtual_tokens >= room:
             raise ConfigError(
-                f"num_virtual_tokens is {config.num_virtual_tokens}, but the base model reads at most {room} tokens; "
+                f"num_virtual_tokens is {config.num_virtual_tokens}, but the base model has {room} positions; "
                 "use fewer virtual tokens"
             )
 
@@ -215,7 +215,7 @@ class AdapterModel(PeftLookalike, nn.Module):
         """Make a prompt active, and freeze the others.
 
         Raises:
-            ConfigError: there is no such adapter.
+            ConfigError: no adapter has this name.
         """
         self._require(adapter_name)
         self.active_adapter = adapter_name
@@ -232,7 +232,7 @@ class AdapterModel(PeftLookalike, nn.Module):
         Without any adapter ``active_adapter`` is ``[]``, as in PEFT, and calls raise an error until one is added.
 
         Raises:
-            ConfigError: there is no such adapter.
+            ConfigError: no adapter has this name.
         """
         self._require(adapter_name)
         del self.prompt_encoder[adapter_name]
@@ -257,7 +257,7 @@ class AdapterModel(PeftLookalike, nn.Module):
         The setting lasts until the next ``set_adapter``. PEFT does not support this for prompts.
 
         Raises:
-            ConfigError: there is no such adapter.
+            ConfigError: no adapter has this name.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:

@@ -19,7 +19,7 @@ overrides that attribute, and nothing else. Who asks, in transformers 5.23, trl 
                                                    replaces the head of ``model.get_base_model()`` by its fused one.
 =================================================  ===========================================================
 
-Whoever asks for a class of PEFT has imported PEFT, so it is enough to look for the module at the time of the question.
+Code that uses a class of PEFT has imported PEFT, so ``__class__`` only needs to look for the imported module.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class PeftModel(AdapterModel):
         return model_status(self)
 
     def get_layer_status(self) -> Any:
-        """Not supported for prompts, which have no layers (as in PEFT).
+        """Not supported for prompts, as in PEFT: they have no layers.
 
         Raises:
             TypeError: always.
@@ -85,7 +85,7 @@ class PeftModel(AdapterModel):
         raise TypeError("get_layer_status() is for adapters inside layers; a soft prompt has none")
 
     def prepare_model_for_gradient_checkpointing(self, model: PreTrainedModel) -> None:
-        """Make embeddings require a gradient unless ``model`` is quantised, as PEFT does. Not needed here."""
+        """Make embeddings require a gradient unless ``model`` is quantised, as in PEFT. softprompt does not need it."""
         if not any(getattr(model, f"is_{kind}", False) for kind in ("loaded_in_8bit", "loaded_in_4bit", "quantized")):
             model.enable_input_require_grads()
 
@@ -97,10 +97,10 @@ class PeftModel(AdapterModel):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write each adapter: ``default`` into the folder itself, others into a sub-folder of their name.
+        """Write each adapter: ``default`` into the folder itself, others into sub-folders with their names.
 
         Raises:
-            ConfigError: the path is a file, a name is unknown, or a pickle is asked for.
+            ConfigError: the path is a file, a name is unknown, or ``safe_serialization`` is false.
         """
         if not safe_serialization:
             raise ConfigError("safe_serialization=False would write a pickle; softprompt writes safetensors only")
@@ -122,8 +122,8 @@ class PeftModel(AdapterModel):
         """Load an adapter from a folder or the Hub onto a base model.
 
         Args:
-            is_trainable: go on training it; otherwise the prompt is frozen and the model in ``eval()``.
-            config: use this config (it is changed in place) instead of reading the adapter's.
+            is_trainable: continue to train the prompt; otherwise it is frozen and the model is put into ``eval()``.
+            config: use this config, which is changed in place, instead of the adapter's.
             **kwargs: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Raises:
@@ -141,7 +141,7 @@ class PeftModel(AdapterModel):
     def load_adapter(
         self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a prompt under a new name, or its numbers into an existing one.
+        """Load a prompt under a new name, or its values into an existing adapter.
 
         Returns:
             An object with empty ``missing_keys`` and ``unexpected_keys``.
@@ -156,7 +156,7 @@ class PeftModel(AdapterModel):
         update_model_card(self, Path(output_dir))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Upload the adapters to a repository of the Hub, which is created if need be.
+        """Upload the adapters to a repository of the Hub, created if it does not exist.
 
         Args:
             **kwargs: ``commit_message``, ``commit_description``, ``private``, ``token`` (or the older
@@ -168,7 +168,7 @@ class PeftModel(AdapterModel):
         return push_model(self, repo_id, **kwargs)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a full state dict, or the tensors of an adapter file, as Trainer without PEFT does."""
+        """Load a full state dictionary or, for ``Trainer`` without PEFT, the tensors of an adapter file."""
         if self.peft_config and key_of(self.active_peft_config.prompt_placement) in state_dict:
             set_peft_model_state_dict(self, state_dict, self.active_adapter)
             return nn.modules.module._IncompatibleKeys([], [])
@@ -176,11 +176,11 @@ class PeftModel(AdapterModel):
 
 
 class PeftModelForCausalLM(PeftModel):
-    """A causal language model with a soft prompt in front of every text, or behind it."""
+    """A causal language model with a soft prompt before every text (prefix) or after it (suffix)."""
 
     @property
     def prompt_placement(self) -> Placement:
-        """Where the active prompt stands: ``prefix`` or ``suffix`` of the text."""
+        """Position of the active prompt: ``prefix`` or ``suffix``."""
         return self.active_peft_config.prompt_placement or "prefix"
 
     @property
@@ -206,17 +206,17 @@ class PeftModelForCausalLM(PeftModel):
         adapter_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Loss and logits of a batch, each row as if it were alone and had no padding.
+        """Loss and logits of a batch; each row is computed as if alone and without padding.
 
         Args:
             input_ids: ``[B, T]``; or ``inputs_embeds`` ``[B, T, D]``, which wins if both are given.
-            attention_mask: ``[B, T]``, zeros at padding, wherever it stands.
-            labels: ``[B, T]`` beside the ids, ``-100`` where there is no loss; not shifted. A suffix stands before
-                the first token of a row that has a loss; at the end of a row that has none, or without labels.
+            attention_mask: ``[B, T]``, zeros at padding, on either side.
+            labels: ``[B, T]``, not shifted, ``-100`` at positions without a loss. A suffix prompt is inserted before a
+                row's first token with a loss; at the end of a row without such tokens, or without labels.
             position_ids: of packed rows (trl's ``packing=True``, ``DataCollatorWithFlattening``), where they return to
                 0 at each new text. Each text then follows the prompt and attends to no other text. Otherwise ignored
-                with a warning: a token's position is its place behind the prompt.
-            output_hidden_states, output_attentions: as in transformers (the config has the default). With these,
+                with a warning, since positions follow from the prompt and the mask.
+            output_hidden_states, output_attentions: as in transformers; the base's config sets the default. With these,
                 ``use_cache`` or ``past_key_values`` the call runs as one padded batch with the prompt in each row.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
             logits_to_keep: number of positions at the end of ``P + T`` that get logits (0: all), or their indices.
@@ -254,7 +254,7 @@ class PeftModelForCausalLM(PeftModel):
         several = ["adapter_names"] if adapter_names is not None else []
         if batch.packed:
             what = "a packed row (position_ids return to 0 inside it)"
-            _refuse(what, [*plain, *suffix, *several], "give each text a row of its own")
+            _refuse(what, [*plain, *suffix, *several], "put each text into its own row")
         if fused:
             _refuse("fused_lm_head", [*plain, *suffix, *several], "leave one of them out")
             return forward_fused(base, prompts, batch)
@@ -267,13 +267,13 @@ class PeftModelForCausalLM(PeftModel):
         return forward_rows(base, prompts.for_rows(len(batch.tokens)), batch)
 
     def _settle(self, batch: Batch, asked: dict[str, Any]) -> dict[str, Any]:
-        """Keywords beyond loss and logits, without those that follow from prompt and mask."""
+        """Keywords beyond loss and logits, without those that follow from the prompt and the mask."""
         ignored = {"token_type_ids": asked.pop("token_type_ids", None)}
         if batch.position_ids is not None:
             asked = {name: value for name, value in asked.items() if name not in _OF_PACKED_ROWS}
             ignored["position_ids"] = None if batch.packed else batch.position_ids
         for name in [name for name, value in ignored.items() if value is not None]:
-            warnings.warn(f"{name} are not used: they follow from the prompt and the mask.", stacklevel=5)
+            warnings.warn(f"{name} are ignored: they follow from the prompt and the mask.", stacklevel=5)
         if refused := sorted(asked.keys() - {*_PLAIN, "fused_lm_head"}):
             advice = "set router_aux_loss_coef=0.0" if refused == ["output_router_logits"] else "leave it out"
             raise ConfigError(f"{', '.join(refused)}: not supported with a soft prompt; {advice}")
@@ -286,7 +286,7 @@ class PeftModelForCausalLM(PeftModel):
             raise UnknownKeywordError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
     def _bind(self, adapter_names: Sequence[str] | None, rows: int) -> tuple[RowPrompts, Placement]:
-        """The prompts of a batch, looked up once per call: another thread may call ``set_adapter`` meanwhile."""
+        """The prompts of a batch, looked up once per call, since another thread may call ``set_adapter``."""
         if adapter_names is None:
             name = self._active()
             return RowPrompts.of([self.prompt_of(name)]), self.peft_config[name].prompt_placement or "prefix"
@@ -305,7 +305,7 @@ class PeftModelForCausalLM(PeftModel):
         return RowPrompts.of(prompts, [names.index(name) for name in adapter_names]), "prefix"
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """transformers' ``generate`` with the prompt in front of every row; see ``softprompt.inference.generate``.
+        """transformers' ``generate`` with the prompt in every row; see ``softprompt.inference.generate``.
 
         Args:
             adapter_names: the adapter of each row; ``"__base__"`` for none.
@@ -321,7 +321,7 @@ class PeftModelForCausalLM(PeftModel):
         """Inputs for the base model, for custom decoding loops; see ``generate.prepare_inputs``.
 
         Raises:
-            ConfigError: the prompt stands behind the text.
+            ConfigError: the prompt is a suffix.
         """
         if self._disabled:
             return self.base_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[no-any-return]

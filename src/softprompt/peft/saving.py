@@ -33,7 +33,7 @@ def save_adapters(
     is_main_process: bool = True,
     for_trainer: bool = False,
 ) -> None:
-    """Write adapters, all by default: ``default`` into the folder itself, others into a sub-folder of their name.
+    """Write adapters, all by default: ``default`` into the folder itself, others into sub-folders with their names.
 
     Args:
         is_main_process: false in the other processes of a distributed run, which write nothing.
@@ -47,7 +47,7 @@ def save_adapters(
     names = list(model.peft_config) if selected_adapters is None else selected_adapters
     unknown = [name for name in names if name not in model.peft_config]
     if unknown:
-        raise ConfigError(f"there is no adapter called {unknown[0]!r}; there is {', '.join(model.peft_config)}")
+        raise ConfigError(f"no adapter is called {unknown[0]!r}; existing adapters: {', '.join(model.peft_config)}")
     if not is_main_process:
         return
     for name in names:

@@ -8,7 +8,6 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is t
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -108,6 +107,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]
     side = cell * count
     with figure_to((side + margin + 0.9, side + margin), path) as figure:
         axes = figure.subplots()
+        names = [_drawable(name) for name in names]
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
         _white_grid(axes, count, cell)
         _name_ticks(axes, names, cell)
@@ -174,8 +174,7 @@ def figure_to(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iter
         figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it is drawn as a box
+        with atomic_path(path) as temporary:
             # Without the Software entry the bytes of the file do not depend on matplotlib's version string.
             figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08,
                            metadata={"Software": None})  # fmt: skip
@@ -314,6 +313,15 @@ def _count_from_one(axis: Any, count: int) -> None:
         step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count / step <= 12 or step >= count
     )
     axis.set_ticks(sorted({1, *range(step, count + 1, step)} - ({step} if step == 2 else set())))
+
+
+def _drawable(text: str) -> str:
+    """``text`` with a box for each character that the fonts lack: matplotlib draws one too, but warns each time."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import findfont, get_font
+
+    known = set().union(*(get_font(findfont(name)).get_charmap() for name in rcParams["font.family"]))
+    return "".join(character if ord(character) in known else "\N{WHITE SQUARE}" for character in text)
 
 
 def _shorten(label: str, most: int = 30) -> str:

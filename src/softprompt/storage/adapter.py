@@ -41,7 +41,7 @@ def write_prompt(
     placement: Placement | None = "prefix",
     beside: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a prompt ``[P, D]`` and the tensors in ``beside`` to a file, atomically."""
+    """Write a prompt ``[P, D]``, and the tensors in ``beside``, to one file, atomically."""
     tensors = {key_of(placement): prompt, **(beside or {})}
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     data = save(plain, metadata={"format": "pt"})
@@ -62,7 +62,7 @@ def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
             names = list(tensors.keys())
             if key not in names:
                 raise AdapterError(
-                    f"{path} holds no tensor {key!r} (it has {', '.join(sorted(names)[:3]) or 'none'}); "
+                    f"{path} has no tensor {key!r} (it has {', '.join(sorted(names)[:3]) or 'none'}); "
                     f"it is not a prompt-tuning adapter with prompt_placement {placement}"
                 )
             if (size := 4 * math.prod(tensors.get_slice(key).get_shape())) > MAX_PROMPT_BYTES:
@@ -72,8 +72,8 @@ def read_prompt(path: Path, placement: Placement | None = "prefix") -> Tensor:
         raise AdapterError(f"{path} is not a valid safetensors file ({error})") from None
     if prompt.ndim != 2 or not prompt.is_floating_point():
         raise AdapterError(f"{path}: {key} must be a matrix of floats, not {list(prompt.shape)} {prompt.dtype}")
-    if not torch.isfinite(prompt.float()).all():  # float8 has no isfinite of its own
-        raise AdapterError(f"{path}: {key} has NaN or infinite numbers; the adapter is unusable, train it again")
+    if not torch.isfinite(prompt.float()).all():  # isfinite does not support float8
+        raise AdapterError(f"{path}: {key} has NaN or infinite values; the adapter is unusable, train it again")
     return prompt
 
 
@@ -81,7 +81,7 @@ def find_weights(model_id: str | os.PathLike[str], **hub: Any) -> Path:
     """The weights file of an adapter (a folder or a Hub repository).
 
     Raises:
-        AdapterError: there is none, or only a pickle.
+        AdapterError: there are no weights, or only a pickle.
     """
     try:
         return find_file(str(model_id), WEIGHTS_NAME, **hub)

@@ -24,7 +24,7 @@ def find_file(repo_or_folder: str, name: str, *, subfolder: str | None = None, *
 
     Raises:
         FileAbsentError: the folder or repository exists, the file does not.
-        AdapterError: there is no such folder or repository, or the Hub cannot be reached.
+        AdapterError: the folder or repository does not exist, or the Hub cannot be reached.
     """
     folder = Path(expand(repo_or_folder), subfolder or "")
     if (folder / name).is_file():
@@ -54,7 +54,7 @@ def snapshot_adapter(repo_id: str, patterns: Sequence[str], **kwargs: Any) -> Pa
             others are ignored.
 
     Raises:
-        AdapterError: there is no such repository or no access to it, or the Hub cannot be reached and it is not cached.
+        AdapterError: the repository does not exist or cannot be accessed, or it is not cached and the Hub is offline.
     """
     if "/" not in repo_id:
         raise AdapterError(f"there is no folder {repo_id!r}; an adapter on the Hub is named owner/name")

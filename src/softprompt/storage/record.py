@@ -1,8 +1,8 @@
-"""What a run writes down: epochs, trainer state, metrics, log lines. Cards and pictures read only this.
+"""Records of a run: epochs, trainer state, metrics, log lines. Model cards and plots are made from these alone.
 
-The files hold plain JSON: a number that is not finite is written as ``null``, since ``NaN`` is not JSON
-and other readers refuse it. One field, and one item of a long list, stands on each line, so that a
-confusion matrix reads as a table and two runs compare well with ``diff``.
+The files are plain JSON: a number that is not finite is written as ``null``, since other readers refuse ``NaN``.
+Each field, and each item of a list of lists or objects, has its own line, so a confusion matrix reads as a table and
+two runs can be compared with ``diff``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from ..errors import AdapterError
 from .atomic import atomic_path, read_json, write_text
+from .validation import validated
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 STATE_NAME = "trainer_state.json"
 PROBE_NAME, ENSEMBLE_NAME = "linear_probe.safetensors", "ensemble.safetensors"
+"""Files beside the adapter's weights; PEFT ignores them."""
 OLD_PROBE_NAME = "readout.safetensors"
 """Name of the linear probe's file in version 0.1; still read."""
-"""Beside the adapter's weights; PEFT does not know these files and leaves them alone."""
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own
 LOG_NAME = "log.jsonl"
 OPTIONS_NAME = "train_config.yaml"
 LOSS_PICTURE = "training_loss.png"
 CONFUSION_PICTURE = "confusion_matrix.png"
-_MAX_BYTES = 64 << 20  # a long history, or the matrix of a thousand labels, still fits
+_MAX_BYTES = 64 << 20  # enough for a long history, or the confusion matrix of a thousand labels
 
 RecordT = TypeVar("RecordT", bound="DataclassInstance")
 
@@ -61,14 +61,14 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialEpoch:
-    """What the epoch in progress has summed up: a checkpoint in the middle of it takes this along."""
+    """Sums over the steps of the epoch in progress, for a checkpoint in the middle of an epoch."""
 
     loss_sum: float = 0.0  # nats
     num_tokens: int = 0  # supervised
     seconds: float = 0.0
 
     def plus(self, loss: float, num_tokens: int, seconds: float) -> PartialEpoch:
-        """With one more step, of a mean ``loss`` over ``num_tokens``, ``seconds`` after the epoch began."""
+        """The sums after a step with a mean ``loss`` over ``num_tokens``, ``seconds`` into the epoch."""
         return PartialEpoch(
             loss_sum=self.loss_sum + loss * num_tokens, num_tokens=self.num_tokens + num_tokens, seconds=seconds
         )
@@ -81,7 +81,7 @@ class PartialEpoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerState:
-    """How far a run is, and how it went so far: ``trainer_state.json``."""
+    """Progress and history of a run: ``trainer_state.json``."""
 
     global_step: int
     epoch: float
@@ -97,10 +97,10 @@ class TrainerState:
     num_train_examples: int | None = None
     fingerprint: str | None = None  # of rows and options; None in files of older releases
     tested: bool | None = None  # whether the run wrote metrics.json; None in files of older releases
-    partial_epoch: PartialEpoch | None = None  # None where an epoch ends
+    partial_epoch: PartialEpoch | None = None  # None at the end of an epoch
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as they stand in the file (``None`` for a number that is not finite)."""
+        """Plain values as in the file (``None`` for a number that is not finite)."""
         return _plain(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -109,34 +109,34 @@ class TrainerState:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TrainerState:
-        """Read ``trainer_state.json`` of ``folder``; unknown keys are passed over.
+        """Read ``trainer_state.json`` of ``folder``; unknown keys are ignored.
 
         Raises:
             SoftPromptError: the file is missing or is not JSON.
-            AdapterError: a field is missing or holds something else.
+            AdapterError: a field is missing or has the wrong type.
         """
         return _read(cls, Path(folder, STATE_NAME))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Scores on one set of rows: ``metrics.json``. Fields of the other kind of task are ``None``.
+    """Scores on one set of rows: ``metrics.json``. Fields that do not apply to the kind of task are ``None``.
 
     Attributes:
-        accuracy: share of rows whose label is guessed right.
+        accuracy: share of rows whose label is predicted correctly.
         macro_f1: mean F1 over all labels.
         eval_loss: mean loss in nats per supervised token.
         perplexity: its exponential; ``None`` in the file where that overflows.
         num_examples: rows scored.
         examples_per_second: rows scored per second.
-        confusion_matrix: counts ``[C, C]``, rows are gold.
+        confusion_matrix: counts ``[C, C]``; a row per true label.
         labels: the C labels, in the order of the matrix.
         per_class: label, precision, recall, f1 and support, one mapping per label.
-        expected_calibration_error: distance between confidence and accuracy, 0..1.
-        exact_match: share of generated texts that equal the gold text (or its answer, behind a mark).
-        rouge_l, bleu: overlap of generated texts with gold texts, 0..1.
-        baselines: name -> accuracy, macro_f1, eval_loss (and exact_match) of what the prompt must beat.
-        split: which rows these are: ``test``, ``validation``, ...
+        expected_calibration_error: mean difference between confidence and accuracy, 0..1.
+        exact_match: share of generated texts that equal the reference (or its answer, after a mark such as ``####``).
+        rouge_l, bleu: overlap of generated texts with references, 0..1.
+        baselines: name -> accuracy, macro_f1, eval_loss (and exact_match) of the methods to compare with.
+        split: name of the rows: ``test``, ``validation``, ...
     """
 
     num_examples: int
@@ -156,7 +156,7 @@ class Metrics:
     split: str = "test"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as they stand in the file (``None`` for a number that is not finite)."""
+        """Plain values as in the file (``None`` for a number that is not finite)."""
         return _plain(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -165,22 +165,22 @@ class Metrics:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], name: str = METRICS_NAME) -> Metrics:
-        """Read ``metrics.json``, or ``name``, of ``folder``; unknown keys are passed over.
+        """Read ``metrics.json``, or ``name``, of ``folder``; unknown keys are ignored.
 
         Raises:
             SoftPromptError: the file is missing or is not JSON.
-            AdapterError: a field is missing or holds something else.
+            AdapterError: a field is missing or has the wrong type.
         """
         return _read(cls, Path(folder, name))
 
 
 class LogWriter:
-    """Appends JSON lines to ``log.jsonl``; each is on its way to the disk when ``write`` returns.
+    """Appends JSON lines to ``log.jsonl``; each is handed to the operating system before ``write`` returns.
 
     Args:
         folder: folder of the log, created if need be.
-        resume_step: ``None`` starts a new log. A step number keeps the lines up to that step, drops
-            later ones (and one that a crash cut short) in one atomic step, and goes on from there.
+        resume_step: ``None`` starts a new log. With a step number, lines after that step, and a line that a crash cut
+            off, are removed in one atomic write, and new lines follow.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, resume_step: int | None = None) -> None:
@@ -198,7 +198,7 @@ class LogWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; closing twice does no harm."""
+        """Close the file; it may be closed already."""
         self._file.close()
 
     def __enter__(self) -> LogWriter:
@@ -220,7 +220,7 @@ def _drop_after(path: Path, last_step: int) -> None:
 
 
 def _is_upto(line: str, last_step: int) -> bool:
-    """Whether ``line`` is whole and says nothing of a later step."""
+    """Whether ``line`` is complete and not of a later step."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -251,7 +251,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _field(value: Any) -> str:
-    """JSON of one field: a list of lists or objects gets one line per item, all else one line."""
+    """JSON of one field: a line per item for a list of lists or objects, else one line."""
     if isinstance(value, list) and value and isinstance(value[0], list | dict):
         items = ",\n".join("    " + json.dumps(item, ensure_ascii=False, allow_nan=False) for item in value)
         return f"[\n{items}\n  ]"
@@ -259,12 +259,4 @@ def _field(value: Any) -> str:
 
 
 def _read(cls: type[RecordT], path: Path) -> RecordT:
-    from pydantic import TypeAdapter, ValidationError
-
-    values = _finite(read_json(path, max_bytes=_MAX_BYTES))
-    try:
-        return TypeAdapter(cls).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AdapterError(f"{path} is damaged: {where}: {first['msg'].lower()}") from None
+    return validated(cls, _finite(read_json(path, max_bytes=_MAX_BYTES)), path)

@@ -1,4 +1,4 @@
-"""Small files of named tensors beside an adapter: written atomically, read as if a stranger had sent them."""
+"""Small files of named tensors beside an adapter: written atomically, read as untrusted input."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read a safetensors file that holds tensors of just these names, all finite.
+    """Read a safetensors file with tensors of exactly these names, all finite.
 
     Raises:
-        AdapterError: it does not, or is no such file, or too large.
+        AdapterError: names differ, a value is not finite, or the file is damaged or too large.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -39,5 +39,5 @@ def read_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     if sorted(tensors) != sorted(names):
         raise AdapterError(f"{path} is damaged: it must hold {', '.join(names)}")
     if not all(bool(torch.isfinite(tensors[name].double()).all()) for name in names):
-        raise AdapterError(f"{path} has NaN or infinite numbers; train the adapter again")
+        raise AdapterError(f"{path} has NaN or infinite values; train the adapter again")
     return tensors
