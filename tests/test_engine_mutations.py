@@ -16,7 +16,7 @@ from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.kv_cache import KVCache
 from test_attention import blocks
-from test_mutations import must_notice
+from test_mutations import must_notice, passes
 
 ABOVE = attention.Packing._above
 HIDDEN = attention.Block.hidden_pairs
@@ -29,6 +29,7 @@ COMMON = plans._common
 @pytest.fixture(params=["packed", "levelwise"])
 def backend(request, monkeypatch):
     monkeypatch.setattr(running, "backends", lambda _: (request.param,))
+    return request.param
 
 
 # -- attention over a tree ---------------------------------------------------------------------------
@@ -92,8 +93,8 @@ def test_tree_mutants(mutant, monkeypatch):
         model = tiny.base(family, torch.float64)
         if owner is levels._Memory:
             monkeypatch.setattr(running, "backends", lambda _: ("levelwise",))
-        test_engine.check_forest(model, test_ways.FOREST, 1e-8)
-        test_ways.check_ways(model, test_ways.FOREST, 1e-8)
+        for check in (test_engine.check_forest, test_ways.check_ways):
+            passes((family, owner is levels._Memory), check, model, test_ways.FOREST, 1e-8)
         monkeypatch.setattr(owner, name, fault)
         must_notice(test_engine.check_forest, model, test_ways.FOREST, 1e-8)
         must_notice(test_ways.check_ways, model, test_ways.FOREST, 1e-8)
@@ -138,7 +139,7 @@ def test_gradient_to_the_known_dropped(mutant, backend, monkeypatch):
         return real(base, plan, fault(known) if isinstance(known, KVCache) else known)
 
     with tiny.float64():
-        check_packs()
+        passes(backend, check_packs)
         monkeypatch.setattr(accumulate, "token_losses", dropped)
         must_notice(check_packs)
 
@@ -150,7 +151,7 @@ def test_gradient_to_the_known_dropped_in_attention(monkeypatch):
             self._of[node].zero_()
 
     with tiny.float64():
-        check_packs()
+        passes("default", check_packs)
         monkeypatch.setattr(attention._Gradients, "add", own_only)
         must_notice(check_packs)
 
@@ -168,7 +169,7 @@ def test_a_pack_left_out(name, monkeypatch):
         return losses
 
     with tiny.float64():
-        check_packs()
+        passes("default", check_packs)
         monkeypatch.setattr(accumulate, "token_losses", first_is_lost)
         must_notice(check_packs)
 
