@@ -20,7 +20,6 @@ from softprompt.engine.row_prompts import RowPrompts
 from softprompt.inference import forward, generate
 from softprompt.models import embeddings as initialize
 
-
 _PASSED = set()
 
 
