@@ -18,7 +18,7 @@ from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.plans import plan_rows
 from softprompt.engine.row_prompts import RowPrompts
 from softprompt.inference import forward, generate
-from softprompt.models import embeddings as initialize
+from softprompt.peft import initialization as initialize
 
 _PASSED = set()
 
@@ -83,9 +83,9 @@ def suffix(backbone, tree, embeds, *_, **__):
     return torch.cat([last, *out])
 
 
-def unseen(self, nodes, device):
+def unseen(self, *args, **options):
     """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
-    cache, seen = PREFIX(self, nodes, device)
+    cache, seen = PREFIX(self, *args, **options)
     return cache, torch.zeros_like(seen)
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
+from .progress import progress_bar
 from .show import console, working
-from .watch import progress_bar
 
 
 class Terminal:
