@@ -63,7 +63,7 @@ test-all: test $(HEAVY)/.heavy
 	$(HEAVY)/bin/python -m pytest -m heavy
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m softprompt.benchmarks.speed.report $(if $(BENCH_ROWS),--train_file $(BENCH_ROWS)) $(BENCH)
+	$(BIN)/python -m softprompt.benchmarks.speed.suite $(if $(BENCH_ROWS),--train_file $(BENCH_ROWS)) $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

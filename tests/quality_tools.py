@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cli_tools import make_base, rows, write_rows
-from softprompt.benchmarks.quality.methods.method import Frozen, Work
+from softprompt.benchmarks.quality.methods.method import MethodContext, SharedBase
 from softprompt.benchmarks.quality.results import Predictions
 from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions, read_spec
 from softprompt.benchmarks.quality.task_data import TaskData, read_task
@@ -53,9 +53,9 @@ def make_data(place: Path, most: int | None = None, **changes: Any) -> TaskData:
     return read_task("words", TaskOptions(**{**values(place)["tasks"]["words"], **changes}), most)
 
 
-def make_work(place: Path, **changes: Any) -> Work:
+def make_context(place: Path, **changes: Any) -> MethodContext:
     """The one task on the tiny base."""
-    return Work(make_data(place, **changes), Frozen(make_spec(place)))
+    return MethodContext(make_data(place, **changes), SharedBase(make_spec(place)))
 
 
 def answers(gold: str, guesses: str, labels: str = "ab") -> Predictions:

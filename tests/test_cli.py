@@ -21,7 +21,7 @@ import yaml
 
 from cli_tools import SOFTPROMPT, forked, make_base, read_csv, rows, softprompt, struck, write_rows
 from hub_server import HubServer, run_with_hub
-from softprompt.cli import COMMANDS, build_app, main
+from softprompt.cli import COMMANDS, GROUPS, build_app, main
 from softprompt.data.sources import Splits
 from softprompt.types import Row
 
@@ -149,11 +149,17 @@ def read(path: Path) -> Any:
 
 # --- help -------------------------------------------------------------------------------------------
 
+SUBCOMMANDS = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
+
 
 @pytest.fixture(scope="module")
 def helps(place: Path) -> dict[str, CompletedProcess[str]]:
     """The help of each command, with what was imported for it on stderr."""
-    asked = {name: (name, "--help") for name in COMMANDS} | {"": ("--help",), "none": (), "version": ("--version",)}
+    asked = {name: (*name.split(), "--help") for name in [*COMMANDS, *SUBCOMMANDS]} | {
+        "": ("--help",),
+        "none": (),
+        "version": ("--version",),
+    }
     env = {"PYTHONPROFILEIMPORTTIME": "1", "COLUMNS": "200"}
     with ThreadPoolExecutor(2) as pool:
         return dict(
@@ -161,7 +167,7 @@ def helps(place: Path) -> dict[str, CompletedProcess[str]]:
         )
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "", "none", "version"])
+@pytest.mark.parametrize("name", [*COMMANDS, *SUBCOMMANDS, "", "none", "version"])
 def test_help_does_not_wait_for_torch(name: str, helps: dict[str, CompletedProcess[str]]) -> None:
     timed = {line.rpartition("|")[2].strip().split(".")[0] for line in helps[name].stderr.splitlines()}
     assert "softprompt" in timed
@@ -178,11 +184,36 @@ def test_help_lists_the_commands(helps: dict[str, CompletedProcess[str]]) -> Non
 def test_options_are_those_that_were_agreed_on(helps: dict[str, CompletedProcess[str]]) -> None:
     """To add or rename an option, change the list in ``cli_options.txt`` too, on purpose."""
     lines = []
-    for name in COMMANDS:
+    for name in [each for each in COMMANDS if each not in GROUPS] + SUBCOMMANDS:
         found = [line for line in helps[name].stdout.splitlines() if re.match(r"  (-h, )?--", line)]
         lines += [f"{name} {option}" for line in found for option in re.findall(r"--\w+", line.split("  ")[1])]
         assert helps[name].stdout.startswith(f"Usage: softprompt {name} ")
     assert lines == OPTIONS.read_text().splitlines()
+
+
+def test_help_of_a_group_lists_its_commands(helps: dict[str, CompletedProcess[str]]) -> None:
+    for group, names in GROUPS.items():
+        assert set(names) <= set(helps[group].stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("bench train --no-memory --help", "benchmark speed"),
+        ("benchmark nowhere.yaml --dry_run", "benchmark quality"),
+        ("benchmark --table nowhere.yml", "benchmark quality"),
+    ],
+)
+def test_commands_of_version_0_1_work_and_name_the_new_ones(
+    old: str, new: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(old.split())
+    out, err = capsys.readouterr()
+    assert "is deprecated" in err.splitlines()[0]
+    assert f"use 'softprompt {new}'" in err.splitlines()[0]
+    assert "speed [OPTIONS]" in out if left.value.code == 0 else "cannot read the config file nowhere.y" in err
 
 
 # --- training ---------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from pydantic import BaseModel
 import softprompt as package
 from cli_tools import forked, make_base, rows, softprompt, write_rows
 from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions
-from softprompt.benchmarks.speed.settings import BenchOptions
-from softprompt.cli import COMMANDS, build_app, main
+from softprompt.benchmarks.speed.settings import SpeedOptions
+from softprompt.cli import COMMANDS, GROUPS, build_app, main
 from softprompt.config.options import TrainOptions, build_options, read_yaml
 from softprompt.config.training_arguments import ABSENT
 from softprompt.errors import ConfigError
@@ -122,12 +122,12 @@ def _names_its_encoding(call: ast.Call) -> bool:
 # --- home folders -----------------------------------------------------------------------------------
 
 NO_PATHS = {
-    *("text", "after", "what", "against", "shape", "device", "dtype", "label_column", "text_column", "repo_id"),
+    *("text", "after", "workload", "against", "shape", "device", "dtype", "label_column", "text_column", "repo_id"),
     *("revision", "commit_message"),
 }
 """Parameters of commands that hold text, but no path."""
 BY_CLASS = {"model", "train_file"}
-"""Parameters of ``bench`` that an option class expands."""
+"""Parameters of ``benchmark speed`` that an option class expands."""
 PATHS = {"model_name_or_path", "dataset_name", "resume_from_checkpoint", "output_dir"} | {
     *("train_file", "validation_file", "test_file", "unlabeled_file"),
 }
@@ -141,15 +141,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_expands_its_paths(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, got = importlib.import_module(f"softprompt.cli.{name}"), {}
+SUBCOMMANDS = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
 
-    @functools.wraps(module.command)
+
+@pytest.mark.parametrize("name", [each for each in COMMANDS if each not in GROUPS] + SUBCOMMANDS)
+def test_a_command_expands_its_paths(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, *sub = name.split()
+    module, got = importlib.import_module(f"softprompt.cli.{wanted}"), {}
+
+    @functools.wraps(module.SUBCOMMANDS[sub[0]] if sub else module.command)
     def recorder(**given: Any) -> None:
         got.update(given)
 
-    monkeypatch.setattr(module, "command", recorder)
+    if sub:
+        monkeypatch.setitem(module.SUBCOMMANDS, sub[0], recorder)
+    else:
+        monkeypatch.setattr(module, "command", recorder)
     own, arguments = [], []
     for parameter in inspect.signature(recorder, eval_str=True).parameters.values():
         info, kinds = parameter.annotation.__metadata__[0], {parameter.annotation.__origin__}
@@ -162,14 +169,14 @@ def test_a_command_expands_its_paths(name: str, home: Path, monkeypatch: pytest.
             spelling = info.default if named and isinstance(info.default, str) else f"--{parameter.name}"
             arguments += [spelling, "~/x"] if named else ["~/x"]
     assert own
-    build_app(name)([name, *arguments], standalone_mode=False)
+    build_app(wanted)([*name.split(), *arguments], standalone_mode=False)
     for parameter in own:
         value = got[parameter]
-        texts = NO_PATHS | BY_CLASS if name == "bench" else NO_PATHS
+        texts = NO_PATHS | BY_CLASS if sub == ["speed"] else NO_PATHS
         assert (value in ("~/x", ["~/x"])) if parameter in texts else str(value) == str(home / "x"), parameter
 
 
-@pytest.mark.parametrize("cls", [TrainOptions, BenchOptions, TaskOptions, QualityOptions])
+@pytest.mark.parametrize("cls", [TrainOptions, SpeedOptions, TaskOptions, QualityOptions])
 def test_option_classes_expand_paths_alone(cls: type[BaseModel], home: Path) -> None:
     needed: dict[str, Any] = {"output_dir": "out"} if "output_dir" in cls.model_fields else {}
     if cls is QualityOptions:

@@ -17,7 +17,7 @@ from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.kv_cache import KVCache
 from test_attention_cpu import blocks
-from test_mutations import must_notice
+from test_mutations import must_notice, passes
 
 ABOVE = attention.Packing._above
 HIDDEN = attention.Block.hidden_pairs
@@ -30,6 +30,7 @@ COMMON = prefix_sharing.common_prefix
 @pytest.fixture(params=["packed", "levelwise"])
 def backend(request, monkeypatch):
     monkeypatch.setattr(running, "backends", lambda _: (request.param,))
+    return request.param
 
 
 # -- attention over a tree ---------------------------------------------------------------------------
@@ -93,8 +94,8 @@ def test_tree_mutants(mutant, monkeypatch):
         model = tiny.base(family, torch.float64)
         if owner is levels._Memory:
             monkeypatch.setattr(running, "backends", lambda _: ("levelwise",))
-        test_engine.check_forest(model, test_backends.FOREST, 1e-8)
-        test_backends.check_ways(model, test_backends.FOREST, 1e-8)
+        for check in (test_engine.check_forest, test_backends.check_ways):
+            passes((family, owner is levels._Memory), check, model, test_backends.FOREST, 1e-8)
         monkeypatch.setattr(owner, name, fault)
         must_notice(test_engine.check_forest, model, test_backends.FOREST, 1e-8)
         must_notice(test_backends.check_ways, model, test_backends.FOREST, 1e-8)
@@ -139,7 +140,7 @@ def test_gradient_to_the_known_dropped(mutant, backend, monkeypatch):
         return real(base, plan, fault(known) if isinstance(known, KVCache) else known)
 
     with tiny.float64():
-        check_packs()
+        passes(backend, check_packs)
         monkeypatch.setattr(accumulate, "token_losses", dropped)
         must_notice(check_packs)
 
@@ -151,7 +152,7 @@ def test_gradient_to_the_known_dropped_in_attention(monkeypatch):
             self._of[node].zero_()
 
     with tiny.float64():
-        check_packs()
+        passes("default", check_packs)
         monkeypatch.setattr(attention._Gradients, "add", own_only)
         must_notice(check_packs)
 
@@ -169,7 +170,7 @@ def test_a_pack_left_out(name, monkeypatch):
         return losses
 
     with tiny.float64():
-        check_packs()
+        passes("default", check_packs)
         monkeypatch.setattr(accumulate, "token_losses", first_is_lost)
         must_notice(check_packs)
 

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from plan_tools import plan_of
-from softprompt.benchmarks.speed.intents import intents
+from softprompt.benchmarks.speed.workloads.intents import intents
 from softprompt.data.tokenize import unique_prefixes
 from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss

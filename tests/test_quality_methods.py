@@ -11,17 +11,16 @@ import torch
 
 import tiny
 from cli_tools import rows, write_rows
-from quality_tools import make_data, make_place, make_spec, make_work
+from quality_tools import make_context, make_data, make_place, make_spec
 from softprompt import ConfigError, DataError
-from softprompt.benchmarks.quality.methods import KINDS, method_class
+from softprompt.benchmarks.padding import padded_batch
+from softprompt.benchmarks.quality.method_kinds import KINDS, method_class
 from softprompt.benchmarks.quality.methods.cross_validation import best, cross_validated, folds
-from softprompt.benchmarks.quality.methods.features import last_states
-from softprompt.benchmarks.quality.methods.in_context import InContext, ZeroShot, _front
-from softprompt.benchmarks.quality.methods.method import Fitted, Frozen, Method, Work
-from softprompt.benchmarks.quality.methods.padded import padded
-from softprompt.benchmarks.quality.methods.probes import vote
-from softprompt.benchmarks.quality.scores import figures, predictions_of
-from softprompt.benchmarks.speed.inputs import left_padded
+from softprompt.benchmarks.quality.methods.hidden_state_classifiers import vote
+from softprompt.benchmarks.quality.methods.hidden_states import last_states
+from softprompt.benchmarks.quality.methods.in_context import InContext, ZeroShot, _special
+from softprompt.benchmarks.quality.methods.method import FittedScores, Method, MethodContext, SharedBase
+from softprompt.benchmarks.quality.result_metrics import metrics_of, predictions_of
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.metrics import majority
@@ -53,77 +52,77 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def work(place: Path) -> Work:
-    return make_work(place)
+def context(place: Path) -> MethodContext:
+    return make_context(place)
 
 
-def make(kind: str, work: Work, **options: Any) -> Method:
+def make(kind: str, context: MethodContext, **options: Any) -> Method:
     for package, _ in KINDS[kind].needs:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{kind} needs {package}, which is not installed")
-    return method_class(kind)(work, options)
+    return method_class(kind)(context, options)
 
 
-def fit(method: Method, seed: int = 0, shots: int = 12) -> Fitted:
-    drawn = method.work.data.draw(shots, seed)
-    return method.fit(drawn, method.work.data.labels_of(drawn), seed)
+def fit(method: Method, seed: int = 0, shots: int = 12) -> FittedScores:
+    drawn = method.context.data.draw(shots, seed)
+    return method.fit(drawn, method.context.data.labels_of(drawn), seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_method_scores_every_test_row(kind: str, work: Work) -> None:
-    method = make(kind, work, **SHORT.get(kind, {}))
+def test_a_method_scores_every_test_row(kind: str, context: MethodContext) -> None:
+    method = make(kind, context, **SHORT.get(kind, {}))
     fitted = fit(method)
-    data = work.data
+    data = context.data
     assert fitted.log_probs.shape == (len(data.test), 2)
     assert fitted.log_probs.device.type == "cpu"
-    figures(predictions_of(fitted.log_probs, data.gold, data.labels))
-    assert fitted.trained_numbers == TRAINED.get(kind, fitted.trained_numbers)
+    metrics_of(predictions_of(fitted.log_probs, data.gold, data.labels))
+    assert fitted.trained_parameters == TRAINED.get(kind, fitted.trained_parameters)
     assert torch.equal(fit(method).log_probs, fitted.log_probs), "two runs of one seed differ"
 
 
 @pytest.mark.parametrize(
     ("kind", "options"), [("tfidf", {}), ("lora", {"num_train_epochs": 30, "learning_rate": 0.02})]
 )
-def test_methods_learn_the_words(kind: str, options: dict[str, Any], work: Work) -> None:
+def test_methods_learn_the_words(kind: str, options: dict[str, Any], context: MethodContext) -> None:
     """The first word of a text decides."""
-    fitted = fit(make(kind, work, **options), shots=24)
-    found = figures(predictions_of(fitted.log_probs, work.data.gold, work.data.labels))
+    fitted = fit(make(kind, context, **options), shots=24)
+    found = metrics_of(predictions_of(fitted.log_probs, context.data.gold, context.data.labels))
     assert found["macro_f1"] > 0.75
 
 
 @pytest.mark.parametrize("kind", ["softprompt", "peft_guide"])
-def test_prompts_make_the_right_labels_more_probable(kind: str, work: Work) -> None:
+def test_prompts_make_the_right_labels_more_probable(kind: str, context: MethodContext) -> None:
     before, after = (
-        fit(make(kind, work, **{**SHORT[kind], "num_train_epochs": 20, "learning_rate": rate}), shots=24).log_probs
+        fit(make(kind, context, **{**SHORT[kind], "num_train_epochs": 20, "learning_rate": rate}), shots=24).log_probs
         for rate in (1e-9, 0.1)
     )
-    right = range(len(work.data.test)), list(work.data.gold)
+    right = range(len(context.data.test)), list(context.data.gold)
     assert float((after[right] - before[right]).mean()) > 1
 
 
 def test_the_base_stays_as_it_was(place: Path) -> None:
-    work = make_work(place)
-    before = {name: tensor.clone() for name, tensor in work.frozen.base.model.state_dict().items()}
+    context = make_context(place)
+    before = {name: tensor.clone() for name, tensor in context.shared_base.base.model.state_dict().items()}
     for kind in ("zero_shot", "knn", "softprompt", "peft_guide", "lora"):
-        fit(make(kind, work, **SHORT.get(kind, {})))
-    after = work.frozen.base.model.state_dict()
+        fit(make(kind, context, **SHORT.get(kind, {})))
+    after = context.shared_base.base.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("kind", ["majority", "tfidf", "linear_probe", "knn", "sentence_encoder", "setfit"])
-def test_rows_of_one_label(kind: str, work: Work) -> None:
-    drawn = [row for row in work.data.train if row.fields["label"] == "yes"][:4]
-    fitted = make(kind, work, **SHORT.get(kind, {})).fit(drawn, [1] * 4, 0)
-    assert set(predictions_of(fitted.log_probs, work.data.gold, work.data.labels).guesses) == {1}
+def test_rows_of_one_label(kind: str, context: MethodContext) -> None:
+    drawn = [row for row in context.data.train if row.fields["label"] == "yes"][:4]
+    fitted = make(kind, context, **SHORT.get(kind, {})).fit(drawn, [1] * 4, 0)
+    assert set(predictions_of(fitted.log_probs, context.data.gold, context.data.labels).guesses) == {1}
 
 
 # --- majority ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1], [1, 0], [0, 0, 1]])
-def test_majority(labels: list[int], work: Work) -> None:
-    fitted = make("majority", work).fit(work.data.train[: len(labels)], labels, 0)
+def test_majority(labels: list[int], context: MethodContext) -> None:
+    fitted = make("majority", context).fit(context.data.train[: len(labels)], labels, 0)
     assert set(fitted.log_probs.argmax(1).tolist()) == {majority(labels, 2)}
     share = (labels.count(0) + 1) / (len(labels) + 2)
     assert fitted.log_probs[0, 0].exp() == pytest.approx(share)
@@ -132,58 +131,60 @@ def test_majority(labels: list[int], work: Work) -> None:
 # --- prompts of words -------------------------------------------------------------------------------
 
 
-def plain(work: Work, prompt: list[int], text: list[int], label: list[int]) -> float:
-    model = work.frozen.base.model
+def plain(context: MethodContext, prompt: list[int], text: list[int], label: list[int]) -> float:
+    model = context.shared_base.base.model
     embeds = model.get_input_embeddings()(torch.tensor(prompt, dtype=torch.long))
     with torch.no_grad():
         return float(tiny.plain_score(model, embeds, text, label))
 
 
-def ids(work: Work, text: str) -> list[int]:
-    return list(work.frozen.base.tokenizer(text, add_special_tokens=False)["input_ids"])
+def ids(context: MethodContext, text: str) -> list[int]:
+    return list(context.shared_base.base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def test_zero_shot_scores_the_words_as_they_stand(place: Path) -> None:
-    work = make_work(place, instruction="is it good or bad :")
-    fitted = fit(make("zero_shot", work))
-    prompt = ids(work, "is it good or bad :\n")
-    for row, scores in list(zip(work.data.test, fitted.log_probs, strict=True))[:5]:
-        text = ids(work, f"text: {row.fields['text']}\nlabel:")
-        wanted = [plain(work, prompt, text, ids(work, f" {label}\n")) for label in work.data.labels]
+    context = make_context(place, instruction="is it good or bad :")
+    fitted = fit(make("zero_shot", context))
+    prompt = ids(context, "is it good or bad :\n")
+    for row, scores in list(zip(context.data.test, fitted.log_probs, strict=True))[:5]:
+        text = ids(context, f"text: {row.fields['text']}\nlabel:")
+        wanted = [plain(context, prompt, text, ids(context, f" {label}\n")) for label in context.data.labels]
         assert scores.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_in_context_shows_as_many_rows_as_fit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = make_work(place)
+    context = make_context(place)
     seen: list[list[int]] = []
-    monkeypatch.setattr(InContext, "score", lambda self, prompt: seen.append(list(prompt)) or Fitted(torch.zeros(1), 0))
-    drawn = work.data.draw(12, 0)
-    examples = [ids(work, f"text: {row.fields['text']}\nlabel: {row.fields['label']}\n") for row in drawn]
-    instruction = ids(work, f"{work.instruction}\n")
+    monkeypatch.setattr(
+        InContext, "score", lambda self, prompt: seen.append(list(prompt)) or FittedScores(torch.zeros(1), 0)
+    )
+    drawn = context.data.draw(12, 0)
+    examples = [ids(context, f"text: {row.fields['text']}\nlabel: {row.fields['label']}\n") for row in drawn]
+    instruction = ids(context, f"{context.instruction}\n")
     for tokens in (len(instruction) + 9, 30, 1000):
-        fit(make("in_context", work, tokens=tokens))
-        wanted, most = list(instruction), min(tokens, 64 - max(len(text) for text in texts_of(work)) - 1)
+        fit(make("in_context", context, tokens=tokens))
+        wanted, most = list(instruction), min(tokens, 64 - max(len(text) for text in texts_of(context)) - 1)
         for example in examples:
             if len(wanted) + len(example) <= most:
                 wanted += example
         assert seen[-1] == wanted
         assert len(wanted) <= most
     with pytest.raises(ConfigError, match="no training row fits"):
-        fit(make("in_context", work, tokens=len(instruction) + 1))
+        fit(make("in_context", context, tokens=len(instruction) + 1))
 
 
-def texts_of(work: Work) -> list[list[int]]:
-    return [ids(work, f"text: {row.fields['text']}\nlabel:") for row in work.data.test]
+def texts_of(context: MethodContext) -> list[list[int]]:
+    return [ids(context, f"text: {row.fields['text']}\nlabel:") for row in context.data.test]
 
 
-def test_in_context_scores_behind_its_examples(work: Work) -> None:
-    drawn = work.data.draw(2, 0)
-    fitted = fit(make("in_context", work, tokens=1000), shots=2)
-    prompt = ids(work, f"{work.instruction}\n")
+def test_in_context_scores_behind_its_examples(context: MethodContext) -> None:
+    drawn = context.data.draw(2, 0)
+    fitted = fit(make("in_context", context, tokens=1000), shots=2)
+    prompt = ids(context, f"{context.instruction}\n")
     for row in drawn:
-        prompt += ids(work, f"text: {row.fields['text']}\nlabel: {row.fields['label']}\n")
-    text = texts_of(work)[0]
-    wanted = [plain(work, prompt, text, ids(work, f" {label}\n")) for label in work.data.labels]
+        prompt += ids(context, f"text: {row.fields['text']}\nlabel: {row.fields['label']}\n")
+    text = texts_of(context)[0]
+    wanted = [plain(context, prompt, text, ids(context, f" {label}\n")) for label in context.data.labels]
     assert fitted.log_probs[0].tolist() == pytest.approx(wanted, abs=1e-4)
 
 
@@ -192,17 +193,17 @@ def test_the_start_token_stands_in_front_of_everything(place: Path, tmp_path: Pa
 
     tokenizer = tiny.tokenizer(bos=True)
     encoder = Encoder(tokenizer, Task(("text",), "label", "{text} w9"), num_virtual_tokens=0, context_length=None)
-    assert _front(encoder) == [1]
+    assert _special(encoder) == [1]
     bare = Encoder(tiny.tokenizer(bos=False), encoder.task, num_virtual_tokens=0, context_length=None)
-    assert _front(bare) == []
+    assert _special(bare) == []
 
 
 def test_labels_that_the_tokenizer_mixes_up(place: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{**row, "label": row["label"] + "?"} for row in rows(8)])
     write_rows(tmp_path / "test.jsonl", [{**row, "label": row["label"] + "?"} for row in rows(4)])
-    work = Work(make_data(tmp_path, labels=None), Frozen(make_spec(place)))
-    with pytest.raises(DataError, match="tell the label"):
-        ZeroShot(work, {}).fit([], [], 0)
+    context = MethodContext(make_data(tmp_path, labels=None), SharedBase(make_spec(place)))
+    with pytest.raises(DataError, match="same tokens as another label"):
+        ZeroShot(context, {}).fit([], [], 0)
 
 
 # --- hidden states ----------------------------------------------------------------------------------
@@ -257,13 +258,13 @@ def test_held_out_rows_are_not_learned() -> None:
 # --- training ---------------------------------------------------------------------------------------
 
 
-def test_a_soft_prompt_is_that_of_train(place: Path, work: Work, tmp_path: Path) -> None:
+def test_a_soft_prompt_is_that_of_train(place: Path, context: MethodContext, tmp_path: Path) -> None:
     """The same rows and options through the command's own function give the same scores."""
-    drawn = work.data.draw(12, 5)
+    drawn = context.data.draw(12, 5)
     write_rows(tmp_path / "train.jsonl", [row.fields for row in drawn])
     options = {"num_train_epochs": 3, "num_virtual_tokens": 3, "learning_rate": 0.3}
-    fitted = fit(make("softprompt", work, **options), seed=5)
-    values = predictions_of(fitted.log_probs, work.data.gold, work.data.labels)
+    fitted = fit(make("softprompt", context, **options), seed=5)
+    values = predictions_of(fitted.log_probs, context.data.gold, context.data.labels)
     result = train(
         TrainOptions(
             **options,
@@ -278,39 +279,40 @@ def test_a_soft_prompt_is_that_of_train(place: Path, work: Work, tmp_path: Path)
     )
     assert result is not None
     assert result.metrics is not None
-    assert figures(values)["macro_f1"] == pytest.approx(result.metrics.macro_f1, abs=1e-6)
-    assert figures(values)["expected_calibration_error"] == pytest.approx(
+    assert metrics_of(values)["macro_f1"] == pytest.approx(result.metrics.macro_f1, abs=1e-6)
+    assert metrics_of(values)["expected_calibration_error"] == pytest.approx(
         result.metrics.expected_calibration_error, abs=1e-5
     )
 
 
 def test_the_instruction_starts_a_soft_prompt(place: Path) -> None:
-    method = make("softprompt", make_work(place, instruction="is it good :"), recipe="guide")
+    method = make("softprompt", make_context(place, instruction="is it good :"), recipe="guide")
     assert method._options(place, 3).prompt_tuning_init_text == "is it good :"
     assert method._options(place, 3).seed == 3
-    named = make("softprompt", method.work, recipe="guide", prompt_tuning_init_text="help")
+    named = make("softprompt", method.context, recipe="guide", prompt_tuning_init_text="help")
     assert named._options(place, 0).prompt_tuning_init_text == "help"
-    other = make("softprompt", method.work, recipe="best")
+    other = make("softprompt", method.context, recipe="best")
     assert other._options(place, 0).prompt_tuning_init_text is None
 
 
-def test_padded_batches_are_the_guides() -> None:
+def test_padded_batches() -> None:
     batch = [Example((4, 5, 6), (7, 2)), Example((8,), (9, 10, 2)), Example((11,), (2,))]
-    cpu = torch.device("cpu")
-    ours, theirs = padded(batch, 0, cpu, width=9, left=True), left_padded(batch, 9, cpu)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    right = padded(batch, 3, cpu)
+    right = padded_batch(batch, torch.device("cpu"), fill=3)
     assert right["input_ids"].tolist() == [[4, 5, 6, 7, 2], [8, 9, 10, 2, 3], [11, 2, 3, 3, 3]]
     assert right["attention_mask"].tolist() == [[1] * 5, [1] * 4 + [0], [1, 1, 0, 0, 0]]
     assert right["labels"].tolist()[1] == [-100, 9, 10, 2, -100]
+    left = padded_batch(batch, torch.device("cpu"), width=6, left=True)
+    assert left["input_ids"].tolist() == [[0, 4, 5, 6, 7, 2], [0, 0, 8, 9, 10, 2], [0, 0, 0, 0, 11, 2]]
+    assert left["attention_mask"].tolist() == [[0] + [1] * 5, [0, 0] + [1] * 4, [0] * 4 + [1] * 2]
+    assert left["labels"].tolist()[1] == [-100, -100, -100, 9, 10, 2]
 
 
-def test_lora_is_scored_without_a_prompt(work: Work) -> None:
+def test_lora_is_scored_without_a_prompt(context: MethodContext) -> None:
     from softprompt.benchmarks.quality.methods.lora import _no_prompt
     from softprompt.inference.score import score_labels
 
-    model = work.frozen.base.model
+    model = context.shared_base.base.model
     texts, labels = [[5, 6, 7], [8, 9]], [[7, 2], [8, 9, 2]]
     found = score_labels(model, _no_prompt(model), texts, labels)
-    wanted = [[plain(work, [], text, label) for label in labels] for text in texts]
+    wanted = [[plain(context, [], text, label) for label in labels] for text in texts]
     torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-4, rtol=1e-4)

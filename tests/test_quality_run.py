@@ -1,8 +1,9 @@
-"""The loop of a benchmark: each cell once, kept as soon as it is finished, whatever happens to the process."""
+"""The trials of a quality benchmark: each is measured once and kept as soon as it is complete."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,16 @@ from cli_tools import softprompt, struck
 from quality_tools import make_place, make_spec, write_config
 from softprompt import ConfigError, DataError, TrainingError
 from softprompt.benchmarks.quality import runner as loop
-from softprompt.benchmarks.quality.methods.method import Fitted, Method
-from softprompt.benchmarks.quality.results import COLUMNS, PREDICTIONS, SCORES, read_cells, read_predictions
-from softprompt.benchmarks.quality.runner import plan, run
-from softprompt.benchmarks.quality.specification import QualityOptions
+from softprompt.benchmarks.quality.methods.method import FittedScores, Method
+from softprompt.benchmarks.quality.page import score_table
+from softprompt.benchmarks.quality.result_set import ResultSet
+from softprompt.benchmarks.quality.results import COLUMNS, PREDICTIONS, SCORES, read_predictions, read_results
+from softprompt.benchmarks.quality.runner import make_schedule, run_trials
+from softprompt.benchmarks.quality.specification import QualityOptions, read_spec
 from softprompt.cli import main
 from softprompt.types import Row
 
+EARLIER = Path(__file__).with_name("earlier")
 NAMES = ["majority", "tfidf", "zero_shot"]
 
 
@@ -32,12 +36,12 @@ class Counted(Method):
     calls: list[tuple[str, int, int]] = []
     accident: Any = None
 
-    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> Fitted:
-        self.calls.append((self.work.data.name, len(rows), seed))
+    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> FittedScores:
+        self.calls.append((self.context.data.name, len(rows), seed))
         if self.accident is not None and len(self.calls) == self.accident[0]:
             raise self.accident[1]
         generator = torch.Generator().manual_seed(seed)
-        return Fitted(torch.randn(len(self.work.data.test), 2, generator=generator), len(rows))
+        return FittedScores(torch.randn(len(self.context.data.test), 2, generator=generator), len(rows))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def spec(place: Path, tmp_path: Path) -> QualityOptions:
 
 
 def measure(spec: QualityOptions) -> int:
-    return run(spec, plan(spec), lambda text: None)
+    return run_trials(spec, make_schedule(spec), lambda text: None)
 
 
 def stable(folder: Path) -> list[dict[str, str]]:
@@ -67,16 +71,16 @@ def stable(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in line.items() if k not in ("seconds", "date")} for line in csv.DictReader(handle)]
 
 
-def test_every_cell_once(spec: QualityOptions) -> None:
+def test_every_result_once(spec: QualityOptions) -> None:
     assert measure(spec) == 0
     lines = stable(spec.output_dir)
     assert len(lines) == 3 * 2 * 3
     assert {(line["method"], line["shots"], line["seed"]) for line in lines} == {
         (method, shots, seed) for method in NAMES for shots in "48" for seed in "012"
     }
-    assert {line["trained_numbers"] for line in lines if line["method"] == "tfidf"} == {"4", "8"}
+    assert {line["trained_parameters"] for line in lines if line["method"] == "tfidf"} == {"4", "8"}
     files = {path.name for path in (spec.output_dir / PREDICTIONS).iterdir()}
-    assert files == {key.file_name for key in read_cells(spec.output_dir)}
+    assert files == {key.file_name for key in read_results(spec.output_dir)}
     Counted.calls.clear()
     assert measure(spec) == 0
     assert not Counted.calls
@@ -99,24 +103,24 @@ def test_an_interrupted_run_goes_on(number: int, spec: QualityOptions, place: Pa
     Counted.accident = (number, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         measure(spec)
-    assert len(read_cells(spec.output_dir)) == number - 1
+    assert len(read_results(spec.output_dir)) == number - 1
     Counted.accident = None
     measure(spec)
     assert len(Counted.calls) == 13 + 1  # the interrupted one twice
     assert stable(spec.output_dir) == stable(whole.output_dir)
 
 
-def test_a_cell_that_fails_is_left_out_and_tried_again(spec: QualityOptions) -> None:
+def test_a_trial_that_fails_is_left_out_and_tried_again(spec: QualityOptions) -> None:
     Counted.accident = (2, TrainingError("the loss is nan"))
     said: list[str] = []
-    assert run(spec, plan(spec), said.append) == 1
+    assert run_trials(spec, make_schedule(spec), said.append) == 1
     assert "  failed: the loss is nan" in said
-    assert len(read_cells(spec.output_dir)) == 17
+    assert len(read_results(spec.output_dir)) == 17
     Counted.calls.clear()
     Counted.accident = None
     assert measure(spec) == 0
     assert len(Counted.calls) == 1
-    assert len(read_cells(spec.output_dir)) == 18
+    assert len(read_results(spec.output_dir)) == 18
 
 
 def test_more_seeds_and_methods_later(spec: QualityOptions, place: Path) -> None:
@@ -134,10 +138,10 @@ def test_another_model_in_the_same_folder(spec: QualityOptions) -> None:
     measure(spec)
     other = spec.model_copy(update={"model_name_or_path": "some/model"})
     measure(other)
-    cells = read_cells(spec.output_dir)
-    assert len(cells) == 36
+    results = read_results(spec.output_dir)
+    assert len(results) == 36
     assert len(list((spec.output_dir / PREDICTIONS).iterdir())) == 36
-    assert all(read_predictions(spec.output_dir, key) for key in cells)
+    assert all(read_predictions(spec.output_dir, key) for key in results)
 
 
 def test_a_line_that_was_cut_off_is_measured_again(spec: QualityOptions) -> None:
@@ -145,7 +149,7 @@ def test_a_line_that_was_cut_off_is_measured_again(spec: QualityOptions) -> None
     lines, path = stable(spec.output_dir), spec.output_dir / SCORES
     path.write_bytes(path.read_bytes()[:-20])
     Counted.calls.clear()
-    assert len(read_cells(spec.output_dir)) == 17
+    assert len(read_results(spec.output_dir)) == 17
     measure(spec)
     assert stable(spec.output_dir) == lines
 
@@ -154,14 +158,14 @@ def test_a_header_that_was_cut_off(spec: QualityOptions) -> None:
     spec.output_dir.mkdir(parents=True)
     (spec.output_dir / SCORES).write_text("task,meth")
     measure(spec)
-    assert len(read_cells(spec.output_dir)) == 18
+    assert len(read_results(spec.output_dir)) == 18
 
 
 def test_other_options_under_the_same_name_are_refused(spec: QualityOptions, place: Path) -> None:
     measure(spec)
     for change in ({"max_test_rows": 5}, {"dtype": "bfloat16"}):
-        with pytest.raises(ConfigError, match="words, majority, 4 shots, seed 0 with other rows or options"):
-            plan(spec.model_copy(update=change))
+        with pytest.raises(ConfigError, match="words, majority, 4 shots, seed 0, measured with other rows or options"):
+            make_schedule(spec.model_copy(update=change))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,22 @@ def test_a_csv_of_something_else(content: str, says: str, spec: QualityOptions) 
     spec.output_dir.mkdir(parents=True)
     (spec.output_dir / SCORES).write_text(content)
     with pytest.raises(DataError, match=says):
-        plan(spec)
+        make_schedule(spec)
+
+
+def test_results_of_version_0_1_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows and options have the same fingerprint, under old option and column names; new lines fit below."""
+    folder = shutil.copytree(EARLIER, tmp_path / "earlier")
+    monkeypatch.chdir(folder)
+    with pytest.warns(FutureWarning, match="readout is now called linear_probe"):
+        spec = read_spec(Path("quality.yaml"))
+    schedule = make_schedule(spec)
+    assert len(schedule.trials) == 4
+    assert not schedule.missing
+    assert all(read_predictions(spec.output_dir, trial.key) for trial in schedule.trials)
+    assert "| no_readout | 41.3 | 41.3 |" in score_table(ResultSet(spec), 8)
+    assert measure(spec.model_copy(update={"seeds": [0, 1]})) == 0
+    assert len(read_results(spec.output_dir)) == 8
 
 
 # --- the command ------------------------------------------------------------------------------------
@@ -180,14 +199,14 @@ def test_a_csv_of_something_else(content: str, says: str, spec: QualityOptions) 
 
 def command(*arguments: object) -> int:
     with pytest.raises(SystemExit) as left:
-        main(["benchmark", *map(str, arguments)])
+        main(["benchmark", "quality", *map(str, arguments)])
     return int(left.value.code or 0)
 
 
 def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(place, output_dir=str(tmp_path), methods=NAMES)
     assert command(config, "--dry_run") == 0
-    assert "6 of 6 cells are missing" in capsys.readouterr().out
+    assert "6 of 6 results are missing" in capsys.readouterr().out
     assert not (tmp_path / SCORES).exists()
     assert command(config) == 0
     out = capsys.readouterr().out
@@ -201,11 +220,11 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not Counted.calls
 
 
-def test_the_command_says_when_a_cell_failed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_failed_trials(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Counted.accident = (1, TrainingError("the loss is nan"))
     config = write_config(place, output_dir=str(tmp_path), methods=NAMES)
     assert command(config) == 1
-    assert "1 cells failed" in capsys.readouterr().out
+    assert "1 results failed" in capsys.readouterr().out
     assert (tmp_path / "results.md").exists()
 
 
@@ -213,16 +232,16 @@ def test_a_table_of_nothing(place: Path, tmp_path: Path) -> None:
     assert command(write_config(place, output_dir=str(tmp_path / "new")), "--table") == 0
 
 
-def test_a_killed_process_loses_one_cell_at_most(place: Path, tmp_path: Path) -> None:
-    """The real command, killed without warning in its third cell, and run again."""
+def test_a_killed_process_loses_one_result_at_most(place: Path, tmp_path: Path) -> None:
+    """The real command, killed without warning in its third result, and run again."""
     options = {"mine": {"num_train_epochs": 2, "num_virtual_tokens": 2}}
     config = write_config(place, output_dir=str(tmp_path), methods=options, seeds=list(range(4)))
     path = f"Path({str(tmp_path / SCORES)!r})"
-    two_cells = f"{path}.exists() and {path}.read_bytes().count(bytes([10])) > 2"
-    assert struck(signal.SIGKILL, two_cells, "benchmark", config).returncode == -signal.SIGKILL
-    kept = read_cells(tmp_path)
+    two_results = f"{path}.exists() and {path}.read_bytes().count(bytes([10])) > 2"
+    assert struck(signal.SIGKILL, two_results, "benchmark", "quality", config).returncode == -signal.SIGKILL
+    kept = read_results(tmp_path)
     assert len(kept) == 2
-    assert "of 2: " in softprompt("benchmark", config, check=True).stdout
-    now = read_cells(tmp_path)
+    assert "of 2: " in softprompt("benchmark", "quality", config, check=True).stdout
+    now = read_results(tmp_path)
     assert len(now) == 4
     assert {key: now[key] for key in kept} == kept

@@ -13,10 +13,10 @@ from filelock import FileLock
 from cli_tools import rows, write_rows
 from quality_tools import make_data, make_place, make_spec, values, write_config
 from softprompt import ConfigError, DataError
-from softprompt.benchmarks.quality import methods
-from softprompt.benchmarks.quality.methods import KINDS, check_needs, method_class, resolved_options
+from softprompt.benchmarks.quality import method_kinds
+from softprompt.benchmarks.quality.method_kinds import KINDS, check_needs, method_class, resolved_options
 from softprompt.benchmarks.quality.methods.method import Method
-from softprompt.benchmarks.quality.runner import LOCK, plan
+from softprompt.benchmarks.quality.runner import LOCK, make_schedule
 from softprompt.benchmarks.quality.specification import read_spec
 from softprompt.cli import main
 
@@ -114,7 +114,7 @@ def test_a_fingerprint_tells_what_counts(place: Path) -> None:
 def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command leaves with."""
     with pytest.raises(SystemExit) as left:
-        main(["benchmark", *arguments])
+        main(["benchmark", "quality", *arguments])
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("softprompt: ")
@@ -125,14 +125,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown_option": ({"seed": 3}, ("unknown option 'seed'", "did you mean 'seeds'")),
     "no_tasks": ({"tasks": None}, ("tasks", "required")),
     "empty_tasks": ({"tasks": {}}, ("tasks",)),
-    "tasks_as_a_list": ({"tasks": ["words"]}, ("tasks must be lines",)),
+    "tasks_as_a_list": ({"tasks": ["words"]}, ("tasks must map",)),
     "task_without_options": ({"tasks": {"words": None}}, ("task words", "no options")),
     "task_option": ({"tasks": {"w": {"train_fil": "x"}}}, ("task w", "'train_fil'", "did you mean 'train_file'")),
     "task_name": ({"tasks": {"a/b": {"train_file": "x"}}}, ("'a/b'", "letters")),
-    "generation": ({"tasks": {"w": {"train_file": "x", "task": "generation"}}}, ("task w", "classes")),
+    "generation": ({"tasks": {"w": {"train_file": "x", "task": "generation"}}}, ("task w", "classifiers")),
     "one_label": ({"tasks": {"w": {"train_file": "x", "labels": ["a"]}}}, ("task w", "labels")),
     "label_twice": ({"tasks": {"w": {"train_file": "x", "labels": ["a", "a"]}}}, ("task w", "labels has 'a' twice")),
-    "unknown_method": ({"methods": ["tfdif"]}, ("no method 'tfdif'", "did you mean 'tfidf'")),
+    "unknown_method": ({"methods": ["tfdif"]}, ("unknown method 'tfdif'", "did you mean 'tfidf'")),
     "method_twice": ({"methods": ["knn", "knn"]}, ("'knn'", "twice")),
     "methods_as_text": ({"methods": "knn"}, ("methods must be a list",)),
     "method_options": ({"methods": {"in_context": {"token": 3}}}, ("method in_context", "did you mean 'tokens'")),
@@ -190,8 +190,10 @@ def test_mistakes_around_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_missing_package_is_told_before_anything_is_measured(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = methods.importlib.util.find_spec
-    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda name: None if name == "sklearn" else real(name))
+    real = method_kinds.importlib.util.find_spec
+    monkeypatch.setattr(
+        method_kinds.importlib.util, "find_spec", lambda name: None if name == "sklearn" else real(name)
+    )
     line = failing([str(write_config(place, methods=["majority", "tfidf"]))], capsys)
     assert "the method tfidf needs scikit-learn" in line
     assert "pip install 'softprompt[quality]'" in line
@@ -202,7 +204,7 @@ def test_a_missing_package_is_told_before_anything_is_measured(
 def test_another_process_in_the_same_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileLock(tmp_path / LOCK):
         config = write_config(place, output_dir=str(tmp_path), methods=["majority"])
-        assert f"another process measures into {tmp_path}" in failing([str(config)], capsys)
+        assert f"another process is measuring into {tmp_path}" in failing([str(config)], capsys)
 
 
 def test_two_labels_of_equal_rows_but_one_name(tmp_path: Path) -> None:
@@ -220,14 +222,14 @@ def test_the_file_is_named_in_the_message(place: Path) -> None:
 def test_further_seeds_of_one_method(place: Path) -> None:
     spec = make_spec(place, more_seeds={"knn": [7]})
     assert (spec.seeds_of("knn"), spec.seeds_of("majority")) == ([0, 1, 7], [0, 1])
-    keys = [str(job.key) for job in plan(spec).jobs]
+    keys = [str(trial.key) for trial in make_schedule(spec).trials]
     assert [key for key in keys if "seed 7" in key] == ["words, knn, 8 shots, seed 7"]
-    for wrong, message in (({"knm": [7]}, "did you mean 'knn'"), ({"knn": [1]}, "1 stands there twice")):
+    for wrong, message in (({"knm": [7]}, "did you mean 'knn'"), ({"knn": [1]}, "1 is given twice")):
         with pytest.raises(ConfigError, match=message):
             make_spec(place, more_seeds=wrong)
 
 
-def test_defaults_belong_to_what_a_cell_was_measured_with() -> None:
+def test_defaults_belong_to_the_settings_of_a_result() -> None:
     assert resolved_options("lora", {}) == resolved_options("lora", {"r": 8})
     assert resolved_options("lora", {"r": 4}) == {**resolved_options("lora", {}), "r": 4}
     assert resolved_options("softprompt", {"linear_probe": False})["num_virtual_tokens"] == 8

@@ -1,1 +1,1 @@
-"""Benchmarks of speed (against PEFT) and of quality (methods over tasks and seeds)."""
+"""``softprompt benchmark``: speed against PEFT, and quality of methods over tasks and seeds."""

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +29,11 @@ COMMANDS = {
     "evaluate": "Score an adapter on labelled rows.",
     "predict": "Label a text, or a file of them.",
     "inspect": "Show what the virtual tokens have become.",
-    "bench": "Measure speed and memory against PEFT.",
-    "benchmark": "Compare methods over tasks, seeds and numbers of training rows.",
+    "benchmark": "Measure speed against PEFT, or compare the quality of methods.",
     "push": "Upload an adapter folder to the Hub.",
 }
+GROUPS = {"benchmark": ("speed", "quality")}
+"""Commands that consist of subcommands."""
 
 _INTERRUPTED = 130
 
@@ -47,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     warnings.formatwarning = _warning_line
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = _current_form([argument for argument in arguments if argument != "--debug"])
     _quiet_libraries()
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if arguments in ([], [wanted]) and wanted != "train":
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    wanted = words[0] if words else None
+    if arguments == words and wanted != "train" and len(words) <= 1 + (wanted in GROUPS):
         arguments.append("--help")
     try:
-        _check_command(wanted)
+        _check_command(words)
         status = build_app(wanted)(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = _INTERRUPTED
@@ -102,9 +104,33 @@ def build_app(wanted: str | None) -> typer.Typer:
     )
     app.callback()(_root)
     for name, summary in COMMANDS.items():
-        command = _expanding(importlib.import_module(f".{name}", __name__).command) if name == wanted else _nothing
-        app.command(name, help=summary)(command)
+        module = importlib.import_module(f".{name}", __name__) if name == wanted else None
+        if commands := getattr(module, "SUBCOMMANDS", None):
+            app.add_typer(_group(commands), name=name, help=summary)
+        else:
+            app.command(name, help=summary)(_nothing if module is None else _expanding(module.command))
     return app
+
+
+def _group(commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    group = typer.Typer(rich_markup_mode=None)
+    for name, command in commands.items():
+        group.command(name)(_expanding(command))
+    return group
+
+
+def _current_form(arguments: list[str]) -> list[str]:
+    """The command line with the commands of version 0.1 replaced by today's, with a note on stderr."""
+    positions = [i for i, argument in enumerate(arguments) if not argument.startswith("-")]
+    words = [arguments[i] for i in positions]
+    if words[:1] == ["bench"]:
+        old, new = "bench", ["benchmark", "speed"]
+    elif words[:1] == ["benchmark"] and words[1:] and Path(words[1]).suffix in (".yaml", ".yml"):
+        old, new = "benchmark CONFIG.yaml", ["benchmark", "quality"]
+    else:
+        return arguments
+    warnings.warn(f"'softprompt {old}' is deprecated; use 'softprompt {' '.join(new)}'", FutureWarning, stacklevel=2)
+    return [*arguments[: positions[0]], *new, *arguments[positions[0] + 1 :]]
 
 
 def _expanding(command: Callable[..., None]) -> Callable[..., None]:
@@ -117,12 +143,17 @@ def _expanding(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _check_command(wanted: str | None) -> None:
-    if wanted is None or wanted in COMMANDS:
-        return
-    from ..config.options import nearest
+def _check_command(words: Sequence[str]) -> None:
+    known: Iterable[str] = COMMANDS
+    for depth, word in enumerate(words[:2]):
+        if word not in known:
+            from ..config.options import nearest
 
-    raise ConfigError(f"there is no command {wanted!r}{nearest(wanted, COMMANDS)} (softprompt --help lists them)")
+            parent = " ".join(["softprompt", *words[:depth]])
+            raise ConfigError(f"there is no command {word!r}{nearest(word, known)} ({parent} --help lists them)")
+        known = GROUPS.get(word, ())
+        if not known:
+            return
 
 
 def explain(error: Exception) -> tuple[str, int]:

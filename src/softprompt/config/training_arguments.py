@@ -65,7 +65,7 @@ _WHY: dict[str, tuple[str, ...]] = {
     "columns that the template does not name are ignored": ("remove_unused_columns",),
     "use label_column": ("label_names", "label_column_name", "label_name"),
     _NO_PADDING: ("train_sampling_strategy", "group_by_length", "length_column_name", "pad_to_max_length", "packing"),
-    "measure memory with: softprompt bench train": ("skip_memory_metrics",),
+    "measure memory with: softprompt benchmark speed train": ("skip_memory_metrics",),
     "softprompt train always trains, and evaluates on the validation and test rows that it finds": (
         "do_train", "do_eval"),
     "label new rows with: softprompt predict": ("do_predict",),

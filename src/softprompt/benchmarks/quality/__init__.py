@@ -1,1 +1,1 @@
-"""Methods compared over tasks, seeds and numbers of training rows."""
+"""Classification quality of methods over tasks, seeds and numbers of training rows."""

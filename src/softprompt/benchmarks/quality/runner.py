@@ -1,4 +1,4 @@
-"""The loop over tasks, methods, shots and seeds: what is finished stays finished, what is missing is measured."""
+"""The trials of a quality benchmark: completed results are kept, missing ones are measured."""
 
 from __future__ import annotations
 
@@ -16,192 +16,199 @@ from filelock import FileLock, Timeout
 from ...errors import ConfigError, SoftPromptError
 from ...types import Row
 from ...version import __version__
-from .methods import KINDS, check_needs, method_class, resolved_options
-from .results import SCORES, Cell, Key, append_cell, read_cells, read_predictions
+from .method_kinds import KINDS, check_needs, method_class, options_for_fingerprint
+from .results import SCORES, Result, ResultKey, append_result, read_predictions, read_results
 from .specification import QualityOptions
 from .task_data import TaskData, read_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .methods.method import Frozen, Method
+    from .methods.method import Method, SharedBase
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell to measure: its key, its rows, and the fingerprint of all that it depends on."""
+class Trial:
+    """One result to measure.
 
-    key: Key
+    Attributes:
+        key: what identifies the result.
+        rows: the training rows.
+        settings: fingerprint of the rows and options that determine the result.
+    """
+
+    key: ResultKey
     rows: Sequence[Row]
     settings: str
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A benchmark, read and checked.
+class Schedule:
+    """All trials of a benchmark.
 
     Attributes:
-        tasks: by name.
-        jobs: all cells, task after task.
-        done: cells of the folder that are finished, these and others.
+        tasks: rows by task.
+        trials: all trials, task by task.
+        done: completed results in the folder, including those of other trials.
     """
 
     tasks: Mapping[str, TaskData]
-    jobs: list[Job]
-    done: dict[Key, Cell]
+    trials: list[Trial]
+    done: dict[ResultKey, Result]
 
     @property
-    def missing(self) -> list[Job]:
-        """Cells that are not finished."""
-        return [job for job in self.jobs if job.key not in self.done]
+    def missing(self) -> list[Trial]:
+        """Trials without a completed result."""
+        return [trial for trial in self.trials if trial.key not in self.done]
 
 
-def plan(spec: QualityOptions) -> Plan:
-    """Read all tasks and what is finished; nothing is measured, and torch is not needed.
+def make_schedule(spec: QualityOptions) -> Schedule:
+    """Read all tasks and completed results. Nothing is measured, and torch is not imported.
 
     Raises:
-        ConfigError: a finished cell was measured with other rows or options than it would be now.
-        DataError: a source, column or label is wrong, there are too few rows, or the CSV does not fit.
-        MissingExtraError: a package is absent that a method needs for a missing cell.
+        ConfigError: a completed result was measured with other rows or options than the benchmark has now.
+        DataError: a source, column or label is invalid, there are too few rows, or the CSV is damaged.
+        MissingExtraError: a missing result needs a package that is not installed.
     """
     tasks = {name: read_task(name, options, spec.max_test_rows) for name, options in spec.tasks.items()}
-    jobs = [
-        _job(spec, data, method, shots, seed)
+    trials = [
+        _trial(spec, data, method, shots, seed)
         for data in tasks.values()
         for method in spec.methods
         for shots in spec.shots
         for seed in spec.seeds_of(method)
     ]
-    found = Plan(tasks, jobs, read_cells(spec.output_dir))
-    for job in jobs:
-        finished = found.done.get(job.key)
-        if finished is not None and finished.settings != job.settings:
+    schedule = Schedule(tasks, trials, read_results(spec.output_dir))
+    for trial in trials:
+        completed = schedule.done.get(trial.key)
+        if completed is not None and completed.settings != trial.settings:
             raise ConfigError(
-                f"{spec.output_dir / SCORES} has {job.key} with other rows or options than it would have now; give "
-                "the method another name, or another output_dir, or remove its lines"
+                f"{spec.output_dir / SCORES} has {trial.key}, measured with other rows or options; "
+                "rename the method, give another output_dir, or remove its lines"
             )
-    for name in {job.key.method: None for job in found.missing}:
+    for name in {trial.key.method: None for trial in schedule.missing}:
         check_needs(spec.methods[name].kind, name)
-    return found
+    return schedule
 
 
-def run(spec: QualityOptions, planned: Plan, say: Say, after_task: Callable[[], object] | None = None) -> int:
-    """Measure what is missing, each cell kept as soon as it is finished.
+def run_trials(
+    spec: QualityOptions, schedule: Schedule, progress: Progress, after_task: Callable[[], object] | None = None
+) -> int:
+    """Measure the missing results; each is written as soon as it is complete.
 
     Args:
-        say: told each cell and what came of it.
-        after_task: called behind the last cell of each task.
+        progress: called with a line of text before and after each trial.
+        after_task: called after the last trial of each task.
 
     Returns:
-        How many cells failed; they are tried again when the benchmark is.
+        How many trials failed; they are tried again in the next run.
 
     Raises:
-        ConfigError: another process writes into the folder.
+        ConfigError: another process is writing into the folder.
     """
+    from .methods.method import SharedBase
+
     failed = 0
-    with _alone(spec):
-        frozen = _frozen(spec)
-        missing = planned.missing
-        for name, data in planned.tasks.items():
-            jobs = [job for job in missing if job.key.task == name]
-            methods = _Methods(spec, data, frozen)
-            for job in jobs:
-                say(f"{missing.index(job) + 1} of {len(missing)}: {job.key}")
+    with _exclusive(spec):
+        base = SharedBase(spec)
+        missing = schedule.missing
+        for name, data in schedule.tasks.items():
+            trials = [trial for trial in missing if trial.key.task == name]
+            methods = _Methods(spec, data, base)
+            for trial in trials:
+                progress(f"{missing.index(trial) + 1} of {len(missing)}: {trial.key}")
                 try:
-                    cell = _measure(spec, job, data, methods, planned.done)
+                    result = _measure(spec, trial, data, methods, schedule.done)
                 except SoftPromptError as error:
                     failed += 1
-                    say(f"  failed: {error}")
+                    progress(f"  failed: {error}")
                     continue
-                planned.done[cell.key] = cell
-                say(f"  macro-F1 {100 * cell.macro_f1:.1f}, accuracy {100 * cell.accuracy:.1f}, {cell.seconds:.1f} s")
-            if jobs and after_task:
+                schedule.done[result.key] = result
+                scores = f"macro-F1 {100 * result.macro_f1:.1f}, accuracy {100 * result.accuracy:.1f}"
+                progress(f"  {scores}, {result.seconds:.1f} s")
+            if trials and after_task:
                 after_task()
     return failed
 
 
 class _Methods:
-    """The methods of one task, each made when it is first needed."""
+    """The methods of one task, each created on first use."""
 
-    def __init__(self, spec: QualityOptions, data: TaskData, frozen: Frozen) -> None:
-        from .methods.method import Work
+    def __init__(self, spec: QualityOptions, data: TaskData, base: SharedBase) -> None:
+        from .methods.method import MethodContext
 
         self._spec = spec
-        self._work = Work(data, frozen)
-        self._made: dict[str, Method] = {}
+        self._context = MethodContext(data, base)
+        self._created: dict[str, Method] = {}
 
     def __getitem__(self, name: str) -> Method:
-        if name not in self._made:
+        if name not in self._created:
             method = self._spec.methods[name]
-            self._made[name] = method_class(method.kind)(self._work, method.options)
-        return self._made[name]
+            self._created[name] = method_class(method.kind)(self._context, method.options)
+        return self._created[name]
 
 
-def _measure(spec: QualityOptions, job: Job, data: TaskData, methods: _Methods, done: Mapping[Key, Cell]) -> Cell:
-    """Measure one cell, or copy one of the same settings: a method that reads no rows answers alike for all seeds."""
-    from .scores import figures, predictions_of
+def _measure(
+    spec: QualityOptions, trial: Trial, data: TaskData, methods: _Methods, done: Mapping[ResultKey, Result]
+) -> Result:
+    """Measure a trial, or copy the result of one with the same fingerprint (methods that read no training rows)."""
+    from .result_metrics import metrics_of, predictions_of
 
-    twin = next((cell for cell in done.values() if cell.settings == job.settings), None)
+    twin = next((result for result in done.values() if result.settings == trial.settings), None)
     kept = read_predictions(spec.output_dir, twin.key) if twin else None
     if twin is not None and kept is not None:
-        cell = replace(twin, **vars(job.key))
-        append_cell(spec.output_dir, cell, kept)
-        return cell
-    method = methods[job.key.method]
+        result = replace(twin, **vars(trial.key))
+        append_result(spec.output_dir, result, kept)
+        return result
+    method = methods[trial.key.method]
     if method.uses_base:
-        _ = method.work.frozen.base  # loading it is no cell's work
+        _ = method.context.shared_base.base  # loaded before the clock starts
     started = time.perf_counter()
-    fitted = method.fit(job.rows, data.labels_of(job.rows), job.key.seed)
+    fitted = method.fit(trial.rows, data.labels_of(trial.rows), trial.key.seed)
     seconds = time.perf_counter() - started
     predictions = predictions_of(fitted.log_probs, data.gold, data.labels)
-    values: dict[str, Any] = {**vars(job.key), **figures(predictions)}
-    cell = Cell(
+    values: dict[str, Any] = {**vars(trial.key), **metrics_of(predictions)}
+    result = Result(
         **values,
         test_rows=len(data.test),
         seconds=round(seconds, 2),
-        trained_numbers=fitted.trained_numbers,
-        settings=job.settings,
+        trained_parameters=fitted.trained_parameters,
+        settings=trial.settings,
         date=datetime.date.today().isoformat(),
         version=__version__,
     )
-    append_cell(spec.output_dir, cell, predictions)
-    return cell
+    append_result(spec.output_dir, result, predictions)
+    return result
 
 
-def _job(spec: QualityOptions, data: TaskData, method: str, shots: int, seed: int) -> Job:
+def _trial(spec: QualityOptions, data: TaskData, method: str, shots: int, seed: int) -> Trial:
     rows = data.draw(shots, seed)
     chosen = spec.methods[method]
-    reads = KINDS[chosen.kind].reads_rows
-    told = [
+    reads_rows = KINDS[chosen.kind].reads_rows
+    settings = [
         chosen.kind,
-        resolved_options(chosen.kind, chosen.options),
+        options_for_fingerprint(chosen.kind, chosen.options),
         spec.model_name_or_path,
         spec.revision,
         spec.dtype,
-        seed if reads else None,
+        seed if reads_rows else None,
     ]
-    text = json.dumps([told, data.fingerprint(rows if reads else ())], sort_keys=True, default=str)
-    settings = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Job(Key(data.name, method, spec.model_name_or_path, shots, seed), rows, settings)
-
-
-def _frozen(spec: QualityOptions) -> Frozen:
-    from .methods.method import Frozen
-
-    return Frozen(spec)
+    text = json.dumps([settings, data.fingerprint(rows if reads_rows else ())], sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Trial(ResultKey(data.name, method, spec.model_name_or_path, shots, seed), rows, fingerprint)
 
 
 @contextmanager
-def _alone(spec: QualityOptions) -> Iterator[None]:
-    """Two processes that write one CSV would measure the same cells twice."""
+def _exclusive(spec: QualityOptions) -> Iterator[None]:
+    """Hold the lock of the folder: two processes writing one CSV would measure the same results twice."""
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(spec.output_dir / LOCK, timeout=0):
             yield
     except Timeout:
         raise ConfigError(
-            f"another process measures into {spec.output_dir}; wait for it, or give another folder"
+            f"another process is measuring into {spec.output_dir}; wait for it, or give another output_dir"
         ) from None

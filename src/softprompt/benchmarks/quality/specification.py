@@ -1,4 +1,4 @@
-"""What a benchmark measures: a YAML file becomes frozen options. No torch here."""
+"""The YAML file of a quality benchmark, read into immutable options. No torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ...config.options import DataOptions, ModelOptions, TrainOptions, build_options, nearest, read_yaml
+from ...config.options import RENAMED, DataOptions, ModelOptions, TrainOptions, build_options, nearest, read_yaml
 from ...errors import ConfigError
-from .methods import KINDS, RECIPES, SOFTPROMPT
+from .method_kinds import KINDS, RECIPES, SOFTPROMPT
 
-OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "seed"}
-"""Options of a training run that the benchmark sets itself, beside those of the model and of the rows."""
+SET_BY_BENCHMARK = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "seed"}
+"""Options of a training run that the benchmark sets itself, besides those of the model and the rows."""
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
 class TaskOptions(DataOptions):
-    """One task: where its rows are, as for ``softprompt train``, and what is known of it."""
+    """One task: the source of its rows, as in ``softprompt train``, and its instruction."""
 
-    instruction: str | None = Field(None, description="What to do, in words [default: one made of the labels].")
+    instruction: str | None = Field(None, description="Instruction for the model [default: built from the labels].")
 
 
 class MethodSpec(BaseModel):
-    """One method under the name it has in the table.
+    """One method, under the name that it has in the tables.
 
     Attributes:
-        kind: a name of ``methods.KINDS``.
-        options: those that differ from the kind's own defaults.
+        kind: a key of ``method_kinds.KINDS``.
+        options: those given in the file; the others keep their defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,19 +39,17 @@ class MethodSpec(BaseModel):
 
 
 class QualityOptions(ModelOptions):
-    """A whole benchmark."""
+    """A whole quality benchmark."""
 
-    tasks: dict[str, TaskOptions] = Field(..., min_length=1, description="Name -> rows.")
-    methods: dict[str, MethodSpec] = Field(..., min_length=1, description="Name -> method.")
-    output_dir: Path = Field(..., description="Folder for scores, predictions, table and pictures.")
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Each draws its own training rows.")
-    more_seeds: dict[str, list[int]] = Field(
-        {}, description="Method -> further seeds, beside those that all methods have."
-    )
+    tasks: dict[str, TaskOptions] = Field(..., min_length=1, description="Tasks by name.")
+    methods: dict[str, MethodSpec] = Field(..., min_length=1, description="Methods by name.")
+    output_dir: Path = Field(..., description="Folder for scores, predictions, tables and plots.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds; each draws its own sample of training rows.")
+    more_seeds: dict[str, list[int]] = Field({}, description="Additional seeds by method, beyond those of all methods.")
     shots: list[int] = Field([50], min_length=1, description="Numbers of training rows.")
-    max_test_rows: int | None = Field(None, ge=1, description="Test on a fixed sample of so many rows.")
-    reference: str | None = Field(None, description="Method that others are compared with [default: the first].")
-    bootstrap_samples: int = Field(2000, ge=100, description="Resamples behind an interval.")
+    max_test_rows: int | None = Field(None, ge=1, description="Size of a fixed sample of test rows [default: all].")
+    reference: str | None = Field(None, description="Method that the others are compared with [default: the first].")
+    bootstrap_samples: int = Field(2000, ge=100, description="Bootstrap resamples per interval.")
 
     @field_validator("seeds", "shots")
     @classmethod
@@ -62,14 +60,14 @@ class QualityOptions(ModelOptions):
         return _distinct(value)
 
     @model_validator(mode="after")
-    def _known_reference(self) -> QualityOptions:
+    def _check_names(self) -> QualityOptions:
         for name in (*self.tasks, *self.methods):
             if not _NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} is not valid: files are named after it; use letters, digits, ._+-")
+                raise ValueError(f"invalid name {name!r}: files are named after it; use letters, digits and ._+-")
         for what, names in (("reference", [self.reference] if self.reference else []), ("more_seeds", self.more_seeds)):
             for name in names:
                 if name not in self.methods:
-                    raise ValueError(f"{what}={name!r} is not among the methods{nearest(name, self.methods)}")
+                    raise ValueError(f"{what}={name!r} is not one of the methods{nearest(name, self.methods)}")
         for name in self.more_seeds:
             _distinct(self.seeds_of(name))
             if min(self.more_seeds[name], default=0) < 0:
@@ -77,7 +75,7 @@ class QualityOptions(ModelOptions):
         return self
 
     def seeds_of(self, method: str) -> list[int]:
-        """All seeds of a method; those of all methods come first."""
+        """All seeds of a method; the seeds shared by all methods come first."""
         return [*self.seeds, *self.more_seeds.get(method, [])]
 
     @property
@@ -87,14 +85,14 @@ class QualityOptions(ModelOptions):
 
 
 def read_spec(path: Path) -> QualityOptions:
-    """Read a benchmark's YAML file; paths in it are as seen from the current folder.
+    """Read the YAML file of a benchmark. Paths in it are relative to the current folder.
 
     Raises:
-        ConfigError: it is missing, not YAML, or has a name or value that cannot work.
+        ConfigError: the file is missing, is not YAML, or has an invalid name or value.
     """
     values = {name.replace("-", "_"): value for name, value in read_yaml(path, as_written=True).items()}
     if "tasks" in values:
-        tasks = _mapping(values["tasks"], f"{path}: tasks must be lines of 'name:', with the task's options below")
+        tasks = _mapping(values["tasks"], f"{path}: tasks must map each name to the options of the task")
         values["tasks"] = {name: _task(name, given, path) for name, given in tasks.items()}
     if "methods" in values:
         values["methods"] = _methods(values["methods"], path)
@@ -103,15 +101,15 @@ def read_spec(path: Path) -> QualityOptions:
 
 def _task(name: str, given: Any, path: Path) -> TaskOptions:
     where = f"{path}, task {name}"
-    options = build_options(TaskOptions, _mapping(given, f"{where}: no options stand below it"), where=where)
+    options = build_options(TaskOptions, _mapping(given, f"{where}: no options are given"), where=where)
     if options.task == "generation":
-        raise ConfigError(f"{where}: task=generation has no labels to compare; a benchmark needs classes")
+        raise ConfigError(f"{where}: task=generation has no labels; the quality benchmark compares classifiers")
     return options
 
 
 def _methods(given: Any, path: Path) -> dict[str, MethodSpec]:
-    """Methods from a list of names, or from lines of ``name: {option: value}``."""
-    problem = f"{path}: methods must be a list of names, or lines of 'name: {{option: value}}'"
+    """Methods from a list of names, or from a mapping of names to options."""
+    problem = f"{path}: methods must be a list of names, or map each name to {{option: value}}"
     if isinstance(given, list):
         entries: list[tuple[Any, Any]] = []
         for each in given:
@@ -120,13 +118,13 @@ def _methods(given: Any, path: Path) -> dict[str, MethodSpec]:
         entries = list(_mapping(given, problem).items())
     names = [name for name, _ in entries]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"{path}: the method {twice[0]!r} stands there twice")
+        raise ConfigError(f"{path}: the method {twice[0]!r} is given twice")
     return {name: _method(name, options, path) for name, options in entries}
 
 
 def _method(name: str, given: Any, path: Path) -> MethodSpec:
     where = f"{path}, method {name}"
-    values = _mapping(given or {}, f"{where}: what stands below it must be lines of 'option: value'")
+    values = _mapping(given or {}, f"{where}: its options must be lines of 'option: value'")
     values = {option.replace("-", "_"): value for option, value in values.items()}
     if name in KINDS and name != SOFTPROMPT:
         return MethodSpec(kind=name, options=_typed(build_options(KINDS[name].options, values, where=where), values))
@@ -135,19 +133,19 @@ def _method(name: str, given: Any, path: Path) -> MethodSpec:
     if not values and name != SOFTPROMPT:
         known = [*RECIPES, *KINDS]
         raise ConfigError(
-            f"{path}: there is no method {name!r}{nearest(name, known)} (there is {', '.join(known)}; with options of "
-            "softprompt train below it, a name stands for such a run)"
+            f"{path}: unknown method {name!r}{nearest(name, known)} (known: {', '.join(known)}; any other name needs "
+            "options of softprompt train)"
         )
     for option in values:
-        if option in OURS or option in ModelOptions.model_fields or option in _ROWS:
-            raise ConfigError(f"{where}: {option} is the same for all methods, or set by the benchmark itself")
+        if option in SET_BY_BENCHMARK or option in ModelOptions.model_fields or option in _ROWS:
+            raise ConfigError(f"{where}: {option} cannot differ between methods; remove it")
     built = build_options(TrainOptions, {**values, "output_dir": "-"}, where=where)
     return MethodSpec(kind=SOFTPROMPT, options=_typed(built, values))
 
 
 def _typed(built: BaseModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given options, which are text, in the types that the options have."""
-    return {option: getattr(built, option) for option in given}
+    """The given options, which are text in the file, converted to their types; old names replaced by new ones."""
+    return {option: getattr(built, option) for option in (RENAMED.get(name, name) for name in given)}
 
 
 _ROWS = DataOptions.model_fields.keys() - {"template", "max_length"}
@@ -161,5 +159,5 @@ def _mapping(value: Any, problem: str) -> dict[str, Any]:
 
 def _distinct(values: list[Any]) -> list[Any]:
     if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]!r} stands there twice")
+        raise ValueError(f"{twice[0]!r} is given twice")
     return values

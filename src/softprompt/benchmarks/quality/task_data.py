@@ -1,4 +1,4 @@
-"""The rows of a task: read once, tested on a fixed sample, drawn anew for each seed. No torch here."""
+"""The rows of a task: a fixed sample of test rows, and a sample of training rows for each seed. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...types import Row
 from .specification import TaskOptions
 
 TEST_SEED = 0
-"""Seed of the sample of test rows: the same for all methods, seeds and shots."""
+"""Seed of the sample of test rows, the same for all methods, seeds and numbers of training rows."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class TaskData:
     """A task's rows.
 
     Attributes:
-        options: where they came from.
-        task: template and labels; its end token is not known yet.
-        train: all rows to draw from.
-        test: the rows to be scored on, ``max_test_rows`` of them.
-        gold: index of the right label of each test row.
+        options: the source of the rows, and the instruction.
+        task: template and labels, without an end token, which depends on the tokenizer.
+        train: all training rows; samples are drawn from them.
+        test: the test rows, at most ``max_test_rows``.
+        gold: index of the correct label of each test row.
     """
 
     name: str
@@ -41,14 +41,14 @@ class TaskData:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes in order."""
+        """The labels in order."""
         return self.task.labels
 
     def draw(self, shots: int, seed: int) -> list[Row]:
-        """Training rows of a seed: ``random.Random(seed).sample`` over their positions, as they come.
+        """The training rows of a seed, in the order of ``random.Random(seed).sample`` over their positions.
 
         Raises:
-            DataError: there are fewer rows.
+            DataError: there are fewer than ``shots`` rows.
         """
         if shots > len(self.train):
             raise DataError(f"task {self.name}: shots={shots}, but there are only {len(self.train)} training rows")
@@ -59,30 +59,30 @@ class TaskData:
         return [self.labels.index(self.task.label_of(row.fields, row.where)) for row in rows]
 
     def texts_of(self, rows: Sequence[Row]) -> list[str]:
-        """The text of each row; of several columns, one a line."""
+        """The text of each row; several columns are joined by line breaks."""
         columns = self.task.text_columns
         return ["\n".join(to_text(row.fields[name], name, row.where) for name in columns) for row in rows]
 
     def fingerprint(self, rows: Sequence[Row]) -> str:
-        """SHA-256 of all that the task contributes to a cell: drawn and test rows, labels, template, instruction."""
-        shown = [self.texts_of(rows), self.labels_of(rows), self.texts_of(self.test), self.gold]
-        told = [self.labels, self.task.template, self.task.max_length, self.options.instruction]
-        return hashlib.sha256(json.dumps([shown, told]).encode()).hexdigest()
+        """SHA-256 of everything in the task that determines a result: rows, labels, template and instruction."""
+        contents = [self.texts_of(rows), self.labels_of(rows), self.texts_of(self.test), self.gold]
+        settings = [self.labels, self.task.template, self.task.max_length, self.options.instruction]
+        return hashlib.sha256(json.dumps([contents, settings]).encode()).hexdigest()
 
 
 def read_task(name: str, options: TaskOptions, max_test_rows: int | None) -> TaskData:
     """Read and check the rows of a task.
 
     Raises:
-        ConfigError: no source is given, or options that exclude each other.
-        DataError: a source, column, label or template is wrong, there are no test rows, or only free targets.
+        ConfigError: no source is given, or options contradict each other.
+        DataError: a source, column, label or template is invalid, there are no test rows, or the targets are free text.
     """
     splits = load_splits(options)
     if not splits.test:
         raise DataError(f"task {name} has no test rows; give test_file")
     task = make_task(splits, options, end_token_id=None)
     if not task.is_classification:
-        raise DataError(f"task {name}: labels do not repeat, so it is no classification; a benchmark needs classes")
+        raise DataError(f"task {name}: labels do not repeat, so they are not classes; give another label_column")
     test = _sample(splits.test, max_test_rows)
     check_labels(splits.train, task.labels, options)
     check_labels(splits.test, task.labels, options)
@@ -91,7 +91,7 @@ def read_task(name: str, options: TaskOptions, max_test_rows: int | None) -> Tas
 
 
 def _sample(rows: Sequence[Row], most: int | None) -> list[Row]:
-    """A fixed sample in the order of the file."""
+    """A fixed sample, in the order of the file."""
     if most is None or most >= len(rows):
         return list(rows)
     return [rows[i] for i in sorted(random.Random(TEST_SEED).sample(range(len(rows)), most))]

@@ -1,1 +1,1 @@
-"""Speed and memory against PEFT, as ratios within one run."""
+"""Speed and memory of softprompt, as ratios to PEFT measured in the same run."""

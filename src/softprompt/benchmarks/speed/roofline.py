@@ -1,11 +1,10 @@
-"""The bound of a training step: the time of its matrix products alone.
+"""The roofline of a training step: the time of its unavoidable matrix products.
 
-Counted are the products that nobody can avoid, each token once: every linear layer forward and backward to
-its input (weights are frozen, so there is no product for them) over the plan's T tokens, and the output
-matrix, both ways, over its S supervised positions. They are run bare, in turn with the steps, by two
-libraries: torch's own product, and oneDNN's. As in a step, each layer's own weights are multiplied, one
-layer after the other: a weight that is still in the processor's cache would be a rate no step can have.
-Attention, norms and everything else count as nothing, so a step cannot reach the bound, only come near.
+It counts every linear layer, forward and backward to its input (frozen weights have no gradient), over the plan's T
+unique tokens, and the output matrix, forward and backward, over its S supervised positions. The products are timed
+alone, in turn with the steps, with two libraries: torch's own matrix product and oneDNN's. As in a step, each layer's
+own weights are used, one layer after the other; repeating one layer would keep its weights in the processor's cache.
+Attention, norms and everything else count as zero, so no step reaches the roofline.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...models.families import base_facts
-from .measure import seconds_of
-from .ours import Size
+from .softprompt_calls import BatchSize
+from .timing import seconds_of
 
-MOST_ROWS = 4096
-"""Rows of a measured product; more do not change the rate."""
+MAX_ROWS = 4096
+"""Maximum number of rows of a measured product; the rate is constant beyond."""
 
 REPEATS = 2
-"""Times that the products are measured in a round."""
+"""Measurements of the products per round."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
 class _Chain:
-    """Linear layers that all tokens pass, one after the other: their weights ``[N, K]``."""
+    """Consecutive linear layers with weights ``[N, K]``, applied to the same rows."""
 
     weights: Sequence[Tensor]
     rows: int
@@ -43,44 +42,44 @@ class _Chain:
 
     @property
     def flops_per_row(self) -> int:
-        """Operations per row, forward and backward."""
+        """Floating-point operations per row, forward and backward."""
         return 4 * sum(weight.numel() for weight in self.weights)
 
     def measure(self, library: str, forward: Product, backward: Product) -> None:
-        """Time all products, forwards and then backwards."""
+        """Time all products, first forward, then backward."""
         widths = {width for weight in self.weights for width in weight.shape}
         states = {width: self.weights[0].new_ones(self.rows, width) for width in widths}
-        there = [(states[weight.shape[1]], weight) for weight in self.weights]
-        back = [(states[weight.shape[0]], weight) for weight in reversed(self.weights)]
-        seconds = _clock(forward, there) + _clock(backward, back)
+        forward_pairs = [(states[weight.shape[1]], weight) for weight in self.weights]
+        backward_pairs = [(states[weight.shape[0]], weight) for weight in reversed(self.weights)]
+        seconds = _clock(forward, forward_pairs) + _clock(backward, backward_pairs)
         self.seconds.setdefault(library, []).append(seconds)
 
     def seconds_per_row(self, library: str) -> float:
-        """Of all these layers, forward and backward."""
+        """Seconds per row of all layers, forward and backward."""
         return statistics.median(self.seconds[library]) / self.rows
 
 
-class Bound:
-    """Measures the products of a model's step and compares steps with them.
+class Roofline:
+    """Measures the matrix products of a training step and compares steps with them.
 
     Args:
         base: the model.
-        sizes: of the batches that the rounds go through.
+        sizes: sizes of the batches that the rounds cycle through.
     """
 
-    def __init__(self, base: Any, sizes: Sequence[Size]) -> None:
+    def __init__(self, base: Any, sizes: Sequence[BatchSize]) -> None:
         self._sizes = sizes
         tokens = round(statistics.mean(size.tokens for size in sizes))
         supervised = round(statistics.mean(size.supervised for size in sizes))
-        self._layers = _Chain(linears(base), min(tokens, MOST_ROWS))
+        self._layers = _Chain(linears(base), min(tokens, MAX_ROWS))
         head = base.get_output_embeddings().weight.detach()
-        self._head = _Chain([head], min(supervised, MOST_ROWS))
+        self._head = _Chain([head], min(supervised, MAX_ROWS))
         self._attention_flops = _attention_flops_per_pair(base)
         self._libraries = _libraries(head)
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Time all products a few times."""
+        """Time all products ``REPEATS`` times."""
         for name, (forward, backward) in self._libraries.items():
             for _ in range(REPEATS):
                 for chain in (self._layers, self._head):
@@ -99,22 +98,22 @@ class Bound:
         share = {name: statistics.median(each[i] / own for i, own in turns) for name, each in seconds.items()}
         rates = {name: flops / statistics.mean(each) / 1e9 for name, each in seconds.items()}
         return {
-            "gemm_bound_fraction": share[best],
-            "torch_gemm_bound_fraction": share["torch"],
+            "roofline_fraction": share[best],
+            "torch_roofline_fraction": share["torch"],
             "gemm_library": best,
             "torch_gflops": rates["torch"],
             "onednn_gflops": rates.get("onednn"),
-            "bound_seconds": statistics.mean(seconds[best]),
+            "roofline_seconds": statistics.mean(seconds[best]),
             "gflop_per_step": flops / 1e9,
             "attention_gflop_per_step": statistics.mean(s.pairs for s in self._sizes) * self._attention_flops / 1e9,
             "unique_tokens_per_step": statistics.mean(size.tokens for size in self._sizes),
             "supervised_tokens_per_step": statistics.mean(size.supervised for size in self._sizes),
         }
 
-    def _flops(self, size: Size) -> int:
+    def _flops(self, size: BatchSize) -> int:
         return size.tokens * self._layers.flops_per_row + size.supervised * self._head.flops_per_row
 
-    def _seconds(self, size: Size, library: str) -> float:
+    def _seconds(self, size: BatchSize, library: str) -> float:
         layers, head = (chain.seconds_per_row(library) for chain in (self._layers, self._head))
         return size.tokens * layers + size.supervised * head
 
@@ -131,9 +130,9 @@ def linears(base: Any) -> list[Tensor]:
 
 
 def _attention_flops_per_pair(base: Any) -> int:
-    """Operations per (token, token it attends to) of all layers: two products forward, four backward.
+    """Floating-point operations per pair of tokens in attention, all layers: two products forward, four backward.
 
-    Sliding windows are not looked at: with them it is less.
+    Sliding windows are ignored; they reduce the number of pairs.
     """
     facts, config = base_facts(base), base.config.get_text_config()
     layers, heads = facts["num_layers"] or 0, facts["num_attention_heads"] or 1
@@ -142,7 +141,7 @@ def _attention_flops_per_pair(base: Any) -> int:
 
 
 def _libraries(like: Tensor) -> dict[str, tuple[Product, Product]]:
-    """Ways to multiply: ``x [M, K]`` by a weight ``[N, K]``, and ``g [M, N]`` back by it."""
+    """Matrix products by library: of ``x [M, K]`` with a weight ``[N, K]``, and of a gradient ``[M, N]`` with it."""
     found: dict[str, tuple[Product, Product]] = {"torch": (F.linear, torch.mm)}
     product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if product is not None and like.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

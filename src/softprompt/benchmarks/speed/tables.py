@@ -1,4 +1,4 @@
-"""``benchmarks/results.md``: the results as tables. Reads the records only, measures nothing."""
+"""``benchmarks/results.md`` of the speed benchmark, from stored results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SMOLLM2, GEMMA, BLOOM = "SmolLM2-135M", "Gemma 3 270M", "bloomz-560m's shape (ra
 
 Result = dict[str, Any]
 
-AIMS = {
+GOALS = {
     (SMOLLM2, 8): (2.8, 0.55),
     (SMOLLM2, 100): (5.0, 0.35),
     (GEMMA, 8): (6.0, 0.45),
@@ -17,47 +17,48 @@ AIMS = {
     (BLOOM, 8): (3.3, 0.6),
     (BLOOM, 100): (6.5, 0.4),
 }
-"""What was aimed at: training speed against the guide's loop, and peak memory relative to PEFT's."""
+"""Goals: training speed relative to the guide's loop, and peak memory relative to PEFT's."""
 
-SUFFIX_AIM, EVALUATION_AIM, TASKS_AIM, SCALING_AIM, CLASSES_AIM = 2.5, 10.0, 5.0, 0.25, 3.0
+SUFFIX_GOAL, EVALUATION_GOAL, TASKS_GOAL, SCALING_GOAL, CLASSES_GOAL = 2.5, 10.0, 5.0, 0.25, 3.0
 
 
 _TEXTS = {
     "Training": """\
-Forward and backward of a batch of 8 rows; rows per second. *Gradient*: largest relative difference from the gradient
-of the rows alone, unpadded, by plain calls of the model.""",
+Forward and backward pass of a batch of 8 rows; rows per second. *Gradient*: largest relative difference from the
+gradient of the same rows computed one by one, without padding, with plain calls of the model.""",
     "Training, only the import changed": """\
-`get_peft_model(...)` of either package on the guide's padded batches, in turn: `model(**batch).loss.backward()`.""",
-    "The bound": """\
-The time of a step's matrix products alone, each unique token once (linear layers forward and backward, output matrix at
-supervised positions): run bare, each layer's own weights one after the other, in turn with the steps. Attention, norms
-and all else count as nothing. The share is of the faster library's bound; in brackets, of torch's own products.""",
-    "The prompt behind the text": f"""\
-`softprompt train --prompt_placement suffix` (text, prompt, label; each text is read once, before the clock) against our
-own `softprompt train`: forward and backward of a batch of 8 rows, all with texts of at least 30 tokens, template
-included. PEFT has no such thing. Aimed at: {SUFFIX_AIM:g}x. *Reading*: texts a second, paid once for all epochs.
-*Gradient*: as above, of rows in the order text, prompt, label.""",
+`get_peft_model(...)` of either package on the guide's padded batches: `model(**batch).loss.backward()`.""",
+    "Roofline": """\
+The time of a step's matrix products (linear layers forward and backward for each unique token, output matrix at
+supervised positions), timed alone in turn with the steps, with each layer's own weights. Attention, norms and
+everything else count as zero. *Share*: roofline time of the faster library relative to the time of a step; in brackets,
+that of torch's own products.""",
+    "Suffix prompt": f"""\
+`softprompt train --prompt_placement suffix` (text, prompt, label; the text cache is filled before the clock starts)
+against `softprompt train` with a prefix prompt: forward and backward pass of a batch of 8 rows, all with texts of at
+least 30 tokens, template included. PEFT has no suffix prompts. Goal: {SUFFIX_GOAL:g}x. *Reading*: texts per second
+while filling the cache, paid once for all epochs. *Gradient*: as above, for rows in the order text, prompt, label.""",
     "Many classes": f"""\
-`softprompt train --recipe default`, cross-entropy between the labels, against `--recipe guide`, the loss of the right
-label: forward and backward of a batch of 8 rows. *A step*: its time relative to a step of `guide`. Aimed at: at most
-{CLASSES_AIM:g}. *Gradient*: as above, against a row whose labels are computed one by one.""",
+`softprompt train --recipe default`, cross-entropy over the labels, against `--recipe guide`, the loss of the correct
+label: forward and backward pass of a batch of 8 rows. *Relative time*: of a step, relative to `guide`. Goal: at most
+{CLASSES_GOAL:g}. *Gradient*: as above, against a row whose labels are computed one by one.""",
     "Evaluation": f"""\
-A turn is four batches of the guide. PEFT: the guide's loop over them (logits of all positions, the most probable tokens
-decoded). softprompt: the probability of every label, as `softprompt evaluate` does by default: 32 rows at a time, the
-longest first; nothing is padded there, so a larger batch wastes nothing. Aimed at: {EVALUATION_AIM:g}x.
-*Probabilities*: largest relative difference from each row alone.""",
+A turn is four batches of the guide. PEFT: the guide's loop over them (logits at all positions, the most probable tokens
+decoded). softprompt: the probability of every label, as in `softprompt evaluate`: 32 rows at a time, the longest first,
+without padding. Goal: {EVALUATION_GOAL:g}x. *Probabilities*: largest relative difference from rows computed one by
+one.""",
     "Generation": """\
-Greedy, ten new tokens a row. *Guide*: its own call, row by row. *Longest*: one batch of 8 rows, left-padded. *Equal*:
-rows whose tokens are those that the row gets alone (guide / longest / softprompt).""",
-    "Sixteen tasks in one stream": f"""\
-Rows of 16 prompts, shuffled. PEFT: grouped by task, `set_adapter` for each group. softprompt: one stream. Aimed at:
-{TASKS_AIM:g}x.""",
+Greedy decoding, ten new tokens per row. *Guide*: its own call, row by row. *Longest*: one batch of 8 rows, left-padded.
+*Equal*: rows with the same tokens as when computed alone (guide / longest / softprompt).""",
+    "Sixteen tasks in one batch": f"""\
+Rows of 16 prompts, shuffled. PEFT: grouped by task, `set_adapter` for each group. softprompt: one run of the model.
+Goal: {TASKS_GOAL:g}x.""",
     "Peak memory": """\
-Of a whole process, weights included, that goes through four batches; GiB.""",
+Peak memory in GiB of a process that computes four batches, weights included.""",
     "Scaling": f"""\
-`softprompt train` alone. Aimed at: rows per second within {SCALING_AIM:.0%} of the bound's own growth, that is, a share
-relative to the first (in brackets) between {1 - SCALING_AIM:g} and {1 + SCALING_AIM:g}. Attention grows with the square
-of the text and is not in the bound; *attention counted* adds its operations to those of the step.""",
+`softprompt train` without PEFT. Goal: rows per second within {SCALING_GOAL:.0%} of the growth of the roofline, that is,
+a share relative to the first (in brackets) between {1 - SCALING_GOAL:g} and {1 + SCALING_GOAL:g}. Attention grows with
+the square of the text length and is not part of the roofline; *with attention* adds its operations.""",
 }
 
 
@@ -65,19 +66,19 @@ def as_markdown(stored: dict[str, Any], notes: str = "") -> str:
     """The whole page.
 
     Args:
-        stored: what ``results.json`` holds.
-        notes: put at the end.
+        stored: content of ``results.json`` (``suite.read_stored``).
+        notes: Markdown to append.
     """
     results = [entry["result"] for entry in stored["measurements"].values()]
     against = [result for result in results if "peft_guide_rows_per_second" in result]
-    alone = [result for result in results if result["subject"] == "train" and "text_tokens" in result]
+    alone = [result for result in results if result["workload"] == "train" and "text_tokens" in result]
     own = ("prefix_rows_per_second", "guide_rows_per_second")
     compared = [*against, *(result for result in results if any(key in result for key in own))]
-    of = {name: [result for result in compared if result["subject"] == name] for name in _SECTIONS}
+    of = {name: [result for result in compared if result["workload"] == name] for name in _SECTIONS}
     parts = [_head(stored)]
     parts += [_SECTIONS[name](rows) for name, rows in of.items() if rows]
     if of["train"]:
-        parts += [_drop_in(of["train"]), _bound(of["train"])]
+        parts += [_drop_in(of["train"]), _roofline(of["train"])]
     parts += [_memory([*of["train"], *of["evaluate"]])] if against else []
     parts += [_scaling(alone)] if alone else []
     parts += [notes.strip()] if notes.strip() else []
@@ -92,28 +93,28 @@ def _head(stored: dict[str, Any]) -> str:
         ", ".join(sorted({str(entry["result"][key]) for entry in stored["measurements"].values()}))
         for key in ("num_threads", "dtype")
     )
-    return f"""# Measured
+    return f"""# Speed and memory
 
-{" to ".join(dict.fromkeys((dates[0], dates[-1])))}, by `make bench`; do not edit, write into `notes.md` beside it.
+{" to ".join(dict.fromkeys((dates[0], dates[-1])))}, written by `make bench`. Do not edit; add text to `notes.md`.
 
 {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB; {machine["system"]}; {versions};
-{threads} threads, {dtypes}. Rows: {stored["rows"]}, in the guide's template, cut at 64 tokens.
+{threads} threads, {dtypes}. Rows: {stored["rows"]}, in the guide's template, truncated to 64 tokens.
 
-All sides of a line take turns in one process, on the same rows and the same weights in memory; figures are medians of
-the turns. The spread is half the distance of the quartiles, relative to the median, the largest of the sides.
-*Guide* is PEFT as Hugging Face's guide runs it, padded to 64 tokens; *longest* is PEFT padded to the longest row of
-each batch."""
+The implementations of a line take turns in one process, on the same rows and the same weights in memory; figures are
+medians of the turns. *Spread* is half the interquartile range relative to the median, the largest of all
+implementations. *Guide* is PEFT as in Hugging Face's guide, padded to 64 tokens; *longest* is PEFT padded to the
+longest row of each batch."""
 
 
 def _training(results: Sequence[Result]) -> str:
-    def aim(result: Result) -> str:
-        known = AIMS.get((result["model"], result["num_virtual_tokens"]))
+    def goal(result: Result) -> str:
+        known = GOALS.get((result["model"], result["num_virtual_tokens"]))
         return f"{known[0]:g}x" if known else "-"
 
     return _table(
         "Training",
         results,
-        {**_SPEEDS, "against guide": _times("speedup_vs_peft_guide"), "aim": aim, **_BEST_AND_SPREAD, **_GRADIENT},
+        {**_SPEEDS, "against guide": _times("speedup_vs_peft_guide"), "goal": goal, **_BEST_AND_SPREAD, **_GRADIENT},
     )
 
 
@@ -135,7 +136,7 @@ def _drop_in(results: Sequence[Result]) -> str:
 
 def _suffix(results: Sequence[Result]) -> str:
     return _table(
-        "The prompt behind the text",
+        "Suffix prompt",
         results,
         {
             "prefix": _number("prefix_rows_per_second"),
@@ -157,7 +158,7 @@ def _classes(results: Sequence[Result]) -> str:
             **_ROWS,
             "guide": _number("guide_rows_per_second"),
             "default": _number("rows_per_second"),
-            "a step": lambda result: f"**{1 / result['speedup_vs_guide']:.2f}**",
+            "relative time": lambda result: f"**{1 / result['speedup_vs_guide']:.2f}**",
             "tokens": lambda result: str(result["tokens_per_step"]),
             "with logits": lambda result: str(result["positions_per_step"]),
             **_SPREAD,
@@ -176,7 +177,7 @@ def _evaluation(results: Sequence[Result]) -> str:
 
 def _generation(results: Sequence[Result]) -> str:
     def equal(result: Result) -> str:
-        counts = [result[f"{side}rows_equal_alone"] for side in ("peft_guide_", "peft_best_", "")]
+        counts = [result[f"{implementation}rows_equal_alone"] for implementation in ("peft_guide_", "peft_best_", "")]
         return f"{' / '.join(map(str, counts))} of {result['rows_compared']}"
 
     return _table(
@@ -188,7 +189,7 @@ def _generation(results: Sequence[Result]) -> str:
 
 def _tasks(results: Sequence[Result]) -> str:
     return _table(
-        "Sixteen tasks in one stream",
+        "Sixteen tasks in one batch",
         results,
         {
             **_ROWS,
@@ -200,37 +201,35 @@ def _tasks(results: Sequence[Result]) -> str:
     )
 
 
-def _bound(results: Sequence[Result]) -> str:
+def _roofline(results: Sequence[Result]) -> str:
     return _table(
-        "The bound",
+        "Roofline",
         results,
         {
             "unique tokens": lambda result: f"{result['unique_tokens_per_step']:.0f}",
             "GFLOP a step": lambda result: f"{result['gflop_per_step']:.0f}",
             "torch, GFLOPS": _number("torch_gflops", 0),
             "oneDNN, GFLOPS": _number("onednn_gflops", 0),
-            "share of the bound": lambda result: (
-                f"{result['gemm_bound_fraction']:.2f} ({result['torch_gemm_bound_fraction']:.2f})"
-            ),
-            "plans, of a step": lambda result: f"{result['plan_seconds_fraction']:.1%}",
+            "share": lambda result: f"{result['roofline_fraction']:.2f} ({result['torch_roofline_fraction']:.2f})",
+            "plans, share of a step": lambda result: f"{result['plan_seconds_fraction']:.1%}",
         },
     )
 
 
 def _memory(results: Sequence[Result]) -> str:
-    def aim(result: Result) -> str:
-        known = AIMS.get((result["model"], result["num_virtual_tokens"]))
-        return f"{known[1]:g}" if known and result["subject"] == "train" else "-"
+    def goal(result: Result) -> str:
+        known = GOALS.get((result["model"], result["num_virtual_tokens"]))
+        return f"{known[1]:g}" if known and result["workload"] == "train" else "-"
 
     return _table(
         "Peak memory",
         [result for result in results if "memory_ratio" in result],
         {
-            "what": lambda result: result["subject"],
+            "workload": lambda result: result["workload"],
             "PEFT, guide": lambda result: f"{result['peft_peak_memory_bytes'] / 2**30:.2f}",
             "softprompt": lambda result: f"{result['peak_memory_bytes'] / 2**30:.2f}",
             "ratio": _number("memory_ratio"),
-            "aim": aim,
+            "goal": goal,
         },
     )
 
@@ -238,11 +237,11 @@ def _memory(results: Sequence[Result]) -> str:
 def _scaling(results: Sequence[Result]) -> str:
     ordered = sorted(results, key=lambda result: (result["per_device_train_batch_size"], result["text_tokens"]))
 
-    def speed_of_bound(result: Result) -> str:
-        return f"{result['rows_per_batch'] / result['bound_seconds']:.2f}"
+    def roofline_speed(result: Result) -> str:
+        return f"{result['rows_per_batch'] / result['roofline_seconds']:.2f}"
 
     def share(result: Result) -> float:
-        return float(result["gemm_bound_fraction"])
+        return float(result["roofline_fraction"])
 
     def with_attention(result: Result) -> float:
         return share(result) * (1 + float(result["attention_gflop_per_step"] / result["gflop_per_step"]))
@@ -257,9 +256,9 @@ def _scaling(results: Sequence[Result]) -> str:
             "batch": lambda result: str(result["per_device_train_batch_size"]),
             "text tokens": lambda result: str(result["text_tokens"]),
             "rows/s": _number("rows_per_second"),
-            "bound, rows/s": speed_of_bound,
-            "share of the bound": relative(share),
-            "attention counted": relative(with_attention),
+            "roofline, rows/s": roofline_speed,
+            "share": relative(share),
+            "with attention": relative(with_attention),
             "GiB": lambda result: (
                 f"{result['peak_memory_bytes'] / 2**30:.2f}" if "peak_memory_bytes" in result else "-"
             ),

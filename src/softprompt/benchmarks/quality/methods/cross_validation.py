@@ -1,4 +1,4 @@
-"""Choosing a setting by cross-validation on the training rows."""
+"""Selection of hyperparameters by stratified cross-validation on the training rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ FOLDS = 5
 T = TypeVar("T")
 
 Predict = Callable[[list[int], list[int]], Sequence[int]]
-"""Learns from the rows at some positions, and answers those at others: a label each."""
+"""Fits to the rows at the first positions and predicts a label for each row at the second."""
 
 
 def folds(labels: Sequence[int], seed: int) -> list[list[int]]:
-    """Positions of rows in ``FOLDS`` parts (fewer for fewer rows), each label dealt out evenly."""
+    """Positions of rows in ``FOLDS`` stratified folds (fewer if there are fewer rows)."""
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda row: labels[row])  # stable: within a label the order stays drawn
+    order.sort(key=lambda row: labels[row])  # stable: rows of one label stay shuffled
     parts: list[list[int]] = [order[start::FOLDS] for start in range(FOLDS)]
     return [sorted(part) for part in parts if part]
 
 
 def cross_validated(predict: Predict, labels: Sequence[int], num_labels: int, seed: int) -> float:
-    """Macro-F1 of the answers to all rows, each given by what was learned from the other folds."""
+    """Macro-F1 of the predictions for all rows, each made by a model fitted to the other folds."""
     guesses = [0] * len(labels)
     for held_out in folds(labels, seed):
         inside = set(held_out)
@@ -37,5 +37,5 @@ def cross_validated(predict: Predict, labels: Sequence[int], num_labels: int, se
 
 
 def best(settings: Iterable[T], score: Callable[[T], float]) -> T:
-    """The setting that scores best; of equals the first."""
+    """The setting with the highest score; the first of equal ones."""
     return max(settings, key=score)

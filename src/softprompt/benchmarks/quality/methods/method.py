@@ -1,4 +1,4 @@
-"""What all methods have in common: their interface, the frozen base, and the task they are made for."""
+"""The interface of all methods, and what they share: the base model and the task."""
 
 from __future__ import annotations
 
@@ -18,82 +18,82 @@ from ....models.loading import Base, load_base
 from ....training.prompt_init import default_init_text
 from ....types import Row
 from ..task_data import TaskData
-from .features import States
+from .hidden_states import HiddenStates
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a method has come to.
+class FittedScores:
+    """The result of fitting a method.
 
     Attributes:
-        log_probs: ``[N, C]`` on the CPU, of each label for each test row; only differences within a row count.
-        trained_numbers: how many numbers were learned from the training rows.
+        log_probs: ``[N, C]`` on the CPU, log-probability of each label for each test row, up to a constant per row.
+        trained_parameters: how many parameters were fitted to the training rows.
     """
 
     log_probs: Tensor
-    trained_numbers: int
+    trained_parameters: int
 
 
-class Frozen:
-    """The base model of a benchmark, loaded when it is first asked for, and shared by what leaves it as it is."""
+class SharedBase:
+    """The base model of a benchmark, loaded on first use and shared by the methods that do not change it."""
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = ModelOptions(**{name: getattr(options, name) for name in ModelOptions.model_fields})
 
     @cached_property
     def base(self) -> Base:
-        """The shared one."""
+        """The shared base model."""
         return load_base(self.options)
 
     def fresh(self) -> Base:
-        """One of one's own, to change."""
+        """Another copy, which the caller may change."""
         return load_base(self.options)
 
     @property
-    def context(self) -> int | None:
-        """The most positions of the base; ``None`` where there is no bound."""
+    def max_positions(self) -> int | None:
+        """Maximum number of positions of the base; ``None`` if unlimited."""
         return context_length(self.base.model.config)
 
     def encoder(self, task: Task, *, num_virtual_tokens: int = 0, room: int = 0) -> Encoder:
-        """An encoder of rows that leaves room for a prompt, and for ``room`` tokens behind the text."""
-        bound = None if self.context is None else self.context - room
+        """An encoder of rows that leaves room for a prompt and for ``room`` tokens after the text."""
+        bound = None if self.max_positions is None else self.max_positions - room
         return Encoder(self.base.tokenizer, task, num_virtual_tokens=num_virtual_tokens, context_length=bound)
 
 
-class Work:
-    """A task on a base, with what methods share while they work on it."""
+class MethodContext:
+    """A task, the base model, and intermediate results that methods share."""
 
-    def __init__(self, data: TaskData, frozen: Frozen) -> None:
+    def __init__(self, data: TaskData, shared_base: SharedBase) -> None:
         self.data = data
-        self.frozen = frozen
+        self.shared_base = shared_base
 
     @property
     def instruction(self) -> str:
-        """What to do, in words."""
+        """The instruction for the model."""
         return self.data.options.instruction or default_init_text(self.data.task)
 
     @cached_property
-    def states(self) -> States:
-        """Hidden states of texts, each computed once."""
+    def states(self) -> HiddenStates:
+        """Hidden states of texts, computed once per text."""
         task = replace(self.data.task, end_token_id=None)
-        return States(self.frozen.base.model, self.frozen.encoder(task))
+        return HiddenStates(self.shared_base.base.model, self.shared_base.encoder(task))
 
 
 class Method(ABC):
-    """A way to label texts; made for a task, fitted to any number of drawn rows.
+    """A classifier of texts: created for a task, then fitted to any number of samples of training rows.
 
     Attributes:
-        work: task and base.
-        given: options of the method's kind, checked; those that are absent have their defaults.
-        uses_base: whether the base is needed; it is then loaded before the clock starts.
+        context: task and base model.
+        given: the given options of the method's kind, validated.
+        uses_base: whether it uses the shared base model, which is then loaded before the clock starts.
     """
 
     uses_base: ClassVar[bool] = True
 
-    def __init__(self, work: Work, options: Mapping[str, Any]) -> None:
-        self.work = work
+    def __init__(self, context: MethodContext, options: Mapping[str, Any]) -> None:
+        self.context = context
         self.given = dict(options)
 
     @abstractmethod
-    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> Fitted:
-        """Learn from rows ``[n]`` and the indices of their labels ``[n]``, and score the task's test rows."""
+    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> FittedScores:
+        """Fit to n rows and their label indices, and score the task's N test rows."""

@@ -1,4 +1,4 @@
-"""TF-IDF of words and characters, and a logistic regression."""
+"""Logistic regression on TF-IDF features of words and characters."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Any, ClassVar
 
 from ....types import Row
 from .cross_validation import best, cross_validated
-from .linear import Logistic
-from .method import Fitted, Method
+from .logistic_regression import LogisticClassifier
+from .method import FittedScores, Method
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Values of C that are tried; the larger, the weaker the penalty."""
+"""Candidate values of C, the inverse regularisation strength."""
 
 
 class Tfidf(Method):
-    """Words 1-2 and characters 2-5 inside words, sublinear counts; C by five-fold cross-validation."""
+    """Word 1-2-grams and character 2-5-grams within words, sublinear counts; C by five-fold cross-validation."""
 
     uses_base: ClassVar[bool] = False
 
-    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> Fitted:
+    def fit(self, rows: Sequence[Row], labels: Sequence[int], seed: int) -> FittedScores:
         """See ``Method``."""
-        data = self.work.data
+        data = self.context.data
         texts, number = data.texts_of(rows), len(data.labels)
 
         def score(strength: float) -> float:
             return cross_validated(lambda *parts: _held_out(texts, labels, strength, *parts), labels, number, seed)
 
         vectorizer = _vectorizer()
-        model = Logistic(vectorizer.fit_transform(texts), labels, best(STRENGTHS, score))
-        tested = vectorizer.transform(data.texts_of(data.test))
-        return Fitted(model.log_probs(tested, number), model.num_weights)
+        model = LogisticClassifier(vectorizer.fit_transform(texts), labels, best(STRENGTHS, score))
+        test = vectorizer.transform(data.texts_of(data.test))
+        return FittedScores(model.log_probs(test, number), model.num_weights)
 
 
 def _held_out(
-    texts: Sequence[str], labels: Sequence[int], strength: float, learned: list[int], held_out: list[int]
+    texts: Sequence[str], labels: Sequence[int], strength: float, train: list[int], held_out: list[int]
 ) -> list[int]:
-    """Answers to held-out texts; what is counted are the words of the others alone."""
+    """Predictions for held-out texts; the vocabulary is that of the other texts."""
     vectorizer = _vectorizer()
-    features = vectorizer.fit_transform([texts[row] for row in learned])
-    model = Logistic(features, [labels[row] for row in learned], strength)
+    features = vectorizer.fit_transform([texts[row] for row in train])
+    model = LogisticClassifier(features, [labels[row] for row in train], strength)
     return model.predict(vectorizer.transform([texts[row] for row in held_out]))
 
 

@@ -1,0 +1,134 @@
+"""softprompt as its own commands use it: the only module of the speed benchmark that calls training and inference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config.adapter_config import PromptTuningConfig
+from ...config.options import TrainOptions
+from ...engine.kv_cache import KVCache
+from ...engine.loss import group_log_probs
+from ...engine.plans import Forest, default_tokens_per_pack, plan_candidates, plan_examples
+from ...engine.prefill import prefill
+from ...engine.text_cache import TextCache
+from ...inference.classifier import Classes, label_log_probs
+from ...peft.factory import get_peft_model
+from ...training.objectives import Classification, LanguageModeling
+from ...training.step import backward, forward_backward
+from ...types import Example
+
+EVAL_BATCH_SIZE: int = TrainOptions.model_fields["per_device_eval_batch_size"].default
+"""Default batch size of ``softprompt evaluate``."""
+
+TEXT_CACHE_BYTES = int(TrainOptions.model_fields["text_cache_memory"].default * 2**30)
+"""Default memory of the text cache; the rest spills to disk."""
+
+
+def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, float]:
+    """Add the gradient of the batch's mean loss to ``prompt.grad``.
+
+    Returns:
+        The loss, and the seconds spent on building plans.
+    """
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = LanguageModeling(base=base, placement="prefix", tokens_per_pack=tokens)
+    started = time.perf_counter()
+    packs = objective.packs(batch, prompt)
+    planning = time.perf_counter() - started
+    return backward(objective, prompt, packs, objective.count(batch)), planning
+
+
+def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
+    """As ``train_step``, with the cross-entropy over all labels; returns the loss."""
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = Classification(base=base, placement="prefix", tokens_per_pack=tokens, classes=classes)
+    return forward_backward(objective, prompt, [batch])[0]
+
+
+def size_of_candidates(batch: Sequence[Example], classes: Classes) -> tuple[int, int]:
+    """Numbers of distinct text and label tokens in a batch, and of positions with logits."""
+    plan = plan_candidates(1, [example.input_ids for example in batch], classes.ids, torch.device("cpu"))
+    return plan.tree.num_tokens - 1, len(plan.predictors.unique())  # type: ignore[no-untyped-call]
+
+
+def empty_text_cache(base: Any) -> TextCache:
+    """The text cache of ``softprompt train --prompt_placement suffix``, still empty."""
+    return TextCache(base, TEXT_CACHE_BYTES)
+
+
+def suffix_train_step(base: Any, prompt: Tensor, batch: Sequence[Example], texts: TextCache) -> float:
+    """As ``train_step``, with a suffix prompt after cached texts; returns the loss."""
+    tokens = default_tokens_per_pack(prompt.device)
+    objective = LanguageModeling(base=base, placement="suffix", tokens_per_pack=tokens, texts=texts)
+    return forward_backward(objective, prompt, [batch])[0]
+
+
+def drop_in(base: Any, prompt: Tensor) -> Any:
+    """softprompt's model with PEFT's interface."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt))
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        model.prompt.copy_(prompt)
+    return model
+
+
+@torch.no_grad()
+def prefilled(base: Any, prompt: Tensor) -> KVCache:
+    """The prefilled prompt, as evaluation keeps it."""
+    return prefill(base, prompt)
+
+
+@torch.no_grad()
+def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
+    """Log-probability ``[B, C]`` of each label after each text, on the CPU, as in ``softprompt evaluate``."""
+    return label_log_probs(model.prompted, examples, classes, batch_size=EVAL_BATCH_SIZE)
+
+
+@torch.no_grad()
+def score_mixed(
+    base: Any,
+    prompts: Sequence[KVCache],
+    tasks: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+) -> Tensor:
+    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``, in one run of the model."""
+    rows_of: dict[int, list[int]] = {}
+    for row, task in enumerate(tasks):
+        rows_of.setdefault(task, []).append(row)
+    forest = Forest()
+    for task, rows in rows_of.items():
+        forest.add_candidates(len(prompts[task]), [texts[row] for row in rows], labels)
+    scores = group_log_probs(base, forest.plan(base.device), [prompts[task] for task in rows_of])
+    found = scores.view(len(texts), len(labels)).cpu()
+    order = torch.tensor([row for rows in rows_of.values() for row in rows])
+    return torch.empty_like(found).index_copy_(0, order, found)
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """The work in a batch if nothing is computed twice.
+
+    Attributes:
+        tokens: T, unique tokens.
+        supervised: S, positions that need logits.
+        pairs: pairs of a token and a token that it attends to.
+    """
+
+    tokens: int
+    supervised: int
+    pairs: int
+
+
+def size_of(batch: Sequence[Example], num_virtual_tokens: int) -> BatchSize:
+    """The work in a batch as one plan."""
+    plan = plan_examples(batch, num_virtual_tokens, torch.device("cpu"))
+    tree = plan.tree
+    pairs = sum(own * above + own * (own + 1) // 2 for own, above in zip(tree.lengths, tree.depths, strict=True))
+    return BatchSize(tree.num_tokens, len(plan.targets), pairs)

@@ -1,0 +1,1 @@
+"""The workloads of the speed benchmark, one module each."""
