@@ -31,7 +31,7 @@ TERMS = {
     r"(stands?|put|placed) (behind|in front)|in front of (the|a|each|every|all) (texts?|rows?)": "prefix, suffix",
     r"frugal": "checkpointed",
     r"number types?": "dtype",
-    r"rows of the (soft )?prompt": "virtual tokens",
+    r"rows of the (soft )?prompt(?! matrix)": "virtual tokens",
     r"(left-out|left out) rows?|rows? (that were |which were )?left out": "held-out rows",
     r"what decides|(which|that) decides?|decides? together|as it decides": "plain English",
     r"as sure(ly)? as|proves? right": "plain English",

@@ -154,10 +154,10 @@ def test_it_comes_back_from_its_file(tmp_path):
         (lambda t: t.pop("bias"), "is damaged: it must hold layers, scale, weight, bias, share"),
         (
             lambda t: t.update(weight=t["weight"][:2].clone()),
-            "does not fit task and base model: it must read 3 classes",
+            "does not fit task and base model: expected 3 classes",
         ),
         (lambda t: t.update(scale=t["scale"][0].clone()), "does not fit task and base model"),
-        (lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}), "must read 3 classes of width 7"),
+        (lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}), "expected 3 classes and hidden size 7"),
         (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be whole numbers"),
         (lambda t: t["share"].fill_(1.5), "is damaged: .* the share one between 0 and 1"),
         (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite values"),

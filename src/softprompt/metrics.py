@@ -173,7 +173,7 @@ def exact_match(gold_texts: Sequence[str], predicted_texts: Sequence[str], *, af
     """Share of rows whose texts are equal, white space around them aside.
 
     Args:
-        after: compare only what stands behind the last such mark (``####`` in GSM8K); a text without it has no answer.
+        after: compare only the text after the last such mark (``####`` in GSM8K); a text without it has no answer.
 
     Raises:
         DataError: there are no rows, the lengths differ, or a gold text lacks the mark.

@@ -26,7 +26,7 @@ NameOrPath = Annotated[str, AfterValidator(expand)]
 """A path or another name; a leading ``~`` or ``~user`` is expanded, as in ``Path`` options."""
 
 
-RENAMED = {"readout": "linear_probe"}
+RENAMED = {"readout": "linear_probe"}  # old name
 """Option names of version 0.1, still accepted with a warning: old name -> new name."""
 
 

@@ -42,7 +42,7 @@ def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[KVCache]:
     return [found[i] for i in range(len(texts))]
 
 
-def known_texts(base: PreTrainedModel, plan: Plan, cache: TextCache | None) -> dict[int, KVCache]:
+def text_caches(base: PreTrainedModel, plan: Plan, cache: TextCache | None) -> dict[int, KVCache]:
     """KV caches of the texts of a plan with suffix prompts, by node.
 
     Without a text cache they are computed apart if gradients are on, since no gradient goes through a text; otherwise

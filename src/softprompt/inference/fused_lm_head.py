@@ -28,7 +28,7 @@ def is_fused(base: PreTrainedModel) -> bool:
 
 
 def forward_fused(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> ModelOutput:
-    """The output of trl's ``forward`` (see ``is_fused``) for a batch behind a prompt.
+    """The output of trl's ``forward`` (see ``is_fused``) for a batch with a prefix prompt.
 
     Args:
         prompts: a single one, for all rows.

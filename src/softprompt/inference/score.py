@@ -14,7 +14,7 @@ from ..engine.loss import group_log_probs
 from ..engine.plans import packs, plan_candidates
 from ..engine.prefix_sharing import branch_tokens
 from ..engine.surgery.capture import Means, but_first
-from ..engine.text_cache import TextCache, known_texts
+from ..engine.text_cache import TextCache, text_caches
 from ..errors import ConfigError
 from ..types import Placement
 
@@ -66,7 +66,7 @@ def score_labels(
         which = [range(num_prompts)] * len(part) if placement == "suffix" else None
         plan = plan_candidates(length, part, labels, base.device, which)
         if means is None:
-            found = group_log_probs(base, plan, matrix, known_texts(base, plan, text_cache))
+            found = group_log_probs(base, plan, matrix, text_caches(base, plan, text_cache))
         else:
             collected = Means(*but_first(plan.places, [len(text) for text in part]), len(part))
             found = group_log_probs(base, plan, matrix, means=collected)

@@ -1,8 +1,8 @@
-"""Pictures of a run, as PNG files of 150 dots per inch.
+"""Plots of a run, as PNG files with 150 dots per inch.
 
-matplotlib is imported on the first picture, and drawn on through its object-oriented API: no pyplot,
-no window, and the user's own matplotlib settings neither show in our pictures nor change.
-Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is told by colour alone.
+matplotlib is imported for the first plot and used through its object-oriented API, without pyplot or windows. The
+user's matplotlib settings are neither used nor changed. The colours are those of Okabe and Ito, which colour-blind
+readers can distinguish; no line is marked by colour alone.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STATE_NAME = "trainer_state.json"
 PROBE_NAME, ENSEMBLE_NAME = "linear_probe.safetensors", "ensemble.safetensors"
 """Files beside the adapter's weights; PEFT ignores them."""
-OLD_PROBE_NAME = "readout.safetensors"
+OLD_PROBE_NAME = "readout.safetensors"  # old name
 """Name of the linear probe's file in version 0.1; still read."""
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own
