@@ -157,11 +157,14 @@ def test_it_comes_back_from_its_file(tmp_path):
             "does not fit task and base model: expected 3 classes",
         ),
         (lambda t: t.update(scale=t["scale"][0].clone()), "does not fit task and base model"),
-        (lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}), "expected 3 classes and hidden size 7"),
-        (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be whole numbers"),
-        (lambda t: t["share"].fill_(1.5), "is damaged: .* the share one between 0 and 1"),
+        (
+            lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}),
+            "expected 3 classes and hidden size 7",
+        ),
+        (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be integers"),
+        (lambda t: t["share"].fill_(1.5), "is damaged: .* the share must be between 0 and 1"),
         (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite values"),
-        (lambda t: t["layers"].fill_(6), "reads layers that the base model, which has 6, lacks"),
+        (lambda t: t["layers"].fill_(6), "uses layers that the base model, with 6 layers, does not have"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
