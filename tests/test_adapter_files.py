@@ -217,7 +217,7 @@ def test_saving_refusals(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is a file"):
         model.save_pretrained(tmp_path / "file")
-    with pytest.raises(ValueError, match="no adapter called 'nobody'"):
+    with pytest.raises(ValueError, match="no adapter is called 'nobody'"):
         model.save_pretrained(tmp_path / "new", selected_adapters=["nobody"])
     with pytest.raises(ConfigError, match="safe_serialization=False would write a pickle"):
         model.save_pretrained(tmp_path / "new", safe_serialization=False)

@@ -88,7 +88,7 @@ def test_positions_that_go_on_are_one_text():
     batch, _ = packed([[5], [7]], lefts=[2, 0])
     expected = model(**{name: value for name, value in batch.items() if name != "position_ids"})
     for positions in (batch["position_ids"], torch.arange(7)[None], batch["position_ids"] + 3):
-        with pytest.warns(UserWarning, match="position_ids are not used"):
+        with pytest.warns(UserWarning, match="position_ids are ignored"):
             output = model(**batch | {"position_ids": positions})
         torch.testing.assert_close(output.loss, expected.loss)
 

@@ -102,7 +102,7 @@ def test_keywords_of_the_bases_own():
 @pytest.mark.parametrize("name", ["position_ids", "token_type_ids"])
 def test_what_peft_ignores_is_ignored_with_a_warning(name):
     model = make("gpt2")
-    with pytest.warns(UserWarning, match=f"{name} are not used"):
+    with pytest.warns(UserWarning, match=f"{name} are ignored"):
         got = model(input_ids=batch(), **{name: torch.arange(8)[None].expand(2, -1)}).logits
     assert torch.equal(got, model(input_ids=batch()).logits)
 

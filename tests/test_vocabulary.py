@@ -93,7 +93,7 @@ def test_other_adapters_of_the_base_are_not_changed(place: Path, tmp_path: Path)
     config = softprompt.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = softprompt.get_peft_model(base, config)
     before = logits(model)
-    with pytest.raises(AdapterMismatchError, match="embeddings of its own"):
+    with pytest.raises(AdapterMismatchError, match="embeddings with which the other adapters were not trained"):
         model.load_adapter(tmp_path, "other")
     assert torch.equal(logits(model), before)
     model.save_pretrained(tmp_path / "own")
@@ -111,7 +111,8 @@ def test_a_tokenizer_with_more_tokens_enlarges_the_base(place: Path, tmp_path: P
     tokenizer.save_pretrained(tmp_path)
     assert load_file(tmp_path / WEIGHTS).keys() == {"prompt_embeddings"}
     with pytest.warns(
-        UserWarning, match="has 28 tokens, the base model 26 embeddings; those of the new tokens are untrained"
+        UserWarning,
+        match="has 28 tokens, the base model 26 embeddings; the embeddings of the added tokens are untrained",
     ):
         loaded = [softprompt.AutoPeftModelForCausalLM.from_pretrained(tmp_path) for _ in range(2)]
     found = [logits(each) for each in loaded]
