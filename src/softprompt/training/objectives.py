@@ -31,7 +31,7 @@ from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs, token_losses
 from ..engine.plans import packs, plan_candidates, plan_examples
 from ..engine.prefix_sharing import branch_tokens
-from ..engine.text_cache import TextCache, known_texts
+from ..engine.text_cache import TextCache, cached_texts
 from ..engine.tree import Plan
 from ..inference.classifier import Classes
 from ..types import Example, Placement
@@ -101,7 +101,7 @@ class Objective(ABC, Generic[RowT]):
 
     def _cached(self, pack: Pack) -> Mapping[int, KVCache]:
         """KV caches of the nodes of a pack's texts; empty for a prefix prompt."""
-        return known_texts(self.base, pack.plan, self.texts) if self.placement == "suffix" else {}
+        return cached_texts(self.base, pack.plan, self.texts) if self.placement == "suffix" else {}
 
     def _cut(self, sizes: Sequence[int]) -> list[slice]:
         """Consecutive rows whose sizes add up to at most ``tokens_per_pack``."""
