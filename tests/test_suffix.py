@@ -31,10 +31,10 @@ from softprompt.config.compatibility import read_config
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.engine import disk_spill
-from softprompt.engine import execute as running
-from softprompt.engine.execute import backends
+from softprompt.engine import runner as running
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_candidates, plan_examples, plan_rows
+from softprompt.engine.runner import backends
 from softprompt.engine.text_cache import TextCache, cached_texts
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference.classifier import Classes, label_log_probs

@@ -69,10 +69,13 @@ class TextCache:
         base: the frozen causal language model, or the runner that owns it; it must not change meanwhile.
         memory: bytes to keep on the base's device. The rest goes to disk.
         folder: of the file without a name; ``None`` for the system's temporary folder.
+
+    Attributes:
+        runner: computes the texts.
     """
 
     def __init__(self, base: BaseOrRunner, memory: int, folder: Path | None = None) -> None:
-        self._runner, self._free = ModelRunner.of(base), memory
+        self.runner, self._free = ModelRunner.of(base), memory
         self._spill = DiskSpill(Path(tempfile.gettempdir()) if folder is None else folder)
         self._in_memory: dict[Text, Tensor] = {}
         self._on_disk: dict[Text, int] = {}  # position in the spill
@@ -100,7 +103,7 @@ class TextCache:
         ordered = sorted(new, key=lambda text: (len(text), text))  # one order, whatever that of the rows
         for rows in packs([len(text) for text in ordered], TOKENS_AT_ONCE):
             part = ordered[rows.start : rows.stop]
-            for text, cache in zip(part, read_texts(self._runner, part), strict=True):
+            for text, cache in zip(part, read_texts(self.runner, part), strict=True):
                 self._keep(text, cache)
             if progress:
                 progress(len(part))
@@ -113,7 +116,7 @@ class TextCache:
         if self._layout is not None and text in self._on_disk:
             size = self._layout.bytes_per_token * len(text)
             return self._layout.restore(self._spill.get(self._on_disk[text], size), len(text))
-        return read_texts(self._runner, [text])[0]
+        return read_texts(self.runner, [text])[0]
 
     def _keep(self, text: Text, cache: KVCache) -> None:
         self._layout = self._layout or _Layout.of(cache)
