@@ -5,13 +5,11 @@ import torch
 
 import tiny
 from plan_tools import plan_of
-from softprompt.engine import accumulate
-from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
+from softprompt.engine import runner as running
 from softprompt.engine.accumulate import mean_loss
-from softprompt.engine.execute import backends
 from softprompt.engine.plans import packs
-from softprompt.engine.prefill import prefill
+from softprompt.engine.runner import ModelRunner, backends
 from test_engine import assert_near, batch
 
 SOME = ["llama", "mistral", "gemma2", "gemma3", "bloom", "gpt2", "opt350", "mpt", "falcon_alibi", "gpt_neo"]
@@ -71,8 +69,8 @@ def test_the_prompt_runs_once(family, backend, monkeypatch):
     plans = packed(rows, labels, 5)
     prompt = tiny.prompt_for(model)
     widths, compilations, backwards = [], [], []
-    real = accumulate.prefill
-    monkeypatch.setattr(accumulate, "prefill", lambda *given: compilations.append(1) or real(*given))
+    real = ModelRunner.prefill_prompt
+    monkeypatch.setattr(ModelRunner, "prefill_prompt", lambda *given: compilations.append(1) or real(*given))
 
     def watch(module, args, kwargs):
         embeds = kwargs["inputs_embeds"]
@@ -184,9 +182,9 @@ def test_a_compiled_prompt_reads_as_the_prompt(family, backend):
         plain = [tiny.plain_losses(model, prompt, *pair) for pair in zip(rows, labels, strict=True)]
         expected = torch.cat(plain)
         with torch.no_grad():
-            got = engine_loss.token_losses(model, plan, prefill(model, prompt))
+            got = engine_loss.token_losses(model, plan, ModelRunner(model).prefill_prompt(prompt))
         tolerance = 1e-8 if family == "bloom" else 1e-9
         assert_near(got, expected.detach(), tolerance)
-        through = engine_loss.token_losses(model, plan, prefill(model, prompt))
+        through = engine_loss.token_losses(model, plan, ModelRunner(model).prefill_prompt(prompt))
         (ours,) = torch.autograd.grad(through.sum(), prompt)
         assert_near(ours, torch.autograd.grad(expected.sum(), prompt)[0], tolerance)

@@ -17,10 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import tiny
 from plan_tools import plan_of
 from softprompt import BaseModelError, ConfigError
-from softprompt.engine import execute as running
+from softprompt.engine import runner as running
 from softprompt.engine import selfcheck
-from softprompt.engine.execute import backends
 from softprompt.engine.loss import token_losses
+from softprompt.engine.runner import backends
 from softprompt.inference.score import score_labels
 from softprompt.models.families import VERIFIED, is_verified, refuse
 

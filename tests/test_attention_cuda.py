@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import test_engine
 import tiny
 from plan_tools import plan_of
-from softprompt.engine import execute as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import attention_cuda as gathered
 from softprompt.engine.backends import packed
 from softprompt.engine.backends.attention_cuda import attend_padded_blocks
 from softprompt.engine.loss import token_losses
+from softprompt.engine.runner import ModelRunner
 from softprompt.engine.tree import Tree
 
 FAMILIES = ["llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt2", "opt", "bloom", "phi3"]
@@ -57,8 +57,8 @@ def test_any_forest_with_some_nodes_known(lengths, whole, family, data):
     model = tiny.base(family)
     with torch.no_grad():
         embeds = tiny.prompt_for(model, tree.num_tokens)
-        everything = running.compute(model.base_model, tree, embeds)
-        whole_run = running.run(model.base_model, tree, embeds)
+        everything = ModelRunner(model).prefill(tree, embeds)
+        whole_run = ModelRunner(model).forward(tree, embeds)
         roots = {node: everything[node] for node, parent in enumerate(tree.parents) if parent == -1}
         rest = [i for node in range(len(lengths)) if node not in roots for i in tree.span(node)]
         if not rest:
@@ -66,7 +66,7 @@ def test_any_forest_with_some_nodes_known(lengths, whole, family, data):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packed, "attend", attend_padded_blocks)
             patch.setattr(gathered, "WHOLE", whole)
-            found = running.run(model.base_model, tree, embeds[rest], roots, backend="packed")
+            found = ModelRunner(model, "packed").forward(tree, embeds[rest], roots)
     assert (found - whole_run).abs().max() < 2e-5
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import tiny
 from plan_tools import plan_of
-from softprompt.engine import execute as running
-from softprompt.engine.execute import backends, compute, run
+from softprompt.engine import runner as running
 from softprompt.engine.kv_cache import KVCache
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import Forest
+from softprompt.engine.runner import ModelRunner, backends
 from softprompt.engine.tree import ROOT, Tree
 from softprompt.inference.score import score_labels
 from test_attention_cpu import blocks
@@ -69,7 +69,7 @@ def masked(model, tree, embeds):
 def result(model, tree, embeds, how):
     """Hidden states and, under fixed random weights, the gradient of the embeddings."""
     embeds = embeds.detach().requires_grad_()
-    hidden = masked(model, tree, embeds) if how == "masked" else run(model.base_model, tree, embeds, backend=how)
+    hidden = masked(model, tree, embeds) if how == "masked" else ModelRunner(model, how).forward(tree, embeds)
     direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     (gradient,) = torch.autograd.grad((hidden * direction.to(hidden.dtype)).sum(), embeds)
     return hidden.detach(), gradient
@@ -206,9 +206,9 @@ def check_known(model, tree, known_nodes, backend, tolerance):
     embeds = tiny.prompt_for(model, tree.num_tokens)
     everything = range(len(tree.lengths))
     new = flat_of(tree, {*everything} - known_nodes)
-    whole = compute(model.base_model, tree, embeds.detach(), backend="levelwise")
+    whole = ModelRunner(model, "levelwise").prefill(tree, embeds.detach())
     leaves = {node: whole[node].map(lambda x: x.detach().requires_grad_()) for node in known_nodes}
-    hidden = run(model.base_model, tree, embeds[new], leaves, backend=backend)
+    hidden = ModelRunner(model, backend).forward(tree, embeds[new], leaves)
     assert_near(hidden.detach(), torch.cat([whole[node].hidden for node in everything]), tolerance)
     direction = tiny.prompt_for(model, len(hidden), seed=9).detach()[:, : hidden.shape[1]]
 
@@ -220,7 +220,7 @@ def check_known(model, tree, known_nodes, backend, tolerance):
         above = [leaves[n] for n in path if n in known_nodes and tree.lengths[n]]
         if node in below and tree.lengths[node]:
             own = embeds[flat_of(tree, below)]
-            found = suffix(model, above, own) if above else run(model.base_model, Tree((ROOT,), (len(own),)), own)
+            found = suffix(model, above, own) if above else ModelRunner(model).forward(Tree((ROOT,), (len(own),)), own)
             expected = expected.index_copy(0, torch.tensor(tree.span(node)), found[-tree.lengths[node] :])
     tensors = [embeds, *(each for known in leaves.values() for each in known.tensors)]
     ours, theirs = (
@@ -278,13 +278,13 @@ def test_what_is_known_step_by_step(family, backend, nodes):
             if FOREST.lengths[node]:
                 tree = Tree((ROOT, *range(len(above) - 1)), tuple(FOREST.lengths[n] for n in above))
                 upper = {i: known[n] for i, n in enumerate(above[:-1])}
-                found = compute(model.base_model, tree, embeds[FOREST.span(node)], upper, backend=backend)
+                found = ModelRunner(model, backend).prefill(tree, embeds[FOREST.span(node)], upper)
                 assert list(found) == [len(above) - 1]
                 known[node] = found[len(above) - 1]
             else:
                 known[node] = next(iter(known.values())).map(lambda x: x[..., :0, :])
         new = flat_of(FOREST, {*range(16)} - nodes)
-        hidden = run(model.base_model, FOREST, embeds[new], known, backend=backend)
+        hidden = ModelRunner(model, backend).forward(FOREST, embeds[new], known)
         expected, gradient = result(model, FOREST, embeds, "levelwise")
         assert_near(hidden.detach(), expected, 1e-9)
         direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -318,7 +318,7 @@ def test_prompts_side_by_side(backend):
         prompts = [tiny.prompt_for(model, length, seed=i) for i, length in enumerate((4, 2, 4))]
         alone = torch.cat([token_losses(model, part, prompt) for part, prompt in zip(parts, prompts, strict=True)])
         together = whole.plan(CPU)
-        prefilled = [compute(model.base_model, Tree((ROOT,), (len(p),)), p)[0] for p in prompts]
+        prefilled = [ModelRunner(model).prefill(Tree((ROOT,), (len(p),)), p)[0] for p in prompts]
         weights = torch.linspace(1, 2, len(alone))
         expected = torch.autograd.grad((alone * weights).sum(), prompts)
         for given_prompts in (torch.cat(prompts), prefilled):
@@ -355,7 +355,7 @@ def test_nothing_to_compute_behind_a_compiled_prompt(backend):
     """One label behind nothing: the prompt's own hidden states say it all."""
     model = tiny.base("llama")
     prompt = tiny.prompt_for(model).detach()
-    known = compute(model.base_model, Tree((ROOT,), (len(prompt),)), prompt)[0]
+    known = ModelRunner(model).prefill(Tree((ROOT,), (len(prompt),)), prompt)[0]
     got = score_labels(model, known, [[], []], [[7], [8]])
     expected = [[tiny.plain_score(model, prompt, [], [label]) for label in (7, 8)]] * 2
     assert_near(got, torch.tensor(expected), 1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from softprompt.engine.execute import backends, compute, run
+from softprompt.engine.runner import ModelRunner, backends
 from softprompt.engine.surgery.capture import Means, but_first
 from softprompt.engine.tree import ROOT, Tree
 
@@ -32,8 +32,8 @@ def check_states(model, backend):
     tree = Tree((ROOT, 0, 1, 1, 0, 4), (5, 3, 2, 4, 0, 6))
     embeds = torch.randn(tree.num_tokens, tiny.width(model))
     states = []
-    hidden = run(model.base_model, tree, embeds, backend=backend, states=states)
-    torch.testing.assert_close(hidden, run(model.base_model, tree, embeds, backend=backend), rtol=0, atol=0)
+    hidden = ModelRunner(model, backend).forward(tree, embeds, layer_outputs=states)
+    torch.testing.assert_close(hidden, ModelRunner(model, backend).forward(tree, embeds), rtol=0, atol=0)
     for node in (2, 3, 5):
         path = [*tree.path(node), *tree.span(node)]
         # A copy: transformers leaves hooks on what is asked for its hidden states.
@@ -49,9 +49,9 @@ def test_known_tokens_have_no_states(backend):
     whole = Tree((ROOT, 0, 0), (5, 3, 4))
     embeds = torch.randn(12, tiny.width(model))
     states, expected = [], []
-    run(model.base_model, whole, embeds, backend=backend, states=expected)
-    prompt = compute(model.base_model, Tree((ROOT,), (5,)), embeds[:5])[0]
-    run(model.base_model, whole, embeds[5:], {0: prompt}, backend, states=states)
+    ModelRunner(model, backend).forward(whole, embeds, layer_outputs=expected)
+    prompt = ModelRunner(model).prefill(Tree((ROOT,), (5,)), embeds[:5])[0]
+    ModelRunner(model, backend).forward(whole, embeds[5:], {0: prompt}, states)
     for got, all_of_it in zip(states, expected, strict=True):
         torch.testing.assert_close(got, all_of_it[5:], rtol=1e-4, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_known_tokens_have_no_states(backend):
 @pytest.mark.parametrize("backend", ["packed", "levelwise"])
 def test_the_base_keeps_no_hooks(backend):
     model = tiny.fresh("llama")
-    run(model.base_model, Tree((ROOT,), (4,)), torch.randn(4, tiny.width(model)), backend=backend, states=[])
+    ModelRunner(model, backend).forward(Tree((ROOT,), (4,)), torch.randn(4, tiny.width(model)), layer_outputs=[])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert not any("Recorded" in type(module).__name__ for module in model.modules())
 
@@ -71,7 +71,7 @@ def test_states_carry_the_gradient_of_the_prompt():
     (row,) = tiny.ids(6)
     embeds = torch.cat([prompt, model.get_input_embeddings()(row)])
     states = []
-    run(model.base_model, Tree((ROOT, 0), (len(prompt), 6)), embeds, states=states)
+    ModelRunner(model).forward(Tree((ROOT, 0), (len(prompt), 6)), embeds, layer_outputs=states)
     (found,) = torch.autograd.grad(states[0].sum(), prompt, retain_graph=True)
     (expected,) = torch.autograd.grad(plain_states(copy.deepcopy(model), embeds)[0].sum(), prompt)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import torch
 import test_engine
 import tiny
 from plan_tools import plan_of
-from softprompt.engine import execute as running
+from softprompt.engine import runner as running
 from softprompt.engine.loss import token_losses
 
 FAMILIES = ["llama", "gemma3", "gpt2", "bloom", "mpt", "falcon_alibi", "gptj", "opt"]

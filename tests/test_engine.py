@@ -11,12 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 import tiny
 from plan_tools import plan_of
 from softprompt import ConfigError
-from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
-from softprompt.engine.execute import backends, run
+from softprompt.engine import runner as running
 from softprompt.engine.loss import hidden_states, token_losses
 from softprompt.engine.plans import plan_candidates
-from softprompt.engine.surgery.lm_head import logits_of
+from softprompt.engine.runner import ModelRunner, backends
 from softprompt.engine.surgery.view import variant
 from softprompt.inference import score
 from softprompt.inference.score import score_labels
@@ -93,7 +92,7 @@ def check_forest(model, tree, tolerance):
     """Hidden states of a forest, and the gradient through it, are those of each root-to-node path alone."""
     embeds = tiny.prompt_for(model, tree.num_tokens)
     direction = tiny.prompt_for(model, tree.num_tokens, seed=9).detach()
-    got = run(model.base_model, tree, embeds)
+    got = ModelRunner(model).forward(tree, embeds)
     (ours,) = torch.autograd.grad((got * direction).sum(), embeds)
     expected = torch.zeros_like(got)
     for node in range(len(tree.lengths)):
@@ -211,17 +210,17 @@ def test_losses_in_chunks_are_the_same(monkeypatch):
 
     whole = step()
     sizes, alive = [], WeakSet()
-    real = engine_loss.logits_of
+    real = ModelRunner.logits
 
-    def watched(base, hidden):
+    def watched(runner, hidden):
         assert not alive, "logits of an earlier piece"
-        logits = real(base, hidden)
+        logits = real(runner, hidden)
         sizes.append(logits.numel())
         alive.add(logits)
         return logits
 
     monkeypatch.setattr(engine_loss, "LOGITS_PER_CHUNK", 3 * tiny.VOCAB)
-    monkeypatch.setattr(engine_loss, "logits_of", watched)
+    monkeypatch.setattr(ModelRunner, "logits", watched)
     pieces = step()
     assert max(sizes) == engine_loss.LOGITS_PER_CHUNK
     assert sum(sizes) == len(plan.targets) * tiny.VOCAB, "at supervised positions, once each"
@@ -238,7 +237,7 @@ def test_head_is_the_models_own(family):
     prompt = tiny.prompt_for(model).detach()
     plan = plan_of(len(prompt), [row])
     with torch.no_grad():
-        got = logits_of(model, hidden_states(model, plan, prompt))
+        got = ModelRunner(model).logits(hidden_states(model, plan, prompt))
         assert_near(got, tiny.plain_logits(model, prompt, row), 1e-5)
 
 
@@ -301,8 +300,7 @@ def test_rotary_scaling_that_depends_on_length_is_bounded():
     [("levelwise", ("KEYS_PER_CALL", 2 * 40 * 12)), ("packed", ("TOKENS_PER_CALL", 7 + 3 + 2 * 40))],
 )
 def test_many_classes_are_scored_a_few_texts_at_a_time(backend, limit, monkeypatch):
-    for module in (running, score):
-        monkeypatch.setattr(module, "backends", lambda _: (backend,))
+    monkeypatch.setattr(running, "backends", lambda _: (backend,))
     base = tiny.base("llama", torch.float32)
     prompt = torch.randn(5, 32)
     texts = [row.tolist() for row in tiny.ids(7, 3, 5, 1)]

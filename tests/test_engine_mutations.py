@@ -12,18 +12,18 @@ import test_plans
 import tiny
 from plan_tools import plan_of
 from softprompt.engine import accumulate, loss, plans, prefix_sharing
-from softprompt.engine import execute as running
+from softprompt.engine import runner as running
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
 from softprompt.engine.kv_cache import KVCache
 from test_attention_cpu import blocks
 from test_mutations import must_notice, passes
 
-ABOVE = attention.Packing._above
+ABOVE = attention.Packing.above
 HIDDEN = attention.Block.hidden_pairs
 MASK = attention.Packing.mask
-ADD = attention._Gradients.add
-PATH = levels._Memory._path
+ADD = attention.KeyGradients.add
+PATH = levels.AncestorCache.path
 COMMON = prefix_sharing.common_prefix
 
 
@@ -66,8 +66,8 @@ TREE_MUTANTS = {
     "window-one-wider": ("mistral", attention.Block, "hidden_pairs", one_more),
     "window-one-narrower": ("mistral", attention.Block, "hidden_pairs", one_less),
     "siblings-read-each-other": ("llama", attention.Block, "hidden_pairs", siblings_read),
-    "no-root": ("llama", attention.Packing, "_above", lambda self, node: ABOVE(self, node)[1:]),
-    "no-parent": ("llama", attention.Packing, "_above", lambda self, node: ABOVE(self, node)[:-1]),
+    "no-root": ("llama", attention.Packing, "above", lambda self, node: ABOVE(self, node)[1:]),
+    "no-parent": ("llama", attention.Packing, "above", lambda self, node: ABOVE(self, node)[:-1]),
     "alibi-by-flat-index": ("bloom", attention.Packing, "key_positions", by_flat_index),
     "window-by-flat-index": ("mistral", attention.Packing, "key_positions", by_flat_index),
     "flat-positions": (
@@ -82,7 +82,7 @@ TREE_MUTANTS = {
         "positions",
         property(lambda self: torch.arange(self.tree.num_tokens)),
     ),
-    "last-token-above-dropped": ("llama", levels._Memory, "_path", lambda self, node: PATH(self, node)[:-1]),
+    "last-token-above-dropped": ("llama", levels.AncestorCache, "path", lambda self, node: PATH(self, node)[:-1]),
 }
 
 
@@ -92,10 +92,10 @@ def test_tree_mutants(mutant, monkeypatch):
     family, owner, name, fault = TREE_MUTANTS[mutant]
     with tiny.float64():
         model = tiny.base(family, torch.float64)
-        if owner is levels._Memory:
+        if owner is levels.AncestorCache:
             monkeypatch.setattr(running, "backends", lambda _: ("levelwise",))
         for check in (test_engine.check_forest, test_backends.check_ways):
-            passes((family, owner is levels._Memory), check, model, test_backends.FOREST, 1e-8)
+            passes((family, owner is levels.AncestorCache), check, model, test_backends.FOREST, 1e-8)
         monkeypatch.setattr(owner, name, fault)
         must_notice(test_engine.check_forest, model, test_backends.FOREST, 1e-8)
         must_notice(test_backends.check_ways, model, test_backends.FOREST, 1e-8)
@@ -103,7 +103,7 @@ def test_tree_mutants(mutant, monkeypatch):
 
 def test_recomputed_weights_without_their_mask(monkeypatch):
     """A fault in the backward pass alone, where long rows compute their weights again."""
-    real = attention._Scores.weights
+    real = attention.BlockScores.weights
 
     def forgetful(self, number):
         if torch._C._current_graph_task_id() >= 0:  # in a backward pass
@@ -113,7 +113,7 @@ def test_recomputed_weights_without_their_mask(monkeypatch):
     with tiny.float64(), blocks(4, 3):
         model = tiny.base("llama", torch.float64)
         test_engine.check_rows(model, 1e-9)
-        monkeypatch.setattr(attention._Scores, "weights", forgetful)
+        monkeypatch.setattr(attention.BlockScores, "weights", forgetful)
         must_notice(test_engine.check_rows, model, 1e-9)
 
 
@@ -153,7 +153,7 @@ def test_gradient_to_the_known_dropped_in_attention(monkeypatch):
 
     with tiny.float64():
         passes("default", check_packs)
-        monkeypatch.setattr(attention._Gradients, "add", own_only)
+        monkeypatch.setattr(attention.KeyGradients, "add", own_only)
         must_notice(check_packs)
 
 

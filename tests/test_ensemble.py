@@ -23,10 +23,10 @@ from softprompt import PromptTuningConfig
 from softprompt.config.options import ModelOptions, TrainOptions
 from softprompt.data.labels import unique_prefixes
 from softprompt.data.task import Task
-from softprompt.engine import execute as running
-from softprompt.engine.execute import backends
+from softprompt.engine import runner as running
 from softprompt.engine.loss import group_log_probs
 from softprompt.engine.plans import plan_candidates
+from softprompt.engine.runner import backends
 from softprompt.engine.text_cache import TextCache
 from softprompt.errors import AdapterError, ConfigError, TrainingError
 from softprompt.inference.classifier import Classes, label_log_probs, mean_states

@@ -18,11 +18,10 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
 from plan_tools import plan_of
-from softprompt.engine.execute import backends, run
 from softprompt.engine.loss import token_losses
+from softprompt.engine.runner import ModelRunner, backends
 from softprompt.engine.surgery import linear
 from softprompt.engine.surgery.fused import FrozenLinear, GatedMLP, Gelu, OffsetRMSNorm, RMSNorm, fused
-from softprompt.engine.surgery.lm_head import logits_of
 from softprompt.engine.surgery.view import view
 from softprompt.engine.tree import ROOT, Tree
 
@@ -312,8 +311,8 @@ def step(model, backend, seed=3):
     prompt = tiny.prompt_for(model, 4, seed=seed)
     row, other = tiny.ids(7, 5, seed=seed)
     embeds = torch.cat([prompt, model.get_input_embeddings()(torch.cat([row, other]))])
-    hidden = run(model.base_model, Tree((ROOT, 0, 0), (4, 7, 5)), embeds, backend=backend)
-    logits = logits_of(model, hidden)
+    hidden = ModelRunner(model, backend).forward(Tree((ROOT, 0, 0), (4, 7, 5)), embeds)
+    logits = ModelRunner(model).logits(hidden)
     (gradient,) = torch.autograd.grad(logits.square().mean(), prompt)
     return logits.detach(), gradient
 

@@ -7,12 +7,11 @@ import tiny
 from plan_tools import plan_of
 from softprompt.benchmarks.speed.workloads.intents import intents
 from softprompt.data.tokenize import unique_prefixes
-from softprompt.engine import execute as running
 from softprompt.engine import loss as engine_loss
+from softprompt.engine import runner as running
 from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
 from softprompt.engine.plans import plan_candidates
-from softprompt.engine.surgery import lm_head as head
 from softprompt.inference.evaluate import Classes
 from softprompt.training.objectives import Classification
 from softprompt.training.step import forward_backward
@@ -58,8 +57,8 @@ def test_texts_and_their_labels_are_few_blocks_of_attention():
 def test_each_position_goes_through_the_head_once_a_pass(grad, monkeypatch):
     """Forward, and once more backward; not once for each label."""
     base, seen = tiny.base("llama"), []
-    real = head.logits_of
-    monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
+    real = running.ModelRunner.logits
+    monkeypatch.setattr(running.ModelRunner, "logits", lambda *given: seen.append(len(given[1])) or real(*given))
     candidates = labels(tiny.VOCAB)
     prompt = tiny.prompt_for(base)
     plan = plan_candidates(len(prompt), [row.tolist() for row in tiny.ids(7, 4)], candidates, CPU)
@@ -75,8 +74,8 @@ def test_each_position_goes_through_the_head_once_a_pass(grad, monkeypatch):
 def test_one_token_a_position_is_not_computed_twice(monkeypatch):
     """The language-model loss: its logits are made once, and their gradient with them."""
     base, seen = tiny.base("llama"), []
-    real = head.logits_of
-    monkeypatch.setattr(engine_loss, "logits_of", lambda base, states: seen.append(len(states)) or real(base, states))
+    real = running.ModelRunner.logits
+    monkeypatch.setattr(running.ModelRunner, "logits", lambda *given: seen.append(len(given[1])) or real(*given))
     rows = tiny.ids(7, 4)
     prompt = tiny.prompt_for(base)
     plan = plan_of(len(prompt), rows, rows)
@@ -123,8 +122,10 @@ def test_shared_positions_in_16_bits(dtype):
 def test_a_step_of_many_classes_is_planned_in_packs(monkeypatch):
     """The tokens of a whole training step, through the code that training runs."""
     base, tokens = tiny.base("llama"), []
-    real = running._run
-    monkeypatch.setattr(running, "_run", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more))
+    real = running.ModelRunner._compute
+    monkeypatch.setattr(
+        running.ModelRunner, "_compute", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more)
+    )
     candidates = labels(tiny.VOCAB)
     classes = Classes(tuple(map(str, range(len(candidates)))), candidates)
     batch = [Example(tuple(row.tolist()), (), str(i)) for i, row in enumerate(tiny.ids(12, 9, 20, 5))]

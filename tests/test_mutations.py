@@ -10,8 +10,8 @@ import test_generate
 import test_model_api
 import test_padding
 import tiny
-from softprompt.engine import execute as running
 from softprompt.engine import loss, row_prompts
+from softprompt.engine import runner as running
 from softprompt.engine import tree as trees
 from softprompt.engine.backends import attention_cpu as attention
 from softprompt.engine.backends import levelwise as levels
@@ -72,26 +72,28 @@ def test_sample_vocab_one_row_for_all(monkeypatch):
 # -- steps -----------------------------------------------------------------------------------------
 
 
-def suffix(backbone, tree, embeds, *_, **__):
-    """``run`` with each row in front of the prompt instead of behind it."""
+def suffix(runner, tree, embeds, *_, **__):
+    """``ModelRunner.forward`` with the prompt after each row."""
     prompt, out = embeds[: tree.lengths[0]], []
     for node in range(1, len(tree.lengths)):
         row = embeds[tree.starts[node] :][: tree.lengths[node]]
-        hidden = backbone(inputs_embeds=torch.cat([row, prompt])[None], use_cache=False).last_hidden_state[0]
+        hidden = runner.base.base_model(
+            inputs_embeds=torch.cat([row, prompt])[None], use_cache=False
+        ).last_hidden_state[0]
         out.append(hidden[: len(row)])
         last = hidden[len(row) :]
     return torch.cat([last, *out])
 
 
 def unseen(self, *given, **more):
-    """``_Memory.prefix`` whose mask hides all ancestors: the prompt."""
+    """``AncestorCache.prefix`` whose mask hides all ancestors: the prompt."""
     cache, seen = PREFIX(self, *given, **more)
     return cache, torch.zeros_like(seen)
 
 
-PREFIX = levels._Memory.prefix
+PREFIX = levels.AncestorCache.prefix
 UPDATE = levels.PrefixLayer.update
-ADD = attention._Gradients.add
+ADD = attention.KeyGradients.add
 
 
 def first_row_only(self, keys, values, *args, **kwargs):
@@ -106,7 +108,7 @@ def first_row_only(self, keys, values, *args, **kwargs):
 
 
 def first_block_only(self, block, skipped, found):
-    """``_Gradients.add`` through which only the first block behind the prompt sends its gradient there."""
+    """``KeyGradients.add`` through which only the first block behind the prompt sends its gradient there."""
     own = len(block)
     if block.start > 11:
         found = torch.cat([torch.zeros_like(found[:, :-own]), found[:, -own:]], dim=1)
@@ -132,16 +134,16 @@ def without_gradient(base, plan, prompt, *more):
 
 
 STEP_MUTANTS = {
-    "prompt-behind-the-text": lambda patch: patch.setattr(loss, "run", suffix),
+    "prompt-behind-the-text": lambda patch: patch.setattr(running.ModelRunner, "forward", suffix),
     "prompt-masked-out": lambda patch: (
-        patch.setattr(levels._Memory, "prefix", unseen),
-        patch.setattr(attention.Packing, "_above", lambda *_: []),
+        patch.setattr(levels.AncestorCache, "prefix", unseen),
+        patch.setattr(attention.Packing, "above", lambda *_: []),
     ),
     "virtual-positions-in-the-loss": lambda patch: patch.setattr(row_prompts, "plan_mixed", counting_virtual),
     "labels-predicted-by-themselves": lambda patch: patch.setattr(row_prompts, "plan_mixed", late),
     "gradient-of-the-first-rows-only": lambda patch: (
         patch.setattr(levels.PrefixLayer, "update", first_row_only),
-        patch.setattr(attention._Gradients, "add", first_block_only),
+        patch.setattr(attention.KeyGradients, "add", first_block_only),
         patch.setattr(attention, "BLOCK", 8),
     ),
     "positions-from-0-in-each-row": lambda patch: patch.setattr(

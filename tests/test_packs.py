@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import tiny
 from softprompt import PromptTuningConfig, get_peft_model
-from softprompt.engine import execute as running
 from softprompt.engine import plans
+from softprompt.engine import runner as running
 from softprompt.engine.prefix_sharing import branch_tokens
 from softprompt.inference.classifier import Classes
 from softprompt.models.device import seed_everything
@@ -122,8 +122,10 @@ def test_packs_of_classes_share_one_pass_over_the_prompt(family, monkeypatch):
     """The tokens that go through the first layer: those of the prompt once, whatever the number of packs."""
     base, tokens = tiny.fresh(family).requires_grad_(False), []
     prompt = tiny.prompt_for(base)
-    real = running._run
-    monkeypatch.setattr(running, "_run", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more))
+    real = running.ModelRunner._compute
+    monkeypatch.setattr(
+        running.ModelRunner, "_compute", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more)
+    )
     class_step(base, prompt, [ROWS])
     (at_once,) = tokens
     tokens.clear()

@@ -7,8 +7,7 @@ import torch
 
 import tiny
 from softprompt import PromptTuningConfig, get_peft_model
-from softprompt.engine.execute import backends
-from softprompt.engine.prefill import prefill
+from softprompt.engine.runner import ModelRunner, backends
 from softprompt.inference import generate as generation
 from softprompt.inference import score
 from softprompt.inference.classifier import Classes, label_log_probs
@@ -44,7 +43,7 @@ def examples(*lengths):
 
 @torch.no_grad()
 def prefilled(model):
-    return prefill(model.base_model, model.prompt)
+    return ModelRunner(model.base_model).prefill_prompt(model.prompt)
 
 
 @contextmanager

@@ -31,11 +31,11 @@ from softprompt.config.compatibility import read_config
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.engine import disk_spill
-from softprompt.engine import execute as running
-from softprompt.engine.execute import backends
+from softprompt.engine import runner as running
 from softprompt.engine.loss import token_losses
 from softprompt.engine.plans import plan_candidates, plan_examples, plan_rows
-from softprompt.engine.text_cache import TextCache, text_caches
+from softprompt.engine.runner import backends
+from softprompt.engine.text_cache import TextCache, cached_texts
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference.classifier import Classes, label_log_probs
 from softprompt.inference.evaluate import eval_loss, evaluate_examples
@@ -99,7 +99,7 @@ def losses_of(
 ) -> torch.Tensor:
     """Losses of the labels' tokens by the engine."""
     plan = plan_examples(given, len(prompt), CPU, "suffix")
-    return token_losses(model, plan, prompt, text_caches(model, plan, texts))
+    return token_losses(model, plan, prompt, cached_texts(model, plan, texts))
 
 
 def check(model: Any, given: Sequence[Example], tolerance: float, texts: TextCache | None) -> None:
@@ -269,7 +269,7 @@ def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
     plan = plan_examples([Example(text, (8, 2))], P, CPU, "suffix")
     wrong = replace(plan, predictors=plan.predictors - P)
     prompt = tiny.prompt_for(model, P)
-    found = [token_losses(model, each, prompt, text_caches(model, each, kept)) for each in (plan, wrong)]
+    found = [token_losses(model, each, prompt, cached_texts(model, each, kept)) for each in (plan, wrong)]
     assert found[0].isfinite().all()
     assert found[1][0].isnan()
 

@@ -21,6 +21,6 @@ candidates), ``runner`` (a tree on a model), ``loss`` (from hidden states to los
 ``selfcheck``              compares a model type without tests with its plain forward pass
 =========================  =====================================================================================
 
-The gradient of a prefix prompt accumulates in attention (``_Gradients.add`` in ``backends.attention_cpu``): all rows
+The gradient of a prefix prompt accumulates in attention (``KeyGradients.add`` in ``backends.attention_cpu``): all rows
 attend to one set of keys and values of the prompt, and their gradients are summed there.
 """

@@ -14,23 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 
 from .kv_cache import KVCache
 from .loss import token_losses
-from .prefill import prefill
+from .runner import BaseOrRunner, ModelRunner
 from .tree import Plan
 
 PackLoss = Callable[[Tensor | KVCache], Tensor]
 """Summed loss of one pack, a scalar, given a prompt ``[P, D]`` or a prefilled prompt."""
 
 
-def mean_loss(
-    base: PreTrainedModel, plans: Sequence[Plan], prompt: Tensor, count: Tensor | int | None = None
-) -> Tensor:
+def mean_loss(base: BaseOrRunner, plans: Sequence[Plan], prompt: Tensor, count: Tensor | int | None = None) -> Tensor:
     """Mean loss over the supervised tokens of all plans under one prompt.
 
     Args:
+        base: the frozen causal language model, or the runner that owns it.
         plans: packs of rows. With several, the forward pass also computes the gradient, pack by pack.
         prompt: ``[P, D]``, which receives the gradient.
         count: divisor of the summed loss; ``None`` for the number of supervised tokens.
@@ -40,17 +38,19 @@ def mean_loss(
     """
     if count is None:
         count = sum(len(plan.targets) for plan in plans)
-    return summed_loss(base, [partial(_of_tokens, base, plan) for plan in plans], prompt) / count
+    runner = ModelRunner.of(base)
+    return summed_loss(runner, [partial(_of_tokens, runner, plan) for plan in plans], prompt) / count
 
 
-def _of_tokens(base: PreTrainedModel, plan: Plan, prompt: Tensor | KVCache) -> Tensor:
-    return token_losses(base, plan, prompt).sum()
+def _of_tokens(runner: ModelRunner, plan: Plan, prompt: Tensor | KVCache) -> Tensor:
+    return token_losses(runner, plan, prompt).sum()
 
 
-def summed_loss(base: PreTrainedModel, losses: Sequence[PackLoss], prompt: Tensor) -> Tensor:
+def summed_loss(base: BaseOrRunner, losses: Sequence[PackLoss], prompt: Tensor) -> Tensor:
     """Sum of the losses of all packs after one prefix prompt, which is computed once.
 
     Args:
+        base: as for ``mean_loss``.
         losses: one per pack. With several, the forward pass also computes the gradient, pack by pack.
         prompt: ``[P, D]``, which receives the gradient.
 
@@ -60,7 +60,7 @@ def summed_loss(base: PreTrainedModel, losses: Sequence[PackLoss], prompt: Tenso
     if len(losses) == 1:
         return losses[0](prompt)
     prompt = prompt if torch.is_grad_enabled() else prompt.detach()  # an autograd function cannot tell otherwise
-    total: Tensor = _TwoStages.apply(prompt, base, losses)  # type: ignore[no-untyped-call]
+    total: Tensor = _TwoStages.apply(prompt, ModelRunner.of(base), losses)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -68,11 +68,11 @@ class _TwoStages(torch.autograd.Function):
     """Summed loss of several packs; the forward pass also computes its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, prompt: Tensor, base: PreTrainedModel, losses: Sequence[PackLoss]) -> Tensor:
+    def forward(ctx: Any, prompt: Tensor, runner: ModelRunner, losses: Sequence[PackLoss]) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         with torch.set_grad_enabled(wanted):
             virtual = prompt.detach().requires_grad_(wanted)
-            prefilled = prefill(base, virtual)
+            prefilled = runner.prefill_prompt(virtual)
             leaves = prefilled.map(lambda tensor: tensor.detach().requires_grad_(wanted))
             total = torch.zeros((), device=prompt.device)
             for of_pack in losses:

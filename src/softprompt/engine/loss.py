@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from ..models.families import check_depth
-from .execute import run
 from .kv_cache import KVCache
+from .runner import BaseOrRunner, ModelRunner
 from .surgery.capture import Means
-from .surgery.lm_head import is_head_frozen, logits_of
+from .surgery.lm_head import is_head_frozen
 from .tree import Plan
 
 LOGITS_PER_CHUNK = 1 << 22
@@ -30,45 +30,46 @@ Prompts = Tensor | KVCache | Sequence[KVCache]
 
 
 def token_losses(
-    base: PreTrainedModel,
+    base: BaseOrRunner,
     plan: Plan,
     prompt: Prompts,
-    known: Mapping[int, KVCache] | None = None,
+    cached: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each supervised token of a plan.
 
     Args:
-        base: the frozen causal language model.
+        base: the frozen causal language model, or the runner that owns it.
         plan: of either placement.
         prompt: the virtual tokens ``[P, D]``, which receive the gradient; or a prefilled prompt.
-        known: KV caches of other nodes, such as texts before suffix prompts.
+        cached: KV caches of other nodes, such as texts before suffix prompts.
         means: collects mean hidden states.
 
     Returns:
         ``[S]`` in float32, in nats.
     """
-    return losses_of(base, hidden_states(base, plan, prompt, known=known, means=means), plan)
+    runner = ModelRunner.of(base)
+    return losses_of(runner, hidden_states(runner, plan, prompt, cached=cached, means=means), plan)
 
 
 def group_log_probs(
-    base: PreTrainedModel,
+    base: BaseOrRunner,
     plan: Plan,
     prompt: Prompts,
-    known: Mapping[int, KVCache] | None = None,
+    cached: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Log-probability ``[num_groups]`` of the supervised tokens of each group; arguments as for ``token_losses``."""
-    losses = token_losses(base, plan, prompt, known, means)
+    losses = token_losses(base, plan, prompt, cached, means)
     return losses.new_zeros(plan.num_groups).index_add(0, plan.groups, -losses)
 
 
 def hidden_states(
-    base: PreTrainedModel,
+    base: BaseOrRunner,
     plan: Plan,
     prompt: Prompts,
     embeds: Tensor | None = None,
-    known: Mapping[int, KVCache] | None = None,
+    cached: Mapping[int, KVCache] | None = None,
     means: Means | None = None,
 ) -> Tensor:
     """Last hidden states ``[T, D']`` of a plan in flat order.
@@ -77,18 +78,19 @@ def hidden_states(
         embeds: ``[t, D]``, input embeddings of the tokens at ``plan.places``, in place of those of their ids.
         means: collects mean hidden states.
     """
-    check_depth(base.config, plan.tree.depth)
-    known = _prefilled(plan, prompt) | dict(known or {})
-    computed = _to_compute(plan, known)
-    inputs = embed(base, plan, prompt, embeds, computed)
+    runner = ModelRunner.of(base)
+    check_depth(runner.base.config, plan.tree.depth)
+    cached = _prefilled(plan, prompt) | dict(cached or {})
+    computed = _to_compute(plan, cached)
+    inputs = embed(runner.base, plan, prompt, embeds, computed)
     if means is None:
-        return run(base.base_model, plan.tree, inputs, known)
-    states: list[Tensor] = []
-    hidden = run(base.base_model, plan.tree, inputs, known, states=states)
-    if not states:  # nothing was computed: empty texts after a prefilled prompt
-        config = base.config.get_text_config()
-        states = [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
-    means.take(states, computed)
+        return runner.forward(plan.tree, inputs, cached)
+    outputs: list[Tensor] = []
+    hidden = runner.forward(plan.tree, inputs, cached, outputs)
+    if not outputs:  # nothing was computed: empty texts after a prefilled prompt
+        config = runner.base.config.get_text_config()
+        outputs = [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
+    means.take(outputs, computed)
     return hidden
 
 
@@ -98,12 +100,12 @@ def _prefilled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
     return dict(zip(plan.tree.roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
 
 
-def _to_compute(plan: Plan, known: Mapping[int, KVCache]) -> Tensor:
+def _to_compute(plan: Plan, cached: Mapping[int, KVCache]) -> Tensor:
     """Flat positions of the tokens without a KV cache."""
     tree, device = plan.tree, plan.tokens.device
-    if not known:
+    if not cached:
         return torch.arange(len(plan.tokens), device=device)
-    new = [position for node in range(len(tree.lengths)) if node not in known for position in tree.span(node)]
+    new = [position for node in range(len(tree.lengths)) if node not in cached for position in tree.span(node)]
     return torch.tensor(new, dtype=torch.long, device=device)
 
 
@@ -129,26 +131,27 @@ def embed(
     return embeds
 
 
-def losses_of(base: PreTrainedModel, hidden: Tensor, plan: Plan) -> Tensor:
+def losses_of(base: BaseOrRunner, hidden: Tensor, plan: Plan) -> Tensor:
     """Negative log-likelihood ``[S]`` of the supervised tokens, given all hidden states ``[T, D']``.
 
     A position that predicts several tokens (the first tokens of all labels) goes through the head once.
     """
+    runner = ModelRunner.of(base)
     positions, places = plan.predictors, torch.arange(len(plan.predictors), device=plan.predictors.device)
     different, of = torch.unique(positions, return_inverse=True)
     if WORTH_SHARING * len(different) <= len(positions):
         positions, places = different, of
-    if torch.is_grad_enabled() and not is_head_frozen(base):
-        return _with_history(hidden[positions], base, places, plan.targets)
-    result: Tensor = _CrossEntropy.apply(hidden[positions], base, places, plan.targets)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and not is_head_frozen(runner.base):
+        return _with_history(hidden[positions], runner, places, plan.targets)
+    result: Tensor = _CrossEntropy.apply(hidden[positions], runner, places, plan.targets)  # type: ignore[no-untyped-call]
     return result
 
 
-def _with_history(hidden: Tensor, base: PreTrainedModel, places: Tensor, targets: Tensor) -> Tensor:
+def _with_history(hidden: Tensor, runner: ModelRunner, places: Tensor, targets: Tensor) -> Tensor:
     """As ``_CrossEntropy``, with all logits kept for the backward pass, so that the head's weights get a gradient."""
     losses, order = [hidden[:0].sum(1)], [places[:0]]
-    for part, which in _chunks(base, places, len(hidden)):
-        losses.append(_cross_entropy(base, hidden[part], places[which] - part.start, targets[which]))
+    for part, which in _chunks(runner, places, len(hidden)):
+        losses.append(_cross_entropy(runner, hidden[part], places[which] - part.start, targets[which]))
         order.append(which)
     return torch.cat(losses)[torch.cat(order).argsort()]
 
@@ -163,20 +166,20 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: PreTrainedModel, places: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, runner: ModelRunner, places: Tensor, targets: Tensor) -> Tensor:
         losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
         wanted, shared = ctx.needs_input_grad[0], len(targets) > len(hidden)
         gradient = torch.empty_like(hidden) if wanted and not shared else None
-        for part, which in _chunks(base, places, len(hidden)):
+        for part, which in _chunks(runner, places, len(hidden)):
             with torch.set_grad_enabled(gradient is not None):
                 states = hidden[part].detach().requires_grad_(gradient is not None)
-                found = _cross_entropy(base, states, places[which] - part.start, targets[which])
+                found = _cross_entropy(runner, states, places[which] - part.start, targets[which])
                 losses[which] = found.detach()
                 if gradient is not None:
                     gradient[part] = torch.autograd.grad(found.sum(), states)[0]
         if wanted:
             ctx.save_for_backward(hidden if shared else gradient, places, targets)
-            ctx.base, ctx.shared = base, shared
+            ctx.runner, ctx.shared = runner, shared
         return losses
 
     @staticmethod
@@ -186,17 +189,17 @@ class _CrossEntropy(torch.autograd.Function):
         if not ctx.shared:
             return saved * grad.to(saved.dtype)[:, None], None, None, None
         gradient = torch.empty_like(saved)
-        for part, which in _chunks(ctx.base, places, len(saved)):
+        for part, which in _chunks(ctx.runner, places, len(saved)):
             with torch.enable_grad():
                 states = saved[part].detach().requires_grad_()
-                found = _cross_entropy(ctx.base, states, places[which] - part.start, targets[which])
+                found = _cross_entropy(ctx.runner, states, places[which] - part.start, targets[which])
                 gradient[part] = torch.autograd.grad(found, states, grad[which])[0]
         return gradient, None, None, None
 
 
-def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(runner: ModelRunner, places: Tensor, number: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of ``number`` positions whose logits fit into memory together, and the indices of each slice's targets."""
-    chunk = max(1, LOGITS_PER_CHUNK // base.config.get_text_config().vocab_size)
+    chunk = max(1, LOGITS_PER_CHUNK // runner.base.config.get_text_config().vocab_size)
     ordered, order = places.sort(stable=True)
     starts = range(0, number, chunk)
     cuts = torch.searchsorted(ordered, torch.tensor([*starts, number], device=places.device)).tolist()
@@ -204,9 +207,9 @@ def _chunks(base: PreTrainedModel, places: Tensor, number: int) -> Iterator[tupl
         yield slice(start, min(start + chunk, number)), order[low:high]
 
 
-def _cross_entropy(base: PreTrainedModel, hidden: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy(runner: ModelRunner, hidden: Tensor, places: Tensor, targets: Tensor) -> Tensor:
     """Losses ``[s]`` of ``targets`` ``[s]``, predicted at ``places`` ``[s]`` of hidden states ``[n, D']``."""
-    logits = logits_of(base, hidden)
+    logits = runner.logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums in 16 bits would be too coarse
     at = places.to(logits.device), targets.to(logits.device)
     if len(targets) == len(hidden):  # one operation, which saves half as much for the backward pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class ModelRunner:
         self._derived: dict[tuple[Any, ...], Any] = {}
 
     @classmethod
-    def of(cls, base: PreTrainedModel | ModelRunner) -> ModelRunner:
+    def of(cls, base: BaseOrRunner) -> ModelRunner:
         """The runner given, or a new one for the model given."""
         return base if isinstance(base, ModelRunner) else cls(base)
 
@@ -163,6 +163,10 @@ class ModelRunner:
             self._derived.setdefault(key, make())  # two threads may both make one; all use the first
         found: T = self._derived[key]
         return found
+
+
+BaseOrRunner: TypeAlias = PreTrainedModel | ModelRunner
+"""A base model, from which a call makes a runner of its own, or the runner that owns it."""
 
 
 def _with_cached(hidden: Tensor, tree: Tree, cached: Mapping[int, KVCache]) -> Tensor:

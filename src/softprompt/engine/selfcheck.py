@@ -24,7 +24,7 @@ from ..models.families import is_verified
 from ..models.libraries import essence
 from .loss import hidden_states
 from .plans import plan_rows, split_rows
-from .surgery.lm_head import logits_of
+from .runner import ModelRunner
 from .tree import ROOT, Plan, Tree
 
 # prompt ─┬─ 5 ─┬─ 2
@@ -123,7 +123,7 @@ def _around_the_backbone(base: PreTrainedModel, ids: Tensor) -> Iterator[Differe
     by_embeds = base(inputs_embeds=embeds.clone(), use_cache=False).logits[0]  # CTRL scales them in place
     yield _difference("logits of embeddings in place of token ids", by_embeds, by_ids, allowed)
     hidden = base.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
-    yield _difference("logits of given hidden states", logits_of(base, hidden), by_embeds, allowed)
+    yield _difference("logits of given hidden states", ModelRunner(base).logits(hidden), by_embeds, allowed)
 
 
 def _in_the_tree(base: PreTrainedModel, plan: Plan, prompt: Tensor) -> Iterator[Difference]:

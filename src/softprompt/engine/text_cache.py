@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..models.families import check_depth
 from .disk_spill import DiskSpill
-from .execute import compute
 from .kv_cache import KVCache
 from .plans import packs
+from .runner import BaseOrRunner, ModelRunner
 from .tree import ROOT, Plan, Tree
 
 TOKENS_AT_ONCE = 1024
@@ -32,17 +31,18 @@ Text = tuple[int, ...]
 
 
 @torch.no_grad()
-def read_texts(base: PreTrainedModel, texts: Sequence[Text]) -> list[KVCache]:
-    """What is known of texts, none of them empty, each of which is a tree of its own."""
-    check_depth(base.config, max(map(len, texts), default=0))
-    embeddings = base.get_input_embeddings()
+def read_texts(base: BaseOrRunner, texts: Sequence[Text]) -> list[KVCache]:
+    """KV caches of texts, none of them empty, each of which is a tree of its own."""
+    runner = ModelRunner.of(base)
+    check_depth(runner.base.config, max(map(len, texts), default=0))
+    embeddings = runner.base.get_input_embeddings()
     ids = [token for text in texts for token in text]
     embeds = embeddings(torch.tensor(ids, dtype=torch.long, device=next(embeddings.parameters()).device))
-    found = compute(base.base_model, Tree((ROOT,) * len(texts), tuple(map(len, texts))), embeds)
+    found = runner.prefill(Tree((ROOT,) * len(texts), tuple(map(len, texts))), embeds)
     return [found[i] for i in range(len(texts))]
 
 
-def text_caches(base: PreTrainedModel, plan: Plan, cache: TextCache | None) -> dict[int, KVCache]:
+def cached_texts(base: BaseOrRunner, plan: Plan, cache: TextCache | None) -> dict[int, KVCache]:
     """KV caches of the texts of a plan with suffix prompts, by node.
 
     Without a text cache they are computed apart if gradients are on, since no gradient goes through a text; otherwise
@@ -53,7 +53,7 @@ def text_caches(base: PreTrainedModel, plan: Plan, cache: TextCache | None) -> d
     return read_for(base, plan) if torch.is_grad_enabled() else {}
 
 
-def read_for(base: PreTrainedModel, plan: Plan) -> dict[int, KVCache]:
+def read_for(base: BaseOrRunner, plan: Plan) -> dict[int, KVCache]:
     """KV caches of the texts of a plan, by node, computed now and not kept."""
     new = sorted({text for text in plan.texts.values() if text})
     found = dict(zip(new, read_texts(base, new), strict=True)) if new else {}
@@ -69,10 +69,13 @@ class TextCache:
         base: the frozen causal language model, or the runner that owns it; it must not change meanwhile.
         memory: bytes to keep on the base's device. The rest goes to disk.
         folder: of the file without a name; ``None`` for the system's temporary folder.
+
+    Attributes:
+        runner: computes the texts.
     """
 
-    def __init__(self, base: PreTrainedModel, memory: int, folder: Path | None = None) -> None:
-        self._base, self._free = base, memory
+    def __init__(self, base: BaseOrRunner, memory: int, folder: Path | None = None) -> None:
+        self.runner, self._free = ModelRunner.of(base), memory
         self._spill = DiskSpill(Path(tempfile.gettempdir()) if folder is None else folder)
         self._in_memory: dict[Text, Tensor] = {}
         self._on_disk: dict[Text, int] = {}  # position in the spill
@@ -100,7 +103,7 @@ class TextCache:
         ordered = sorted(new, key=lambda text: (len(text), text))  # one order, whatever that of the rows
         for rows in packs([len(text) for text in ordered], TOKENS_AT_ONCE):
             part = ordered[rows.start : rows.stop]
-            for text, cache in zip(part, read_texts(self._base, part), strict=True):
+            for text, cache in zip(part, read_texts(self.runner, part), strict=True):
                 self._keep(text, cache)
             if progress:
                 progress(len(part))
@@ -113,7 +116,7 @@ class TextCache:
         if self._layout is not None and text in self._on_disk:
             size = self._layout.bytes_per_token * len(text)
             return self._layout.restore(self._spill.get(self._on_disk[text], size), len(text))
-        return read_texts(self._base, [text])[0]
+        return read_texts(self.runner, [text])[0]
 
     def _keep(self, text: Text, cache: KVCache) -> None:
         self._layout = self._layout or _Layout.of(cache)

@@ -135,12 +135,14 @@ def _candidate_log_probs(
     texts, ensemble = [example.input_ids for example in examples], classes.ensemble
     if ensemble is None:
         cache = text_cache if model.placement == "suffix" else None
-        return score_labels(model.base, prompt, texts, classes.ids, states, placement=model.placement, text_cache=cache)
+        return score_labels(
+            model.runner, prompt, texts, classes.ids, states, placement=model.placement, text_cache=cache
+        )
     if states is not None and model.placement == "prefix":  # the probe reads the states under the prefix
-        score_labels(model.base, prompt, texts, classes.ids, states)
+        score_labels(model.runner, prompt, texts, classes.ids, states)
         states = None
     members, texts = ensemble.prompts.to(model.prompt), [classes.text_of(example) for example in examples]
-    scores = score_labels(model.base, members, texts, classes.ids, states, placement="suffix", text_cache=text_cache)
+    scores = score_labels(model.runner, members, texts, classes.ids, states, placement="suffix", text_cache=text_cache)
     return ensemble.join(scores)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import metrics as measures
 from ..engine.loss import token_losses
 from ..engine.plans import plan_examples
-from ..engine.text_cache import TextCache, text_caches
+from ..engine.text_cache import TextCache, cached_texts
 from ..storage.record import Metrics
 from ..types import Example
 from .classifier import Classes, Progress, batches_by_length, label_log_probs
@@ -106,7 +106,7 @@ def eval_loss(
     prompt = model.prefilled()
     for rows in batches_by_length(examples, batch_size):
         plan = plan_examples([examples[row] for row in rows], len(prompt), model.prompt.device, model.placement)
-        losses = token_losses(model.base, plan, prompt, text_caches(model.base, plan, text_cache))
+        losses = token_losses(model.runner, plan, prompt, cached_texts(model.runner, plan, text_cache))
         # On the CPU: MPS has no float64.
         total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         if progress:

@@ -17,7 +17,8 @@ from ..engine.accumulate import mean_loss
 from ..engine.loss import hidden_states, losses_of
 from ..engine.plans import default_tokens_per_pack, packs, plan_rows, split_rows
 from ..engine.row_prompts import RowPrompts, columns
-from ..engine.surgery.lm_head import is_frozen, logits_of
+from ..engine.runner import ModelRunner
+from ..engine.surgery.lm_head import is_frozen
 from ..engine.text_cache import read_for
 from ..engine.tree import Plan
 from ..errors import ConfigError
@@ -150,27 +151,25 @@ def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> Pr
     if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
         if len(plans) > 1:
-            return _forward_packs(base, prompts, batch, plans)
-    plan = plan_batch(prompts, batch)
-    hidden = hidden_states(base, plan, prompts.matrix, batch.embeds)
-    return output_of(base, plan, hidden, columns(plan, prompts, batch.real), batch)
+            return _forward_packs(ModelRunner(base), prompts, batch, plans)
+    runner, plan = ModelRunner(base), plan_batch(prompts, batch)
+    hidden = hidden_states(runner, plan, prompts.matrix, batch.embeds)
+    return output_of(runner, plan, hidden, columns(plan, prompts, batch.real), batch)
 
 
 def _forward_packs(
-    base: PreTrainedModel, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
+    runner: ModelRunner, prompts: RowPrompts, batch: Batch, plans: Sequence[Plan]
 ) -> PromptedCausalLMOutput:
     """Loss of a batch of several packs, one pack at a time; reading the logits computes the batch again."""
-    loss = mean_loss(base, plans, prompts.matrix, batch.num_items)
+    loss = mean_loss(runner, plans, prompts.matrix, batch.num_items)
     whole = plan_batch(prompts, batch)
     places = batch.kept(columns(whole, prompts, batch.real))
     matrix = prompts.matrix.clone()  # an optimizer may change the prompt before the logits are read
-    logits = LazyLogits(lambda: spread_logits(base, hidden_states(base, whole, matrix), places))
+    logits = LazyLogits(lambda: spread_logits(runner, hidden_states(runner, whole, matrix), places))
     return PromptedCausalLMOutput(loss=loss, logits=logits)
 
 
-def output_of(
-    base: PreTrainedModel, plan: Plan, hidden: Tensor, places: Tensor, batch: Batch
-) -> PromptedCausalLMOutput:
+def output_of(runner: ModelRunner, plan: Plan, hidden: Tensor, places: Tensor, batch: Batch) -> PromptedCausalLMOutput:
     """Loss and logits of flat hidden states ``[T, D]``; with a loss, logits are computed when they are read.
 
     Args:
@@ -178,10 +177,10 @@ def output_of(
     """
     places = batch.kept(places)
     if batch.labels is None:
-        return PromptedCausalLMOutput(logits=spread_logits(base, hidden, places))
+        return PromptedCausalLMOutput(logits=spread_logits(runner, hidden, places))
     count = len(plan.targets) if batch.num_items is None else batch.num_items
-    loss = losses_of(base, hidden, plan).sum() / count
-    return PromptedCausalLMOutput(loss=loss, logits=LazyLogits(lambda: spread_logits(base, hidden, places)))
+    loss = losses_of(runner, hidden, plan).sum() / count
+    return PromptedCausalLMOutput(loss=loss, logits=LazyLogits(lambda: spread_logits(runner, hidden, places)))
 
 
 def plan_batch(prompts: RowPrompts, batch: Batch) -> Plan:
@@ -204,13 +203,14 @@ def forward_suffix(base: PreTrainedModel, prompt: Tensor, batch: Batch) -> Promp
 
     The prompt stands before the first supervised token of a row; at its end where there is none, or no labels.
     """
+    runner = ModelRunner(base)
     plan = plan_rows(len(prompt), batch.rows, batch.row_labels, batch.tokens.device, batch.text_lengths)
     # Embeddings and weights may take a gradient; their texts are computed with the rest.
-    known = read_for(base, plan) if batch.embeds is None and is_frozen(base) else None
-    hidden = hidden_states(base, plan, prompt, batch.embeds, known=known)
+    cached = read_for(runner, plan) if batch.embeds is None and is_frozen(base) else None
+    hidden = hidden_states(runner, plan, prompt, batch.embeds, cached=cached)
     virtual = (plan.tokens < 0).nonzero()[:, 0].view(len(batch.rows), len(prompt))
     given = torch.full_like(batch.real, -1, dtype=torch.long).masked_scatter(batch.real, plan.places)
-    return output_of(base, plan, hidden, torch.cat([virtual, given], dim=1), batch)
+    return output_of(runner, plan, hidden, torch.cat([virtual, given], dim=1), batch)
 
 
 def text_lengths(batch: Batch) -> Tensor:
@@ -218,11 +218,11 @@ def text_lengths(batch: Batch) -> Tensor:
     return torch.tensor(batch.text_lengths, device=batch.real.device)
 
 
-def spread_logits(base: PreTrainedModel, hidden: Tensor, places: Tensor) -> Tensor:
+def spread_logits(runner: ModelRunner, hidden: Tensor, places: Tensor) -> Tensor:
     """Logits ``[B, C, V]`` of hidden states ``[T, D]`` at flat ``places`` ``[B, C]``; zeros where these are -1."""
     real = places >= 0
     wanted, back = torch.unique(places[real], return_inverse=True)
-    found = logits_of(base, hidden[wanted]).to(places.device)
+    found = runner.logits(hidden[wanted]).to(places.device)
     logits = found.new_zeros(*places.shape, found.shape[-1])
     logits[real] = found[back]
     return logits

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..engine.loss import embed
 from ..engine.plans import split_rows
 from ..engine.row_prompts import RowPrompts, columns
-from ..engine.runner import ModelRunner
+from ..engine.runner import BaseOrRunner, ModelRunner
 from ..engine.surgery.lm_head import is_hooked
 from ..engine.surgery.view import variant, without_hooks
 from ..errors import ConfigError
@@ -273,20 +273,22 @@ def _as_wide_as(cache: Cache | None, mask: Tensor) -> Tensor:
     return F.pad(mask, (0, cache.get_max_length() - mask.shape[1]))
 
 
-def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, suffix: bool = False, **kwargs: Any) -> Any:
+def generate(base: BaseOrRunner, prompts: RowPrompts, *args: Any, suffix: bool = False, **kwargs: Any) -> Any:
     """``base.generate`` with a prompt in each row. Arguments and return value are those of transformers.
 
     Returned sequences hold the caller's ids and the new ones; virtual tokens do not appear in them, nor do they
     count towards ``max_length``.
 
     Args:
+        base: the base model, or the runner that owns it.
         suffix: text, prompt, new tokens.
 
     Raises:
         ConfigError: assisted decoding or prompt look-up, which count cache positions themselves; a static cache where
             it would be wrong; a suffix prompt with a filled cache.
     """
-    config = kwargs.get("generation_config") or base.generation_config
+    runner = ModelRunner.of(base)
+    config = kwargs.get("generation_config") or runner.base.generation_config
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise ConfigError(f"{name} is not supported with a soft prompt; leave it out")
@@ -297,9 +299,8 @@ def generate(base: PreTrainedModel, prompts: RowPrompts, *args: Any, suffix: boo
             raise ConfigError("a suffix prompt works for one turn only; leave the filled past_key_values out")
         kwargs.setdefault("use_cache", True)  # MPT's own default is not to
     static = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
-    check_static_cache(base, static or "")
+    check_static_cache(runner.base, static or "")
     kwargs["prefill_chunk_size"] = None  # chunks would separate a padded row from its prompt; the result is the same
-    runner = ModelRunner(base)
     return _prompted(runner, prompts, suffix).generate(*args, **with_guidance(runner.fused_base, kwargs))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,15 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..engine.kv_cache import KVCache
-from ..engine.prefill import prefill
 from ..engine.row_prompts import RowPrompts
+from ..engine.runner import ModelRunner
 from ..types import Placement
 from . import generate as decoding
 
 
 @dataclass(frozen=True, eq=False)
 class PromptedModel:
-    """A frozen base model and one soft prompt.
+    """A frozen base model and one soft prompt; it owns what is derived from the base, which must not change meanwhile.
 
     Attributes:
         base: the base model.
@@ -30,12 +31,17 @@ class PromptedModel:
     prompt: Tensor
     placement: Placement = "prefix"
 
+    @cached_property
+    def runner(self) -> ModelRunner:
+        """Runs the base."""
+        return ModelRunner(self.base)
+
     @torch.no_grad()
     def prefilled(self) -> Tensor | KVCache:
         """The KV cache of a prefix prompt, which all batches of a call share; the matrix ``[P, D]`` of a suffix."""
-        return self.prompt if self.placement == "suffix" else prefill(self.base, self.prompt)
+        return self.prompt if self.placement == "suffix" else self.runner.prefill_prompt(self.prompt)
 
     def generate(self, **kwargs: Any) -> Any:
         """transformers' ``generate`` with the prompt in every row; arguments and return value are the same."""
         prompts = RowPrompts.of([self.prompt]).detach()
-        return decoding.generate(self.base, prompts, suffix=self.placement == "suffix", **kwargs)
+        return decoding.generate(self.runner, prompts, suffix=self.placement == "suffix", **kwargs)

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..engine.execute import backends
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
 from ..engine.plans import packs, plan_candidates
 from ..engine.prefix_sharing import branch_tokens
+from ..engine.runner import BaseOrRunner, ModelRunner
 from ..engine.surgery.capture import Means, but_first
-from ..engine.text_cache import TextCache, text_caches
+from ..engine.text_cache import TextCache, cached_texts
 from ..errors import ConfigError
 from ..types import Placement
 
@@ -29,7 +28,7 @@ of the keys and values of its text (46 kB per key in SmolLM2-135M, float32): man
 
 @torch.no_grad()
 def score_labels(
-    base: PreTrainedModel,
+    base: BaseOrRunner,
     prompt: Tensor | KVCache,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
@@ -41,7 +40,7 @@ def score_labels(
     """Log-probability of each label after each text.
 
     Args:
-        base: the frozen causal language model.
+        base: the frozen causal language model, or the runner that owns it.
         prompt: a prefix prompt, ``[P, D]`` or prefilled; or a suffix prompt ``[P, D]``, or several ``[M, P, D]``, each
             of which follows every text as if it were alone.
         texts: B rows of token ids.
@@ -57,19 +56,20 @@ def score_labels(
     Raises:
         ConfigError: the prompt or the text cache does not fit the placement, or nothing precedes a label.
     """
+    runner = ModelRunner.of(base)
     matrix, num_prompts = _check(prompt, placement, text_cache)
     several = [len(prompt)] if isinstance(prompt, Tensor) and prompt.ndim == 3 else []
     length = len(matrix) // max(num_prompts, 1)
-    parts = [torch.empty(0, *several, len(labels), device=base.device)]
-    for rows in _calls(base, texts, labels, length, num_prompts, with_states=means is not None):
+    parts = [torch.empty(0, *several, len(labels), device=runner.base.device)]
+    for rows in _calls(runner, texts, labels, length, num_prompts, with_states=means is not None):
         part = texts[rows.start : rows.stop]
         which = [range(num_prompts)] * len(part) if placement == "suffix" else None
-        plan = plan_candidates(length, part, labels, base.device, which)
+        plan = plan_candidates(length, part, labels, runner.base.device, which)
         if means is None:
-            found = group_log_probs(base, plan, matrix, text_caches(base, plan, text_cache))
+            found = group_log_probs(runner, plan, matrix, cached_texts(runner, plan, text_cache))
         else:
             collected = Means(*but_first(plan.places, [len(text) for text in part]), len(part))
-            found = group_log_probs(base, plan, matrix, means=collected)
+            found = group_log_probs(runner, plan, matrix, means=collected)
             means.append(collected.found)
         parts.append(found.view(len(part), *several, len(labels)))
     return torch.cat(parts)
@@ -91,7 +91,7 @@ def _check(
 
 
 def _calls(
-    base: PreTrainedModel,
+    runner: ModelRunner,
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     num_virtual_tokens: int,
@@ -106,7 +106,7 @@ def _calls(
         num_suffix_prompts: how many follow each text; 0 for a prefix prompt.
         with_states: whether hidden states of all layers are kept.
     """
-    if backends(base.base_model)[0] == "levelwise":
+    if runner.backend == "levelwise":
         longest = num_virtual_tokens + max((len(text) for text in texts), default=0)
         return packs([longest * max(len(labels), 1) * max(num_suffix_prompts, 1)] * len(texts), KEYS_PER_CALL)
     branches = branch_tokens(labels)

@@ -80,7 +80,7 @@ def train_fold_prompts(run: Run, classes: Classes, data: FoldData, start: Tensor
     prompts = torch.nn.Parameter(start.expand(len(data.weights), -1, -1).clone())
     optimizer = make_optimizer(prompts, options)
     objective = EnsembleClassification(
-        base=run.base,
+        base=run.runner,
         placement="suffix",
         tokens_per_pack=run.tokens_per_pack,
         texts=run.texts,
@@ -118,7 +118,7 @@ def held_out_scores(run: Run, prompts: Tensor, data: FoldData, classes: Classes)
     """
     inputs = [classes.text_of(example) for example in run.examples]
     means: list[Tensor] = []
-    scores = score_labels(run.base, prompts, inputs, classes.ids, means, placement="suffix")
+    scores = score_labels(run.runner, prompts, inputs, classes.ids, means, placement="suffix")
     scores = scores.log_softmax(-1).cpu()
     held_out = (data.weights[:, : len(inputs)] == 0).T[:, :, None].to(scores.dtype)  # [N, M, 1]
     return (scores * held_out).sum(1) / held_out.sum(1), torch.cat(means).cpu()

@@ -25,13 +25,13 @@ from typing import Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs, token_losses
 from ..engine.plans import packs, plan_candidates, plan_examples
 from ..engine.prefix_sharing import branch_tokens
-from ..engine.text_cache import TextCache, text_caches
+from ..engine.runner import BaseOrRunner
+from ..engine.text_cache import TextCache, cached_texts
 from ..engine.tree import Plan
 from ..inference.classifier import Classes
 from ..types import Example, Placement
@@ -63,13 +63,13 @@ class Objective(ABC, Generic[RowT]):
     """What a step minimises.
 
     Attributes:
-        base: the frozen causal language model.
+        base: the frozen causal language model, or the runner that owns it.
         placement: where the prompt stands.
         tokens_per_pack: most tokens of a pack that are computed; a pack has at least one row.
         texts: KV cache of the texts before suffix prompts; without one, texts are computed in each step.
     """
 
-    base: PreTrainedModel
+    base: BaseOrRunner
     placement: Placement
     tokens_per_pack: int
     texts: TextCache | None = None
@@ -101,7 +101,7 @@ class Objective(ABC, Generic[RowT]):
 
     def _cached(self, pack: Pack) -> Mapping[int, KVCache]:
         """KV caches of the nodes of a pack's texts; empty for a prefix prompt."""
-        return text_caches(self.base, pack.plan, self.texts) if self.placement == "suffix" else {}
+        return cached_texts(self.base, pack.plan, self.texts) if self.placement == "suffix" else {}
 
     def _cut(self, sizes: Sequence[int]) -> list[slice]:
         """Consecutive rows whose sizes add up to at most ``tokens_per_pack``."""

@@ -19,6 +19,7 @@ from ..config.adapter_config import PromptTuningConfig
 from ..config.options import TrainOptions
 from ..data.task import Task
 from ..engine.plans import default_tokens_per_pack
+from ..engine.runner import ModelRunner
 from ..engine.text_cache import TextCache
 from ..inference.classifier import Classes
 from ..inference.probe import class_weights
@@ -63,6 +64,11 @@ class Run:
         """The frozen base model."""
         return self.model.base_model
 
+    @cached_property
+    def runner(self) -> ModelRunner:
+        """Runs the base model in all steps; the text cache's runner, if there is one."""
+        return ModelRunner(self.base) if self.texts is None else self.texts.runner
+
     @property
     def prompt(self) -> Tensor:
         """The prompt that is trained, ``[P, D]``."""
@@ -80,10 +86,10 @@ class Run:
         """The loss of the prompt."""
         placement, tokens, texts = self.model.prompt_placement, self.tokens_per_pack, self.texts
         if self.options.objective == "language_modeling":
-            return LanguageModeling(base=self.base, placement=placement, tokens_per_pack=tokens, texts=texts)
+            return LanguageModeling(base=self.runner, placement=placement, tokens_per_pack=tokens, texts=texts)
         assert self.classes is not None
         return Classification(
-            base=self.base,
+            base=self.runner,
             placement=placement,
             tokens_per_pack=tokens,
             texts=texts,

@@ -15,7 +15,7 @@ from ...config.options import TrainOptions
 from ...engine.kv_cache import KVCache
 from ...engine.loss import group_log_probs
 from ...engine.plans import Forest, default_tokens_per_pack, plan_candidates, plan_examples
-from ...engine.prefill import prefill
+from ...engine.runner import ModelRunner
 from ...engine.text_cache import TextCache
 from ...inference.classifier import Classes, label_log_probs
 from ...peft.factory import get_peft_model
@@ -30,24 +30,29 @@ TEXT_CACHE_BYTES = int(TrainOptions.model_fields["text_cache_memory"].default * 
 """Default memory of the text cache; the rest spills to disk."""
 
 
-def train_step(base: Any, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, float]:
+def runner_of(base: Any) -> ModelRunner:
+    """The runner that a training run or server has for its base model."""
+    return ModelRunner(base)
+
+
+def train_step(runner: ModelRunner, prompt: Tensor, batch: Sequence[Example]) -> tuple[float, float]:
     """Add the gradient of the batch's mean loss to ``prompt.grad``.
 
     Returns:
         The loss, and the seconds spent on building plans.
     """
     tokens = default_tokens_per_pack(prompt.device)
-    objective = LanguageModeling(base=base, placement="prefix", tokens_per_pack=tokens)
+    objective = LanguageModeling(base=runner, placement="prefix", tokens_per_pack=tokens)
     started = time.perf_counter()
     packs = objective.packs(batch, prompt)
     planning = time.perf_counter() - started
     return backward(objective, prompt, packs, objective.count(batch)), planning
 
 
-def classes_step(base: Any, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
+def classes_step(runner: ModelRunner, prompt: Tensor, batch: Sequence[Example], classes: Classes) -> float:
     """As ``train_step``, with the cross-entropy over all labels; returns the loss."""
     tokens = default_tokens_per_pack(prompt.device)
-    objective = Classification(base=base, placement="prefix", tokens_per_pack=tokens, classes=classes)
+    objective = Classification(base=runner, placement="prefix", tokens_per_pack=tokens, classes=classes)
     return forward_backward(objective, prompt, [batch])[0]
 
 
@@ -62,10 +67,10 @@ def empty_text_cache(base: Any) -> TextCache:
     return TextCache(base, TEXT_CACHE_BYTES)
 
 
-def suffix_train_step(base: Any, prompt: Tensor, batch: Sequence[Example], texts: TextCache) -> float:
+def suffix_train_step(prompt: Tensor, batch: Sequence[Example], texts: TextCache) -> float:
     """As ``train_step``, with a suffix prompt after cached texts; returns the loss."""
     tokens = default_tokens_per_pack(prompt.device)
-    objective = LanguageModeling(base=base, placement="suffix", tokens_per_pack=tokens, texts=texts)
+    objective = LanguageModeling(base=texts.runner, placement="suffix", tokens_per_pack=tokens, texts=texts)
     return forward_backward(objective, prompt, [batch])[0]
 
 
@@ -79,9 +84,9 @@ def drop_in(base: Any, prompt: Tensor) -> Any:
 
 
 @torch.no_grad()
-def prefilled(base: Any, prompt: Tensor) -> KVCache:
+def prefilled(runner: ModelRunner, prompt: Tensor) -> KVCache:
     """The prefilled prompt, as evaluation keeps it."""
-    return prefill(base, prompt)
+    return runner.prefill_prompt(prompt)
 
 
 @torch.no_grad()
@@ -92,7 +97,7 @@ def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
 
 @torch.no_grad()
 def score_mixed(
-    base: Any,
+    runner: ModelRunner,
     prompts: Sequence[KVCache],
     tasks: Sequence[int],
     texts: Sequence[Sequence[int]],
@@ -105,7 +110,7 @@ def score_mixed(
     forest = Forest()
     for task, rows in rows_of.items():
         forest.add_candidates(len(prompts[task]), [texts[row] for row in rows], labels)
-    scores = group_log_probs(base, forest.plan(base.device), [prompts[task] for task in rows_of])
+    scores = group_log_probs(runner, forest.plan(runner.base.device), [prompts[task] for task in rows_of])
     found = scores.view(len(texts), len(labels)).cpu()
     order = torch.tensor([row for rows in rows_of.values() for row in rows])
     return torch.empty_like(found).index_copy_(0, order, found)

@@ -145,7 +145,7 @@ class Packing:
             yield group
 
     def _cut(self, group: list[int]) -> Iterator[Block]:
-        above = self._above(group[0])
+        above = self.above(group[0])
         start, stop = self.starts[group[0]], self.starts[group[-1]] + self.tree.lengths[group[-1]]
         if len(group) > 1:
             shift = start - self.tree.starts[group[0]]  # from flat positions to the run's
@@ -156,7 +156,8 @@ class Packing:
             last = min(first + BLOCK, stop)
             yield Block(first, last, _joined([*above, Keys(OWN, start, last)]), None)
 
-    def _above(self, node: int) -> list[Keys]:
+    def above(self, node: int) -> list[Keys]:
+        """Keys of all ancestors of a node, from the root."""
         found: list[Keys] = []
         while (node := self.tree.parents[node]) != ROOT:
             source, start = (node, 0) if node in self.cached else (OWN, self.starts[node])
@@ -249,7 +250,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule, *cached: Tensor
     ) -> Tensor:
-        scores = _Scores(packing, rule, query, key, value, cached)
+        scores = BlockScores(packing, rule, query, key, value, cached)
         out = scores.by_head(value.shape[-1])
         kept: list[Tensor] = []
         for number, block in enumerate(packing.blocks):
@@ -267,10 +268,10 @@ class _Attention(torch.autograd.Function):
         packing, rule, count = ctx.given
         query, key, value, *others = ctx.saved_tensors
         cached, kept = others[:count], iter(others[count:])
-        scores = _Scores(packing, rule, query, key, value, cached)
+        scores = BlockScores(packing, rule, query, key, value, cached)
         to_query = scores.by_head(query.shape[-1])
         wanted = any(ctx.needs_input_grad[5:])  # of cached nodes: not of texts, which take none
-        to_keys, to_values = _Gradients(scores.key, wanted), _Gradients(scores.value, wanted)
+        to_keys, to_values = KeyGradients(scores.key, wanted), KeyGradients(scores.value, wanted)
         grad = scores.by_head(grad.shape[-1]).copy_(_by_group(grad.transpose(1, 2), scores.heads))
         for number, block in enumerate(packing.blocks):
             weights, squash = (next(kept), None) if scores.keeps(block) else scores.weights(number)
@@ -305,7 +306,7 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-class _Scores:
+class BlockScores:
     """Queries, keys, values and attention weights of each block.
 
     Heads that share a key head are one matrix: its rows are the (token, head of the group) pairs.
@@ -356,7 +357,7 @@ class _Scores:
         return torch.softmax(scores, dim=-1), squash
 
 
-class _Gradients:
+class KeyGradients:
     """Sums of the gradients of keys (or values); of cached nodes only where they are wanted."""
 
     def __init__(self, states: dict[int, Tensor], wanted: bool) -> None:

@@ -45,7 +45,7 @@ def run_levelwise(
     capture: bool = False,
 ) -> tuple[Tensor, Layers, list[Tensor]]:
     """Run a tree on a view from ``levelwise_view``; arguments and results as for ``packed.run_packed``."""
-    memory = _Memory(tree, cached)
+    memory = AncestorCache(tree, cached)
     *starts, total = tree.starts_without(cached)
     parts: list[Tensor] = []
     order: list[Tensor] = []
@@ -98,7 +98,7 @@ class _Batch:
         return hidden.to(embeds.device)  # a base that is spread over devices answers on the last one
 
 
-class _Memory:
+class AncestorCache:
     """Keys and values of the M tokens that others attend to, of each layer, ``[1, heads, M, d]``."""
 
     def __init__(self, tree: Tree, cached: Mapping[int, KVCache]) -> None:
@@ -140,7 +140,7 @@ class _Memory:
 
         Nodes that share all ancestors (the usual batch: all below the prompt) share one copy.
         """
-        paths = [self._path(node) for node in nodes]
+        paths = [self.path(node) for node in nodes]
         longest = max(len(path) for path in paths)
         if longest == 0:
             empty = CallCache(keep=keep, capture=capture, layer_class_to_replicate=PrefixLayer)
@@ -153,7 +153,7 @@ class _Memory:
         layers = [PrefixLayer(_gather(keys, slots), _gather(values, slots)) for keys, values in self.layers]
         return CallCache(keep=keep, capture=capture, layers=layers), seen.long()
 
-    def _path(self, node: int) -> list[int]:
+    def path(self, node: int) -> list[int]:
         """Places of all tokens above a node, in reading order."""
         above: list[int] = []
         while (node := self.tree.parents[node]) != ROOT:

@@ -84,11 +84,6 @@ def head_logits(view: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits[0]
 
 
-def logits_of(base: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """``head_logits`` of a base, for one call."""
-    return head_logits(head_view(base), hidden)
-
-
 class _Passing(nn.Module):
     """A backbone that returns its inputs as hidden states."""
 

@@ -22,7 +22,7 @@ from ....data.plain_text import PlainTokenizer, bare_ids
 from ....data.task import Task
 from ....data.template import Piece, Template
 from ....data.tokenize import Encoder
-from ....engine.prefill import prefill
+from ....engine.runner import ModelRunner
 from ....errors import ConfigError, DataError
 from ....inference.score import score_labels
 from ....models.embeddings import embed
@@ -43,8 +43,9 @@ class ZeroShot(Method):
         """Label probabilities of each test text after a prompt of tokens; special tokens are added before it."""
         base = self.context.shared_base.base.model
         special, texts = self._texts(self.context.data.test, num_virtual_tokens=len(prompt_ids))
-        prefilled = prefill(base, embed(torch.tensor([*special, *prompt_ids]), base.get_input_embeddings()))
-        return FittedScores(score_labels(base, prefilled, texts, self._label_ids).cpu(), 0)
+        runner = ModelRunner(base)
+        prompt = embed(torch.tensor([*special, *prompt_ids]), base.get_input_embeddings())
+        return FittedScores(score_labels(runner, runner.prefill_prompt(prompt), texts, self._label_ids).cpu(), 0)
 
     def _texts(self, rows: Sequence[Row], num_virtual_tokens: int) -> tuple[list[int], list[list[int]]]:
         """The special tokens that a text begins with, and the tokens of each row without them, truncated to fit."""

@@ -97,12 +97,12 @@ class GuideStep(Implementation):
     """The language-model loss."""
 
     def __init__(self, base: Any, prompt: Tensor) -> None:
-        self._base, self._prompt = base, torch.nn.Parameter(prompt.clone())
+        self._runner, self._prompt = softprompt_calls.runner_of(base), torch.nn.Parameter(prompt.clone())
 
     def run(self, prepared: Sequence[Pair]) -> tuple[float, Tensor]:
         """Loss and gradient ``[P, D]``."""
         self._prompt.grad = None
-        loss, _ = softprompt_calls.train_step(self._base, self._prompt, [guide for guide, _ in prepared])
+        loss, _ = softprompt_calls.train_step(self._runner, self._prompt, [guide for guide, _ in prepared])
         gradient: Tensor | None = self._prompt.grad
         assert gradient is not None
         return loss, gradient
@@ -112,13 +112,14 @@ class DefaultStep(Implementation):
     """Cross-entropy over the labels."""
 
     def __init__(self, base: Any, prompt: Tensor, classes: Classes) -> None:
-        self._base, self._prompt, self._classes = base, torch.nn.Parameter(prompt.clone()), classes
+        self._runner, self._classes = softprompt_calls.runner_of(base), classes
+        self._prompt = torch.nn.Parameter(prompt.clone())
 
     def run(self, prepared: Sequence[Pair]) -> tuple[float, Tensor]:
         """Loss and gradient ``[P, D]``."""
         self._prompt.grad = None
         loss = softprompt_calls.classes_step(
-            self._base, self._prompt, [default for _, default in prepared], self._classes
+            self._runner, self._prompt, [default for _, default in prepared], self._classes
         )
         gradient: Tensor | None = self._prompt.grad
         assert gradient is not None

@@ -105,11 +105,11 @@ class MixedScoring(Implementation):
     """One run of the engine; prompts are prefilled before the clock starts, rows are grouped after."""
 
     def __init__(self, base: Any, prompts: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> None:
-        self._base, self._labels = base, labels
-        self._prompts = [softprompt_calls.prefilled(base, prompt) for prompt in prompts]
+        self._runner, self._labels = softprompt_calls.runner_of(base), labels
+        self._prompts = [softprompt_calls.prefilled(self._runner, prompt) for prompt in prompts]
 
     def run(self, prepared: Sequence[Entry]) -> Tensor:
         """Label log-probabilities ``[B, C]``, in the stream's order."""
         tasks, examples = zip(*prepared, strict=True)
         texts = [example.input_ids for example in examples]
-        return softprompt_calls.score_mixed(self._base, self._prompts, tasks, texts, self._labels)
+        return softprompt_calls.score_mixed(self._runner, self._prompts, tasks, texts, self._labels)

@@ -59,20 +59,20 @@ class SuffixTraining(Workload):
         texts.get(min(inputs))  # warms up; not kept
         seconds = seconds_of(texts.read, inputs, self.device)
         self._filling = {"read_texts_seconds": seconds, "texts_read": len(inputs)}
-        return SuffixStep(self.base, self.prompt, texts)
+        return SuffixStep(self.prompt, texts)
 
 
 class SuffixStep(Implementation):
     """A step of suffix training on cached texts, including building its plans."""
 
-    def __init__(self, base: Any, prompt: Tensor, texts: TextCache) -> None:
-        self._base, self._texts = base, texts
+    def __init__(self, prompt: Tensor, texts: TextCache) -> None:
+        self._texts = texts
         self._prompt = torch.nn.Parameter(prompt.clone())
 
     def run(self, prepared: Sequence[Example]) -> tuple[float, Tensor]:
         """Loss and gradient ``[P, D]``."""
         self._prompt.grad = None
-        loss = softprompt_calls.suffix_train_step(self._base, self._prompt, prepared, self._texts)
+        loss = softprompt_calls.suffix_train_step(self._prompt, prepared, self._texts)
         gradient: Tensor | None = self._prompt.grad
         assert gradient is not None
         return loss, gradient

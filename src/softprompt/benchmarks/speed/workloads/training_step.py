@@ -74,14 +74,14 @@ class TrainingStep(Implementation):
     """A step of ``softprompt train``, including building its plans."""
 
     def __init__(self, base: Any, prompt: Tensor) -> None:
-        self._base = base
+        self._runner = softprompt_calls.runner_of(base)
         self._prompt = torch.nn.Parameter(prompt.clone())
         self.planning: list[float] = []
 
     def run(self, prepared: Sequence[Example]) -> tuple[float, Tensor]:
         """Loss and gradient ``[P, D]``."""
         self._prompt.grad = None
-        loss, planning = softprompt_calls.train_step(self._base, self._prompt, prepared)
+        loss, planning = softprompt_calls.train_step(self._runner, self._prompt, prepared)
         self.planning.append(planning)
         gradient: Tensor | None = self._prompt.grad
         assert gradient is not None
