@@ -348,7 +348,7 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-4)
     assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
     shown = softprompt("inspect", folder, check=True).stdout
-    assert f"3 prompts of {P} tokens behind the text" in shown
+    assert f"ensemble    3 suffix prompts of {P} virtual tokens" in shown
     assert "which decides to 50%" in shown
     output = place / "answers.jsonl"
     softprompt("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)

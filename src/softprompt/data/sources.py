@@ -92,14 +92,17 @@ def load_splits(
     return Splits(rows["train"], rows["validation"], rows["test"], labels, unlabeled, num_empty + empty)
 
 
-def load_training_splits(options: DataOptions) -> Splits:
+def load_training_splits(options: DataOptions, in_memory: Mapping[Role, Rows] = MappingProxyType({})) -> Splits:
     """Read the rows of a training run, and check all that can be checked without a tokenizer.
 
+    Args:
+        in_memory: as for ``load_splits``.
+
     Raises:
-        ConfigError: no source is given, or options that exclude each other.
+        ConfigError: no source is given, or conflicting options.
         DataError: a source, column, label or template is wrong.
     """
-    splits = load_splits(options)
+    splits = load_splits(options, in_memory=in_memory)
     find_template(list(splits.train[0].fields), options)
     labels = find_labels(splits, options)
     for rows in (splits.train, splits.validation, splits.test):
@@ -127,7 +130,7 @@ def find_template(columns: Sequence[str], options: DataOptions) -> str:
     """The template of the options, checked against the columns of the rows.
 
     Raises:
-        DataError: it does not fit the columns, or reads the label.
+        DataError: it does not fit the columns, or contains the label.
     """
     template = resolve_template(options.template, options.text_column, columns)
     if options.label_column in Template(template, options.text_column).fields:
