@@ -1,9 +1,9 @@
 """Tokenisation in which special tokens come from the template only, never from the text of a row.
 
 A tokenizer reads ``<|im_end|>`` as the end of a turn wherever it occurs, in a customer's message too. Here column
-contents and labels are plain text; the template, its cue and the end token keep their special tokens.
+contents and labels are plain text; the template, the answer prefix and the end token keep their special tokens.
 
-Most rows hold no special tokens and are tokenised as usual. The tokenizer is never changed, since other threads may use
+Most rows contain no special tokens and are tokenised as usual. The tokenizer is never changed, since other threads may use
 it. Rows that yield a special token are tokenised again, by a private copy in which special tokens have random names. A
 template is written with these names. A row's text cannot contain them, and the usual names are plain text to the copy,
 as added tokens and in the model's vocabulary.

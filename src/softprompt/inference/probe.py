@@ -1,8 +1,8 @@
-"""A linear read-out: classes from what the frozen model represents, beside what it says.
+"""A linear probe: logistic regression on the hidden states of the frozen model.
 
-A model often represents more than a short prompt makes it say. The hidden states of a text, averaged over its
-tokens and over the middle layers, go through one linear map to the classes: ``C (D + 1)`` learned numbers. The
-states are by-products of the pass that scores the labels, so reading them costs next to nothing.
+Hidden states often separate the classes better than the label probabilities under a short prompt do. The states of a
+text, averaged over its tokens and over the middle layers, are mapped linearly to the classes: ``C (D + 1)`` learned
+parameters. They are by-products of the forward pass that scores the label candidates, so they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..storage.record import PROBE_NAME
 from ..storage.tensors import read_tensors, write_tensors
 
 MIDDLE = (0.3, 0.8)
-"""Which layers are read, as shares of the depth (docs/log.md has the trials)."""
+"""The layers whose states are averaged, as fractions of the depth (docs/log.md has the experiments)."""
 L2 = 33.0
-"""Strength of the regularisation: much, since rows are few and features many."""
+"""Strength of the L2 regularisation: high, since there are few rows and many features."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class LinearProbe:
     """A linear map from mean hidden states to classes.
 
     Attributes:
-        layers: ``[L]`` indices of the decoder layers that are read.
+        layers: ``[L]`` indices of the decoder layers whose states are used.
         scale: ``[L, D]`` factor of each layer's states, before they are summed over the layers.
         weight: ``[C, D]``.
         bias: ``[C]``.
-        share: scalar in [0, 1]: how much its log-probability counts; the rest is the prompt's.
+        share: scalar in [0, 1]: the weight of its log-probabilities; the prompt's have the rest.
     """
 
     layers: Tensor
@@ -48,15 +48,15 @@ class LinearProbe:
         return (features @ self.weight.T + self.bias).log_softmax(-1)
 
     def cooled(self, temperature: float) -> LinearProbe:
-        """The same with logits divided by a temperature."""
+        """This probe with its logits divided by a temperature."""
         return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
 
     def mix(self, scores: Tensor, means: Tensor) -> Tensor:
-        """What prompt and read-out say together: log-probabilities ``[B, C]``.
+        """The weighted average of the prompt's log-probabilities and the probe's, normalised: ``[B, C]``.
 
         Args:
-            scores: ``[B, C]`` log-probability of each label's text under the prompt.
-            means: ``[B, all layers, D]``.
+            scores: ``[B, C]`` log-probability of each label candidate under the prompt.
+            means: ``[B, all layers, D]`` mean hidden states.
         """
         both = (1 - self.share) * scores.log_softmax(-1) + self.share * self.log_probs(means)
         return both.log_softmax(-1)
@@ -66,40 +66,41 @@ class LinearProbe:
         write_tensors(folder / PROBE_NAME, vars(self))
 
     @classmethod
-    def read(cls, path: Path, num_classes: int, num_layers: int, width: int) -> LinearProbe:
+    def read(cls, path: Path, num_classes: int, num_layers: int, hidden_size: int) -> LinearProbe:
         """Read a file that ``save`` wrote.
 
         Args:
-            num_classes, num_layers, width: C of the task, and what the base model has; width is D.
+            num_classes: C of the task.
+            num_layers, hidden_size: of the base model; the hidden size is D.
 
         Raises:
-            AdapterError: it is damaged, or of another task or model.
+            AdapterError: it is damaged, or of another task or base model.
         """
         names = [field.name for field in fields(cls)]
         tensors = read_tensors(path, names)
         found = cls(**tensors)
         count = len(found.layers) if found.layers.ndim == 1 else 0
-        shapes = ((count,), (count, width), (num_classes, width), (num_classes,), ())
+        shapes = ((count,), (count, hidden_size), (num_classes, hidden_size), (num_classes,), ())
         if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
             raise AdapterError(
-                f"{path} does not fit task and base model: it must read {num_classes} classes of width {width}"
+                f"{path} does not fit task and base model: it must have {num_classes} classes and hidden size {hidden_size}"
             )
         if found.layers.dtype != torch.long or not 0 <= float(found.share) <= 1:
-            raise AdapterError(f"{path} is damaged: layers must be whole numbers, and the share one between 0 and 1")
+            raise AdapterError(f"{path} is damaged: layers must be integers, and share must be between 0 and 1")
         if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
-            raise AdapterError(f"{path} reads layers that the base model, which has {num_layers}, lacks")
+            raise AdapterError(f"{path} uses layers that the base model lacks: it has {num_layers}")
         return found
 
 
 def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> LinearProbe:
     """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
 
-    Classes count alike, however many rows they have. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
+    All classes have the same weight, whatever their number of rows. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
     L-BFGS in float64; the standardisation is folded into the result.
 
     Args:
-        means: ``[N, all layers, D]`` of the training rows.
-        targets: ``[N]`` class of each.
+        means: ``[N, all layers, D]`` mean hidden states of the training rows.
+        targets: ``[N]`` class of each row.
         share: see ``LinearProbe``.
     """
     layers = middle_layers(means.shape[1])
@@ -112,7 +113,7 @@ def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: fl
     weights = class_weights(targets, num_classes)
     weight, bias = _logistic_regression(features, gold, weights.double(), l2)
     bias -= weight @ centre
-    # Of a class without rows nothing is known: its logit is the mean of the others', never the largest.
+    # The logit of a class without rows is the mean of the others', so it is never the largest.
     missing = weights == 0
     weight[missing], bias[missing] = weight[~missing].mean(0), bias[~missing].mean()
     numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
@@ -120,7 +121,7 @@ def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: fl
 
 
 def class_weights(gold: Sequence[int], num_classes: int) -> Tensor:
-    """Weights ``[C]`` under which all classes that have rows count alike; their mean over the rows is 1."""
+    """Weights ``[C]`` that give all classes with rows the same total weight; their mean over the rows is 1."""
     counts = torch.bincount(torch.tensor(gold, dtype=torch.long), minlength=num_classes)
     return torch.where(counts > 0, len(gold) / (counts > 0).sum() / counts.clamp_min(1), 0.0)
 
@@ -144,6 +145,6 @@ def _logistic_regression(features: Tensor, gold: Tensor, weights: Tensor, l2: fl
 
 
 def middle_layers(num_layers: int) -> Tensor:
-    """Indices of the layers that are read, of so many; at least one."""
+    """Indices of the middle layers of a model with ``num_layers``; at least one."""
     low, high = (round(share * num_layers) for share in MIDDLE)
     return torch.arange(max(low - 1, 0), max(high, low, 1))
