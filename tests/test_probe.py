@@ -1,4 +1,4 @@
-"""The linear probe: its regression against scikit-learn's, its features against plain forwards, its file, whole runs."""
+"""The linear probe: its regression against scikit-learn, its features against plain forwards, its file, whole runs."""
 
 import copy
 import json

@@ -27,7 +27,7 @@ from ..config.options import nearest
 from ..errors import DataError
 
 DEFAULT_TEMPLATE = "{text_column} : {text} Label : "
-"""The template of the guide, for one text column; several get a ``name : value`` each."""
+"""The template of the guide, for one text column; several have ``name : value`` each."""
 
 _PIECES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
@@ -150,10 +150,10 @@ def is_missing(value: Any) -> bool:
 
 
 def to_text(value: Any, column: str, where: str) -> str:
-    """The text of one cell: a missing value gives nothing, numbers and dates their usual form.
+    """The text of one cell: empty for a missing value, the usual form of numbers and dates.
 
     Raises:
-        DataError: the cell holds a list, an object or bytes, or half of a surrogate pair.
+        DataError: the cell contains a list, an object, bytes, or half of a surrogate pair.
     """
     if not isinstance(value, str) and is_missing(value):
         return ""
@@ -166,7 +166,7 @@ def to_text(value: Any, column: str, where: str) -> str:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise DataError(
-            f"{where}: the column {column!r} holds half of a character ({half}, a lone surrogate); remove it"
+            f"{where}: the column {column!r} contains half of a character ({half}, a lone surrogate); remove it"
         ) from None
     return text
 
@@ -179,7 +179,7 @@ def unknown_column(name: str, columns: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: quoted, and the rest counted where there are many."""
+    """Names for a message, quoted; of many, the first ones and the number of the others."""
     quoted = [repr(name) for name in names]
     if len(quoted) > _MOST_LISTED:
         return f"{', '.join(quoted[:_MOST_LISTED])} and {len(quoted) - _MOST_LISTED} more"
@@ -209,7 +209,7 @@ def _parse(template: str) -> list[Piece]:
 
 
 def _short_forms(pieces: Sequence[Piece], text_columns: tuple[str, ...], known: Sequence[str]) -> dict[str, Piece]:
-    """What ``{text}`` and ``{text_column}`` stand for in this template; empty where they are columns."""
+    """The short forms in this template, and what they stand for; those that are columns are omitted."""
     fields = _fields(pieces)
     used = [name for name in ("text", "text_column") if name in fields and name not in known]
     if used and len(text_columns) > 1:
@@ -219,8 +219,8 @@ def _short_forms(pieces: Sequence[Piece], text_columns: tuple[str, ...], known: 
             f"name the columns instead: {instead}"
         )
     forms = {"text": Piece(text_columns[0], True), "text_column": Piece(text_columns[0], False)}
-    # A template that names its text column means another column by {text}: so a stored template is never
-    # ambiguous, even where whoever serves it leaves that other column out.
+    # In a template that names its text column, {text} is another column. So a stored template is never ambiguous, even
+    # if the data at inference lack that other column.
     if text_columns[0] in fields:
         del forms["text"]
     return {name: form for name, form in forms.items() if name in used}

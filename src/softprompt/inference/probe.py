@@ -52,7 +52,7 @@ class LinearProbe:
         return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
 
     def mix(self, scores: Tensor, means: Tensor) -> Tensor:
-        """The weighted average of the prompt's log-probabilities and the probe's, normalised: ``[B, C]``.
+        """The weighted average of the log-probabilities of prompt and probe, normalised: ``[B, C]``.
 
         Args:
             scores: ``[B, C]`` log-probability of each label candidate under the prompt.
@@ -83,7 +83,8 @@ class LinearProbe:
         shapes = ((count,), (count, hidden_size), (num_classes, hidden_size), (num_classes,), ())
         if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
             raise AdapterError(
-                f"{path} does not fit task and base model: it must have {num_classes} classes and hidden size {hidden_size}"
+                f"{path} does not fit task and base model: it must have {num_classes} classes and hidden size "
+                f"{hidden_size}"
             )
         if found.layers.dtype != torch.long or not 0 <= float(found.share) <= 1:
             raise AdapterError(f"{path} is damaged: layers must be integers, and share must be between 0 and 1")
