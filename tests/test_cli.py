@@ -409,7 +409,7 @@ def test_a_checkpoint_is_an_adapter(place: Path, done: dict[str, CompletedProces
 def test_inspect_shows_the_prompt(place: Path, done: dict[str, CompletedProcess[str]]) -> None:
     out = done["inspect"].stdout
     assert [line.split()[0] for line in out.splitlines() if re.match(r" *\d+ +\d+\.\d{3} ", line)] == list("1234")
-    assert "from start" in out
+    assert "from initial" in out
     assert "median norm of the vocabulary" in out
     assert out.splitlines()[-1].split() == ["picture", "run/prompt.png"]
     assert (place / "run" / "prompt.png").read_bytes().startswith(b"\x89PNG")

@@ -205,7 +205,7 @@ def test_columns_of_json_are_those_of_all_rows(tmp_path):
         ("A.jsonl", "a".encode("utf-16"), "A.jsonl, line 1: not UTF-8 (byte 0xff); save the file as UTF-8"),
         ("A.jsonl", '{"a": 1}\n{"a": \n', "A.jsonl, line 2: not valid JSON (Expecting value at column"),
         ("A.jsonl", "[1]\n", 'A.jsonl, line 1: a row must be an object such as {"text": "..."}, not a list'),
-        ("A.jsonl", '{"a": "\\ud83d"}\n', "A.jsonl, line 1: holds half of a character"),
+        ("A.jsonl", '{"a": "\\ud83d"}\n', "A.jsonl, line 1: contains half of a character"),
         ("A.jsonl", "[" * 100_000, "A.jsonl, line 1: not usable JSON"),
         ("A.json", '{"a": 1}\n{"a": 2}\n', "A.json: not valid JSON (Extra data at line 2, column 1); a file with one"),
         ("A.json", '{"rows": []}', 'A.json: must hold a list of objects, or {"data": [...]}, not an object'),
@@ -223,8 +223,9 @@ def test_paths_that_are_no_file_of_rows(tmp_path):
     assert refused(read_rows, tmp_path / "no" / "A.csv").endswith("A.csv does not exist; check the path")
     assert f"is a folder; give a file of rows, such as {tmp_path / 'train.csv'}" in refused(read_rows, tmp_path)
     path = put(tmp_path, "A.xlsx", "x")
-    assert f"{path} has the ending '.xlsx'; known are .csv, .tsv, .json, .jsonl, .parquet" in refused(read_rows, path)
-    assert "has no ending; known are" in refused(read_rows, put(tmp_path, "rows", "x"))
+    supported = "the supported ones are .csv, .tsv, .json, .jsonl, .parquet"
+    assert f"{path} has the extension '.xlsx'; {supported}" in refused(read_rows, path)
+    assert "has no extension; the supported ones are" in refused(read_rows, put(tmp_path, "rows", "x"))
     assert "did you mean '.jsonl'?" in refused(open_writer(tmp_path / "A.jsnl", ["a"]).__enter__)
 
 

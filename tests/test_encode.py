@@ -296,7 +296,7 @@ def test_row_without_label_or_column_is_named():
     built = encoder(bpe("bos"))
     assert refused(built.encode, row("x", "")).startswith("A.csv, row 3: the column 'label' is empty")
     assert refused(built.encode, Row({"txt": "x"}, "A.csv, row 3")).startswith("A.csv, row 3: the template")
-    assert "A.csv, row 3: the column 'label' holds half" in refused(
+    assert "A.csv, row 3: the column 'label' contains half" in refused(
         encoder(bpe("bos"), labels=()).encode, row("x", "\ud83d")
     )
 

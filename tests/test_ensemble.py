@@ -348,7 +348,7 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-4)
     assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
     shown = softprompt("inspect", folder, check=True).stdout
-    assert f"3 prompts of {P} tokens behind the text" in shown
+    assert f"ensemble    3 suffix prompts of {P} virtual tokens" in shown
     assert "which decides to 50%" in shown
     output = place / "answers.jsonl"
     softprompt("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)
@@ -378,7 +378,7 @@ def test_a_few_steps_bound_all_prompts(place: Path) -> None:
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 def test_all_voices_are_heard(place: Path, placement: str) -> None:
-    """The joint answer from parts: prompts one by one, and the read-out."""
+    """The predictions, from the prompts one by one and the linear probe."""
     train(options_for(place, output_dir=place / "parts", prompt_placement=placement, overwrite_output_dir=True))
     prompted = load_adapter(str(place / "parts"), ModelOptions())
     assert prompted.ensemble is not None
@@ -407,7 +407,7 @@ def test_all_voices_are_heard(place: Path, placement: str) -> None:
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 def test_how_sure_the_members_are_is_learned(place: Path, monkeypatch: pytest.MonkeyPatch, placement: str) -> None:
-    """The temperatures in the files are those that rows left out ask for: one of the prompts, one of the read-out."""
+    """The temperatures in the files are those fitted to held-out rows: one of the ensemble, one of the linear probe."""
     asked: list[torch.Tensor] = []
 
     def watched(said: torch.Tensor, gold: list[int]) -> float:

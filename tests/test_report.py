@@ -124,13 +124,14 @@ def test_front_matter_is_what_the_hub_reads():
 def test_body_says_what_a_reader_needs():
     text = card()
     for words in (
-        "8 virtual tokens (4,608 trained numbers)",
+        "8 virtual tokens (4,608 trained parameters)",
         "| **this prompt** | **0.950** | **0.950** | **0.250** |",
         "| majority | 0.500 | 0.333 | - |",
         "| no complaint | 0.909 | 1.000 | 0.952 | 50 |",
         "Measured on 100 test rows.",
         'template = "Tweet text : {Tweet text} Label : "',
-        "from softprompt import PeftModel",
+        "import softprompt",
+        "classifier = softprompt.load(",
         "from peft import PeftModel",
         'tokenizer("Tweet text : <Tweet text> Label : "',
         "| Epochs | 5 (best: epoch 4) |",
@@ -142,7 +143,7 @@ def test_body_says_what_a_reader_needs():
     ):
         assert words in text, words
     assert "confusion_matrix.png" not in text
-    assert "does not beat" not in text
+    assert "does not exceed" not in text
 
 
 def test_code_in_the_card_is_python():
@@ -176,7 +177,7 @@ def test_card_without_run_and_generation_card():
 
 def test_a_prompt_no_better_than_the_baseline_says_so():
     text = card(metrics=metrics_of(baselines={"majority": {"accuracy": 0.96}}))
-    assert 'does not beat the baseline "majority"' in text
+    assert 'does not exceed that of the baseline "majority"' in text
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_row_without_a_text(place: Path) -> None:
     assert done.stderr == "softprompt: text 1: the column 'text' is empty; every row needs a text\n"
     done = run(f"{PREDICT} gaps.jsonl --raft_output raft.csv", place=place)  # it wants a label for every ID
     assert [row["ID"] for row in read_csv(place / "raft.csv")] == ["1", "2"]
-    assert "rows without a text, labelled all the same for RAFT: 1" in done.stderr
+    assert "rows without a text, labelled anyway since RAFT needs every ID: 1" in done.stderr
     assert "rows skipped because all columns are empty: 1" in done.stderr
 
 

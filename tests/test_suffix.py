@@ -514,8 +514,8 @@ def test_peft_refuses_it(folder: Path) -> None:
 
 def test_the_card_says_it(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    assert "that stands behind the text" in card
-    assert "| Place of the prompt | behind the text |" in card
+    assert "A suffix soft prompt of" in card
+    assert "| Prompt placement | suffix |" in card
     assert "PEFT cannot load it" in card
     assert "from peft import" not in card
     assert "library_name: softprompt" in card
@@ -673,8 +673,8 @@ def test_free_text_follows_the_prompt(place: Path) -> None:
 def test_what_the_folder_holds(place: Path) -> None:
     assert read_config(place / "run").prompt_placement == "suffix"
     assert "prompt_placement: suffix" in (place / "run" / "train_config.yaml").read_text()
-    assert "then the prompt, and goes on with one of the labels" in (place / "run" / "README.md").read_text()
+    assert "then the prompt. It then generates one of the labels" in (place / "run" / "README.md").read_text()
     assert not [path for path in (place / "run").iterdir() if path.name.startswith((".", "tmp"))]
-    assert "the prompt stands behind the text" in (place / "inspect.txt").read_text()
+    assert "suffix prompt: it follows the text" in (place / "inspect.txt").read_text()
     assert "the prompt stands between input and label" in (place / "train.txt").read_text()
     assert not (place / "none").exists()

@@ -653,6 +653,8 @@ class Notes(Callback):
     def on_message(self, text: str) -> None:
         self.notes.append(text)
 
+    on_warning = on_message
+
 
 def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As float16 does it: NaN for some rows. It is said once, and every epoch has its checkpoint."""

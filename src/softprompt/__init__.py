@@ -1,7 +1,8 @@
 """softprompt: soft prompts for causal language models.
 
-The guide's names (those of Hugging Face PEFT) over an engine of our own. Importing this package does
-not import torch: a name is loaded when it is first used.
+``load``, ``train`` and ``evaluate`` are the interface of this package; the other functions and classes have the
+names and signatures of Hugging Face PEFT. ``__all__`` lists all public names. Importing the package does not import
+torch: a name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         TaskType,
         get_peft_config,
     )
+    from .data.task import Task
     from .errors import (
         AdapterError,
         AdapterMismatchError,
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
         MissingExtraError,
         SoftPromptError,
         TrainingError,
+    )
+    from .inference.evaluate_adapter import evaluate
+    from .inference.pipeline import (
+        Prediction,
+        Predictor,
+        load,
     )
     from .inference.score import score_labels
     from .peft.auto import AutoPeftModelForCausalLM
@@ -42,6 +50,10 @@ if TYPE_CHECKING:
         set_base_model_state_dict,
         set_peft_model_state_dict,
     )
+    from .storage.record import Metrics
+    from .training.api import train
+    from .training.callbacks import Callback
+    from .training.pipeline import TrainResult
 
 _HOME = {
     "config.adapter_config": (
@@ -53,6 +65,7 @@ _HOME = {
         "TaskType",
         "get_peft_config",
     ),
+    "data.task": ("Task",),
     "errors": (
         "AdapterError",
         "AdapterMismatchError",
@@ -63,10 +76,22 @@ _HOME = {
         "SoftPromptError",
         "TrainingError",
     ),
+    "inference.evaluate_adapter": ("evaluate",),
+    "inference.pipeline": (
+        "Prediction",
+        "Predictor",
+        "load",
+    ),
     "inference.score": ("score_labels",),
     "peft.auto": ("AutoPeftModelForCausalLM",),
-    "peft.factory": ("get_peft_model", "prepare_model_for_kbit_training"),
-    "peft.model": ("PeftModel", "PeftModelForCausalLM"),
+    "peft.factory": (
+        "get_peft_model",
+        "prepare_model_for_kbit_training",
+    ),
+    "peft.model": (
+        "PeftModel",
+        "PeftModelForCausalLM",
+    ),
     "peft.prompt": ("PromptEmbedding",),
     "peft.state_dict": (
         "get_base_model_state_dict",
@@ -74,7 +99,12 @@ _HOME = {
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ),
+    "storage.record": ("Metrics",),
+    "training.api": ("train",),
+    "training.callbacks": ("Callback",),
+    "training.pipeline": ("TrainResult",),
 }
+"""The public names, by the module that defines them."""
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
@@ -82,29 +112,38 @@ __all__ = [
     "AdapterMismatchError",
     "AutoPeftModelForCausalLM",
     "BaseModelError",
+    "Callback",
     "ConfigError",
     "DataError",
+    "Metrics",
     "MissingExtraError",
     "PeftConfig",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftType",
+    "Prediction",
+    "Predictor",
     "PromptEmbedding",
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
     "SoftPromptError",
+    "Task",
     "TaskType",
+    "TrainResult",
     "TrainingError",
     "__version__",
+    "evaluate",
     "get_base_model_state_dict",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "load",
     "prepare_model_for_kbit_training",
     "score_labels",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
+    "train",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Command-line options made from the option classes: one list of names, defaults and help texts for all."""
+"""Command-line options, made from the option classes, which define names, defaults and help texts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ PANELS: dict[type[BaseModel], str] = {
 def takes(
     *classes: type[BaseModel], only: Iterable[str] | None = None, without: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some classes; it receives those that were given as ``**options``.
+    """Add the options of some classes to a command; it receives the given ones as ``**options``.
 
-    Values arrive as text and are checked by the class itself, so that a mistake reads the same in a
-    YAML file and here.
+    Values are text, which the class checks, so that errors are the same as for a YAML file.
 
     Args:
-        classes: option classes; a subclass brings all it inherits.
-        only, without: names to take or to leave out.
+        classes: option classes, with the options they inherit.
+        only, without: names to include or to exclude.
     """
     fields: dict[str, FieldInfo] = {}
     for cls in classes:

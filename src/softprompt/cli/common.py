@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``predict`` and ``inspect`` share: the adapter argument, and loading it from the options."""
+"""The adapter argument of ``evaluate``, ``predict`` and ``inspect``, and loading the adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AdapterArgument = Annotated[str, typer.Argument(help=_HELP, callback=expand)]
 
 
 def load(adapter: str, given: dict[str, Any]) -> Predictor:
-    """Load the adapter on the base model that it names, or on the one that is given."""
+    """Load the adapter with the base model that it names, or with the one that is given."""
     options = build_options(ModelOptions, {k: v for k, v in given.items() if k in ModelOptions.model_fields})
     with working("loading the base model ..."):
         from ..inference.pipeline import load_predictor

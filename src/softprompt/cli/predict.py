@@ -51,11 +51,11 @@ def command(
     names = build_options(DataOptions, {"column_names": given.get("column_names")}).column_names
     if names and not input_file:
         raise ConfigError("--column_names is for --input_file; leave it out")
-    terminal = Terminal(messages_to_stderr=True)
+    terminal = Terminal(warnings_to_stderr=True)
     fetch_adapter(adapter)
     task = read_task(adapter)
     if task is None:
-        terminal.on_message(f"{adapter}: {WITHOUT_TASK}")
+        terminal.on_warning(f"{adapter}: {WITHOUT_TASK}")
     how: dict[str, Any] = {"generate": generate, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if input_file is None:
         _predict_texts(adapter, given, task or RAW_TASK, text or [], how, terminal)
@@ -83,4 +83,4 @@ def _predict_texts(
         probability = "" if answer.probability is None else f"  {answer.probability:.4f}"
         console.print(f"{answer.text}{probability}", markup=False, soft_wrap=True)
         if answer.truncated:
-            terminal.on_message(f"{row.where} was cut to fit max_length")
+            terminal.on_warning(f"{row.where} was cut to fit max_length")

@@ -34,6 +34,10 @@ class TrainingProgress(Callback):
         """Print a line."""
         console.print(text, markup=False, soft_wrap=True)
 
+    def on_warning(self, text: str) -> None:
+        """Print a line."""
+        self.on_message(text)
+
     def on_train_begin(self, state: TrainerState, is_classification: bool) -> None:
         """Start the bar and print the header of the table."""
         self._status.stop()

@@ -12,8 +12,8 @@ from .show import console, working
 
 def command(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
-    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name; it is created if need be.")],
-    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub (owner/name); created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to upload to.")] = None,
     commit_message: Annotated[str, typer.Option("--commit_message")] = "Upload soft prompt",
 ) -> None:

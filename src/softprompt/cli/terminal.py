@@ -1,4 +1,4 @@
-"""Messages and progress of library calls on the terminal."""
+"""Warnings and progress of library calls on the terminal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .show import console, working
 
 
 class Terminal:
-    """Shows the messages and the progress of a library call.
+    """Shows the warnings and the progress of a library call.
 
     Args:
-        messages_to_stderr: for commands whose output goes to stdout.
+        warnings_to_stderr: for commands whose output goes to stdout.
     """
 
-    def __init__(self, *, messages_to_stderr: bool = False) -> None:
-        self._to_stderr = messages_to_stderr
+    def __init__(self, *, warnings_to_stderr: bool = False) -> None:
+        self._to_stderr = warnings_to_stderr
 
-    def on_message(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Print a line."""
         if self._to_stderr:
             typer.echo(f"softprompt: {text}", err=True)

@@ -1,6 +1,6 @@
-"""Delimited files, with commas (.csv) or tabs (.tsv) between fields. Every value is text.
+"""Delimited files: fields are separated by commas (.csv) or tabs (.tsv). Every value is text.
 
-A .csv is quoted: a field that begins with ``"`` ends with one, and may hold commas and line breaks. A .tsv is read
+A .csv is quoted: a field that begins with ``"`` ends with one, and may contain commas and line breaks. A .tsv is read
 either as quoted or as written (every line is a row, every quotation mark a character). A reading is valid if all quotes
 close and all rows have the same number of fields.
 
@@ -36,7 +36,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
 def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a file; with ``column_names``, its first line is a row too.
+    """The rows of a file. With ``column_names``, the first line is a row too.
 
     Raises:
         DataError: broken quotes, a row with more or fewer fields than there are names, or invalid names.
@@ -55,7 +55,7 @@ def read_delimited(path: Path, column_names: Sequence[str] | None = None) -> Ite
 
 
 def delimited_columns(path: Path) -> list[str]:
-    """The columns that a file's first line names.
+    """The column names in the first line of a file.
 
     Raises:
         DataError: as ``read_delimited``.

@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 1024
 
 
 def read_rows(path: str | Path, column_names: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a file, one after the other; ``Row.where`` is such as ``"A.csv, row 3"``.
+    """The rows of a file, one after the other; ``Row.where`` is, for example, ``"A.csv, row 3"``.
 
     Data rows count from 1; for .jsonl the line of the file is given instead.
 
@@ -45,7 +45,7 @@ def read_rows(path: str | Path, column_names: Sequence[str] | None = None) -> It
 
 
 def columns_of(path: str | Path, column_names: Sequence[str] | None = None) -> list[str]:
-    """The columns of a file in order; for .json and .jsonl, of all its rows (reads them all).
+    """The columns of a file in order. For .json and .jsonl, all rows are read.
 
     Args:
         column_names: as for ``read_rows``.
@@ -80,7 +80,7 @@ class RowWriter:
         self._write = write
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Write one row; a column that ``values`` lacks stays empty (.json and .jsonl: is left out).
+        """Write one row; a column that ``values`` lacks is empty (in .json and .jsonl, omitted).
 
         Raises:
             DataError: ``values`` has a column that the file has not.
@@ -95,7 +95,7 @@ class RowWriter:
 
 @contextmanager
 def open_writer(path: str | Path, columns: Iterable[str]) -> Iterator[RowWriter]:
-    """Open a file of rows for writing, in the format that its ending names.
+    """Open a file of rows for writing, in the format of its extension.
 
     The file appears, complete, when the ``with`` block ends; after an error there the old one stays.
     Parquet is kept in memory (compactly) until then, since its types depend on all rows.
@@ -136,8 +136,8 @@ def _existing(path: str | Path) -> Path:
 def _ending(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in _READERS:
-        given = f"the ending {ending!r}" if ending else "no ending"
-        raise DataError(f"{path} has {given}; known are {', '.join(ENDINGS)}{nearest(ending, ENDINGS)}")
+        given = f"the extension {ending!r}" if ending else "no extension"
+        raise DataError(f"{path} has {given}; the supported ones are {', '.join(ENDINGS)}{nearest(ending, ENDINGS)}")
     return ending
 
 
@@ -185,7 +185,7 @@ def _json_row(value: Any, where: str, *, escapes: bool) -> Row:
             json_text(value).encode("utf-8")
         except UnicodeEncodeError:
             raise DataError(
-                f"{where}: holds half of a character (an escape such as \\ud83d without its pair); remove it"
+                f"{where}: contains half of a character (an escape such as \\ud83d without its pair); remove it"
             ) from None
     return Row(value, where)
 
@@ -291,4 +291,4 @@ _WRITERS: dict[str, _Begin] = {
 }
 
 ENDINGS = tuple(_READERS)
-"""The endings of the files that can be read and written."""
+"""The extensions of the files that can be read and written."""

@@ -1,12 +1,12 @@
 """Tokenisation in which special tokens come from the template only, never from the text of a row.
 
 A tokenizer reads ``<|im_end|>`` as the end of a turn wherever it occurs, in a customer's message too. Here column
-contents and labels are plain text; the template, its cue and the end token keep their special tokens.
+contents and labels are plain text; the template, the answer prefix and the end token keep their special tokens.
 
-Most rows hold no special tokens and are tokenised as usual. The tokenizer is never changed, since other threads may use
-it. Rows that yield a special token are tokenised again, by a private copy in which special tokens have random names. A
-template is written with these names. A row's text cannot contain them, and the usual names are plain text to the copy,
-as added tokens and in the model's vocabulary.
+Most rows contain no special tokens and are tokenised as usual. The tokenizer is never changed, since other threads may
+use it. Rows that produce a special token are tokenised again, by a private copy in which special tokens have random
+names. A template is written with these names. A row's text cannot contain them, and the usual names are plain text to
+the copy, as added tokens and in the model's vocabulary.
 
 Special are the tokens marked so, and every other added token that is not just letters, digits and blanks, since many
 chat models do not mark theirs. The remaining added tokens, runs of blanks and words, are ordinary text.
@@ -32,7 +32,7 @@ _METASPACE = "\u2581"  # sentencepiece's sign for a blank
 
 
 class PlainTokenizer:
-    """Tokenises texts made of pieces; only pieces of the template yield special tokens.
+    """Tokenises texts made of pieces; only pieces of the template produce special tokens.
 
     Args:
         tokenizer: fast or slow; it is never changed.
@@ -47,10 +47,10 @@ class PlainTokenizer:
         """The tokens of each text, without those that the tokenizer adds around a text.
 
         Args:
-            texts: the pieces of each text; fields yield no special tokens.
+            texts: the pieces of each text; fields produce no special tokens.
 
         Raises:
-            DataError: a field holds a special token that this tokenizer cannot read as plain text.
+            DataError: a field contains a special token that this tokenizer cannot read as plain text.
         """
         found = bare_ids(self.tokenizer, ["".join(piece.text for piece in text) for text in texts])
         again = [i for i, ids in enumerate(found) if not self._special_ids.isdisjoint(ids)]
@@ -61,12 +61,12 @@ class PlainTokenizer:
 
     @cached_property
     def _reader(self) -> _RenamedReader | _SplittingReader:
-        """Reads texts whose fields hold special tokens; created when first needed."""
+        """Reads texts whose fields contain special tokens; created when it is first needed."""
         return (_RenamedReader if self.tokenizer.is_fast else _SplittingReader)(self.tokenizer, self._special)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that the text of a row must not yield: id -> content."""
+    """The tokens that the text of a row must not produce: id -> content."""
     try:
         added = tokenizer.added_tokens_decoder
     except NotImplementedError:  # mistral-common's, which reads no special tokens from text

@@ -92,14 +92,17 @@ def load_splits(
     return Splits(rows["train"], rows["validation"], rows["test"], labels, unlabeled, num_empty + empty)
 
 
-def load_training_splits(options: DataOptions) -> Splits:
+def load_training_splits(options: DataOptions, in_memory: Mapping[Role, Rows] = MappingProxyType({})) -> Splits:
     """Read the rows of a training run, and check all that can be checked without a tokenizer.
 
+    Args:
+        in_memory: as for ``load_splits``.
+
     Raises:
-        ConfigError: no source is given, or options that exclude each other.
+        ConfigError: no source is given, or conflicting options.
         DataError: a source, column, label or template is wrong.
     """
-    splits = load_splits(options)
+    splits = load_splits(options, in_memory=in_memory)
     find_template(list(splits.train[0].fields), options)
     labels = find_labels(splits, options)
     for rows in (splits.train, splits.validation, splits.test):
@@ -127,7 +130,7 @@ def find_template(columns: Sequence[str], options: DataOptions) -> str:
     """The template of the options, checked against the columns of the rows.
 
     Raises:
-        DataError: it does not fit the columns, or reads the label.
+        DataError: it does not fit the columns, or contains the label.
     """
     template = resolve_template(options.template, options.text_column, columns)
     if options.label_column in Template(template, options.text_column).fields:
@@ -187,10 +190,10 @@ def _load_dataset(name: str, config_name: str | None) -> Mapping[str, Any]:
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
-            # Older sets (RAFT, the guide's, is one) bring a script, which is not run any more; the Hub keeps
-            # their rows, converted, on a branch of this name.
+            # Older data sets, such as the guide's RAFT, contain a loading script, which is no longer run. The Hub has
+            # their converted rows on this branch.
             loaded = datasets.load_dataset(name, config_name, revision="refs/convert/parquet")
-    except Exception as error:  # a library of many back ends: httpx, fsspec, pyarrow, its own
+    except Exception as error:  # its own errors, and those of httpx, fsspec and pyarrow
         raise DataError(_why_not_loaded(name, error)) from error
     splits: Mapping[str, Any] = loaded
     return splits
@@ -306,7 +309,7 @@ def _check_options(options: DataOptions, need_train: bool, in_memory: Mapping[Ro
         for option in ("dataset_config_name", "validation_split", "test_split"):
             if getattr(options, option) is not None:
                 raise ConfigError(
-                    f"{option}={getattr(options, option)!r} needs dataset_name; remove it, or name the set"
+                    f"{option}={getattr(options, option)!r} needs dataset_name; give it, or leave {option} out"
                 )
     elif Path(name).is_file():
         raise ConfigError(f"dataset_name={name!r} is a file; give it as train_file")
@@ -332,6 +335,6 @@ def find_labels(splits: Splits, options: DataOptions) -> tuple[str, ...]:
     if len(classes) < 2:
         raise DataError(
             f"every training row has the label {classes[0]!r} ({options.label_column}); a classification needs at "
-            f"least two; task=generation takes any text{only_the_first(options.max_train_samples)}"
+            f"least two classes; task=generation accepts any text{only_the_first(options.max_train_samples)}"
         )
     return classes

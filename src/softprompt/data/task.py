@@ -1,7 +1,6 @@
-"""What a prompt was trained to do: how a row becomes text, and which answers there are.
+"""The task of a prompt: how a row becomes text, and the labels.
 
-``task.json`` beside the adapter holds it, so that whoever loads the prompt renders text as training did.
-PEFT does not know the file and leaves it alone.
+The adapter folder holds it as ``task.json``, so that texts are rendered as in training. PEFT ignores the file.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ LabelScoring = Literal["text", "unique_prefix"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task, as plain values.
+    """How a row becomes text, and the labels.
 
     Attributes:
         text_columns: columns that hold the text.
         label_column: column of the label.
-        template: text with ``{column}`` fields (see ``template.py``), already resolved: never ``None``.
+        template: text with ``{column}`` fields, resolved by ``template.resolve_template``.
         labels: the classes in a fixed order; empty for a generation task.
-        max_length: most tokens of text and label together; ``None`` for what the model's context leaves.
-        end_token_id: id that ends every label; ``None`` when the tokenizer has none.
-        cue: what stands between text and label for a prompt in front, such as ``Label:``; one behind does without.
-        label_prefix: what stands before every label, a space where the template does not end in one.
-        label_scoring: what is read of each label to choose between them: its whole ``text``, or the shortest
-            ``start`` that no other label has.
+        max_length: most tokens of text and label together; ``None`` for the model's context.
+        end_token_id: id that ends every label; ``None`` if the tokenizer has none.
+        answer_prefix: text between the input and the label, such as ``Label:``; empty for a suffix prompt.
+        label_prefix: text before every label: a space if the template does not end in whitespace.
+        label_scoring: the label candidates: the whole ``text`` of each label, or its ``unique_prefix``, the shortest
+            token prefix that no other label has.
     """
 
     text_columns: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -53,7 +52,7 @@ class Task:
 
     @property
     def is_classification(self) -> bool:
-        """Whether there is a fixed set of labels."""
+        """Whether the task has labels."""
         return bool(self.labels)
 
     def label_of(self, fields: Mapping[str, Any], where: str) -> str:
@@ -68,7 +67,7 @@ class Task:
         return str(value).strip()
 
     def check_text(self, fields: Mapping[str, Any], where: str) -> None:
-        """Check that a row has a text: content in its text column, or in at least one of several.
+        """Check that a row has a text in its text column, or in at least one of several.
 
         Raises:
             DataError: all of the row's text columns are empty.

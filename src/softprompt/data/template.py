@@ -1,10 +1,10 @@
-"""Templates: from the columns of a row to the text that the model reads. Shared by training and serving.
+"""Templates: they turn the columns of a row into the text that the model reads, in training and inference.
 
-A template is text with ``{column}`` fields. A field is a plain column name, spaces and all, and nothing
-else: no attribute, index, conversion or format, so a template from a stranger's file can only insert
-columns. ``{{`` and ``}}`` stand for braces. A value is inserted as it is and never read as a template.
+A template is text with ``{column}`` fields. A field is a column name, which may contain spaces, without
+attribute, index, conversion or format, so a template from an untrusted file can only insert columns.
+``{{`` and ``}}`` stand for braces. Values are inserted unchanged and are not parsed as templates.
 
-Two fields are short forms, so that one template fits every data set with one text column:
+Two short forms make a template independent of the name of the text column:
 
 ==================  ==================================================================================
 ``{text}``          the content of the text column, unless the data have a column of that name, or the
@@ -12,9 +12,9 @@ Two fields are short forms, so that one template fits every data set with one te
 ``{text_column}``   the name of the text column, unless the data have a column of that name
 ==================  ==================================================================================
 
-``resolve_template`` replaces both by plain names, so what is stored with a prompt reads alone. In a
-template from the user, ``\\n`` is a line break, ``\\t`` a tab and ``\\\\`` a backslash, since a shell passes them on
-literally; the stored template holds the characters themselves.
+``resolve_template`` replaces both by column names, so that a stored template needs no further
+information. In a template from the user, ``\\n`` is a line break, ``\\t`` a tab and ``\\\\`` a backslash, since a
+shell passes them on literally; the stored template contains the characters themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..config.options import nearest
 from ..errors import DataError
 
 DEFAULT_TEMPLATE = "{text_column} : {text} Label : "
-"""The template of the guide, for one text column; several get a ``name : value`` each."""
+"""The template of the guide, for one text column; several have ``name : value`` each."""
 
 _PIECES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
@@ -35,21 +35,21 @@ _MOST_LISTED = 20
 
 
 class Piece(NamedTuple):
-    """Literal text, or a field (``is_field``) with the name or, once filled in, the content of its column."""
+    """Literal text, or a field (``is_field``): the name of its column or, in a rendered row, its content."""
 
     text: str
     is_field: bool
 
 
 class Template:
-    """A template, checked and ready to render.
+    """A parsed template.
 
     Attributes:
         source: the template as given.
-        fields: the columns it reads, in order, each once.
+        fields: the columns that it contains, in order, without repetition.
 
     Raises:
-        DataError: a brace without its partner, an empty field, or a text column that is never read.
+        DataError: an unmatched brace, an empty field, or a missing text column.
     """
 
     def __init__(self, template: str, text_columns: Sequence[str]) -> None:
@@ -65,14 +65,14 @@ class Template:
         return f"Template({self.source!r}, {list(self.text_columns)!r})"
 
     def render(self, values: Mapping[str, Any], where: str) -> str:
-        """The text of one row: a missing value gives nothing, numbers their usual digits.
+        """The text of one row. Missing values become empty text.
 
         Args:
-            values: the columns of the row; more than the template reads do no harm.
-            where: where the row is from, for messages.
+            values: the columns of the row; others than the template's are ignored.
+            where: origin of the row, for error messages.
 
         Raises:
-            DataError: a column is missing, or holds something that is not one text or number.
+            DataError: a column is missing, or its value is not a text or a number.
         """
         return "".join(piece.text for piece in self.pieces(values, where))
 
@@ -98,15 +98,15 @@ class Template:
 
 
 def resolve_template(template: str | None, text_columns: Sequence[str], columns: Iterable[str] | None = None) -> str:
-    """The form of a template that is stored: every field is the plain name of a column.
+    """The template as it is stored: every field is the name of a column.
 
     Args:
         template: as the user gave it, with ``\\n`` for a line break and so on; ``None`` for the default.
         text_columns: the columns that hold the text, at least one.
-        columns: all columns of the data, to check the fields against; ``None`` leaves them unchecked.
+        columns: all columns of the data, which the fields are checked against; ``None`` for no check.
 
     Raises:
-        DataError: the template is malformed, reads an unknown column, or never reads a text column.
+        DataError: the template is malformed, contains an unknown column, or lacks a text column.
     """
     names = _checked_columns(text_columns)
     if template is None:
@@ -127,7 +127,7 @@ def resolve_template(template: str | None, text_columns: Sequence[str], columns:
 
 
 def renamed(template: str, names: Mapping[str, str]) -> str:
-    """A stored template whose fields have other names; its words stay."""
+    """A stored template with some of its columns renamed."""
     pieces = _parse(template)
     return _join(Piece(names.get(p.text, p.text), p.is_field) if p.is_field else p for p in pieces)
 
@@ -150,10 +150,10 @@ def is_missing(value: Any) -> bool:
 
 
 def to_text(value: Any, column: str, where: str) -> str:
-    """The text of one cell: a missing value gives nothing, numbers and dates their usual form.
+    """The text of one cell: empty for a missing value, the usual form of numbers and dates.
 
     Raises:
-        DataError: the cell holds a list, an object or bytes, or half of a surrogate pair.
+        DataError: the cell contains a list, an object, bytes, or half of a surrogate pair.
     """
     if not isinstance(value, str) and is_missing(value):
         return ""
@@ -166,7 +166,7 @@ def to_text(value: Any, column: str, where: str) -> str:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise DataError(
-            f"{where}: the column {column!r} holds half of a character ({half}, a lone surrogate); remove it"
+            f"{where}: the column {column!r} contains half of a character ({half}, a lone surrogate); remove it"
         ) from None
     return text
 
@@ -179,7 +179,7 @@ def unknown_column(name: str, columns: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: quoted, and the rest counted where there are many."""
+    """Names for a message, quoted; of many, the first ones and the number of the others."""
     quoted = [repr(name) for name in names]
     if len(quoted) > _MOST_LISTED:
         return f"{', '.join(quoted[:_MOST_LISTED])} and {len(quoted) - _MOST_LISTED} more"
@@ -209,7 +209,7 @@ def _parse(template: str) -> list[Piece]:
 
 
 def _short_forms(pieces: Sequence[Piece], text_columns: tuple[str, ...], known: Sequence[str]) -> dict[str, Piece]:
-    """What ``{text}`` and ``{text_column}`` stand for in this template; empty where they are columns."""
+    """The short forms in this template, and what they stand for; those that are columns are omitted."""
     fields = _fields(pieces)
     used = [name for name in ("text", "text_column") if name in fields and name not in known]
     if used and len(text_columns) > 1:
@@ -219,8 +219,8 @@ def _short_forms(pieces: Sequence[Piece], text_columns: tuple[str, ...], known: 
             f"name the columns instead: {instead}"
         )
     forms = {"text": Piece(text_columns[0], True), "text_column": Piece(text_columns[0], False)}
-    # A template that names its text column means another column by {text}: so a stored template is never
-    # ambiguous, even where whoever serves it leaves that other column out.
+    # In a template that names its text column, {text} is another column. So a stored template is never ambiguous, even
+    # if the data at inference lack that other column.
     if text_columns[0] in fields:
         del forms["text"]
     return {name: form for name, form in forms.items() if name in used}

@@ -31,7 +31,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def _undecodable(path: Path) -> str:
-    """Where a file stops being UTF-8; the decoder reads ahead, so its own count says nothing."""
+    """The first line that is not UTF-8. The decoder reads ahead, so its position does not tell."""
     with open(path, "rb") as handle:
         for number, line in enumerate(handle, start=1):
             try:

@@ -1,26 +1,25 @@
-"""Text to tokens: one row becomes one ``Example``. Labels are aligned here, once.
+"""Text to tokens: one row becomes one ``Example``, in which labels are aligned.
 
-Which tokens go where:
+============  =================================  ============================================================
+part          tokenised                          special tokens
+============  =================================  ============================================================
+input text    as one text                        leading ones of the tokenizer (BOS, if it adds one), not the
+                                                 trailing ones (EOS, SEP); those of the template. The content
+                                                 of a column is plain text (``plain_text.py``)
+answer        by itself; part of the input       those in it
+prefix
+label         with ``task.label_prefix``, apart  plain text; ``task.end_token_id`` at the end
+              from the input text
+============  =================================  ============================================================
 
-============  ===========================  ================================================================
-part          tokenised                    special tokens
-============  ===========================  ================================================================
-input text    as one text                  leading ones of the tokenizer (BOS, if it adds one), not the
-                                           trailing ones (EOS, SEP); those in the template. The content
-                                           of a column is plain text (``plain.py``)
-cue           ``task.answer_prefix``, apart          those in the cue; counts as input
-label         behind ``task.label_prefix`` plain text; ``task.end_token_id`` at the end
-              only, apart from the text
-============  ===========================  ================================================================
-
-What happens to a row that is too long (``max_length``, or what the model's context leaves beside the
-virtual tokens, whichever is less, bounds input and label together):
+Rows that are too long are cut. The limit for input and label together is ``max_length``, or what the model's
+context leaves beside the virtual tokens, whichever is less:
 
 ====================  =====================================================================================
-content of the text   cut at its end, between characters as people see them; of several text columns the
-columns               longest is cut first
+content of the text   cut at its end, at a grapheme boundary; of several text columns the longest is cut
+columns               first
 rest of the template  never cut
-label                 never cut; a row without one leaves room for the longest class
+label                 never cut; a row without a label leaves room for the longest one
 still too long        ``DataError``
 ====================  =====================================================================================
 """
@@ -51,14 +50,14 @@ class Encoder:
     Args:
         tokenizer: of the base model, fast or slow.
         task: template, labels, ``max_length`` and end token.
-        num_virtual_tokens: P, the positions of the context that the prompt takes.
-        context_length: most positions of the model; ``None`` where it has no bound.
-        room_for_answer: tokens that the context must leave behind a row without a label, for what the model
-            writes there. ``max_length`` says nothing about those: it bounds what training saw.
+        num_virtual_tokens: P, the length of the prompt.
+        context_length: most positions of the model; ``None`` if it has no limit.
+        room_for_answer: tokens that the context must leave after a row without a label, for generated tokens.
+            ``max_length`` does not limit these.
 
     Raises:
-        ConfigError: the prompt, or the room for the answer, fills the model's whole context.
-        DataError: the template is malformed, a class becomes no tokens, or those that another one starts with.
+        ConfigError: the prompt, or the room for the answer, fills the model's context.
+        DataError: the template is malformed, a label has no tokens, or its tokens are a prefix of another label's.
     """
 
     def __init__(
@@ -87,35 +86,35 @@ class Encoder:
             self._answered_limit = self._room_before(room_for_answer, context_length - num_virtual_tokens)
 
     def render(self, fields: Mapping[str, Any], where: str) -> str:
-        """The whole input text of a row without the cue, before any cut.
+        """The input text of a row without the answer prefix, before it is cut.
 
         Raises:
-            DataError: a column that the template reads is missing or holds no text.
+            DataError: a column of the template is missing or is not a text or number.
         """
         return self._template.render(fields, where)
 
     def label_ids(self, label: str) -> tuple[int, ...]:
-        """The tokens of a label with the end token: what is supervised.
+        """The tokens of a label with the end token.
 
         Raises:
-            DataError: the label becomes no tokens.
+            DataError: the label has no tokens.
         """
         known = self._class_ids.get(label)
         return self._new_label_ids(label, "a label") if known is None else known
 
     def encode(self, row: Row, *, with_label: bool = True) -> Example:
-        """One row as the model will see it; see ``encode_all``."""
+        """Encode one row; see ``encode_all``."""
         return self.encode_all([row], with_label=with_label)[0]
 
     def encode_all(self, rows: Iterable[Row], *, with_label: bool = True) -> list[Example]:
-        """Rows as the model will see them, in order; ``num_cut`` of each says how much was cut.
+        """Encode rows, in order; ``Example.num_cut`` is the number of tokens that were cut.
 
         Args:
             rows: any number of rows.
-            with_label: whether to read the label column; without, ``label_ids`` are empty.
+            with_label: whether to encode the label column; otherwise ``label_ids`` are empty.
 
         Raises:
-            DataError: a row lacks a column or its label, or does not fit even with empty text.
+            DataError: a row lacks a column or its label, or is too long even with empty text.
         """
         examples = []
         remaining = iter(rows)
@@ -142,7 +141,7 @@ class Encoder:
         return Example(fitting, label_ids, label, num_cut=len(input_ids) - len(fitting))
 
     def _room_before(self, room_for_answer: int, left: int) -> int:
-        """Most tokens of a text behind which an answer fits; ``left`` is the context without virtual tokens."""
+        """Most tokens of a text that leaves room for an answer; ``left`` is the context without virtual tokens."""
         template = len(self._input_ids([[Piece(self._skeleton(), False)]])[0])
         if template + room_for_answer > left:
             raise ConfigError(
@@ -154,8 +153,9 @@ class Encoder:
     def _cut(self, row: Row, limit: int, room_for_label: int) -> tuple[int, ...]:
         """The tokens of the row with as much of its text as fits.
 
-        One length caps all text columns, so the longest gives way first. Tokens do not grow strictly with
-        characters, so the search may stop a character or two short of the best, never beyond the limit.
+        All text columns are cut to the same length, so the longest is cut first. The number of tokens is not strictly
+        monotonic in the number of characters, so the result may be a character or two shorter than possible, but it
+        is never beyond the limit.
         """
         texts = {name: to_text(row.fields[name], name, row.where) for name in self.task.text_columns}
         best = self._capped(row, texts, 0)
@@ -196,7 +196,7 @@ class Encoder:
 
 
 def default_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that ends a label: EOS, else padding (the guide's choice), else ``None``."""
+    """The id that ends a label: EOS, else padding (as in the guide), else ``None``."""
     for candidate in (tokenizer.eos_token_id, tokenizer.pad_token_id):
         if candidate is not None:
             return int(candidate)
@@ -204,9 +204,9 @@ def default_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def show_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """The tokens of an example, one a line: position, id, token, and ``*`` where it is supervised.
+    """The tokens of an example, one per line: position, id, token, and ``*`` for a supervised one.
 
-    The tokens are the vocabulary's own spelling (``Ġ`` or ``▁`` for a space), so nothing is hidden.
+    Tokens are spelled as in the vocabulary (``Ġ`` or ``▁`` for a space).
     """
     num_input, num_label = len(example.input_ids), len(example.label_ids)
     lines = [f"{num_input} tokens of input and {num_label} of label (*); {example.num_cut} were cut"]
@@ -219,7 +219,7 @@ def show_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
 
 
 def _limit(max_length: int | None, num_virtual_tokens: int, context_length: int | None) -> tuple[int | None, str]:
-    """Most tokens of input and label together, and what sets that bound."""
+    """Most tokens of input and label together, and the reason for error messages."""
     if context_length is None:
         return max_length, f"max_length is {max_length}"
     left = context_length - num_virtual_tokens
@@ -238,8 +238,8 @@ def _limit(max_length: int | None, num_virtual_tokens: int, context_length: int 
 def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts before a text.
 
-    Found by tokenising with and without them. Their ids alone would not tell front from end: BOS and EOS
-    are one token in many vocabularies, and a slow tokenizer need not know which ones it added.
+    They are found by tokenising with and without special tokens. Ids alone do not tell the beginning from the end:
+    BOS and EOS are the same token in many vocabularies.
     """
     for probe in (skeleton, "a"):
         bare = bare_ids(tokenizer, [probe])[0]
@@ -256,9 +256,9 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
 
 
 def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
-    """The tokens of a cue, or of a label behind its prefix, as they are behind a text.
+    """The tokens of an answer prefix, or of a label with its prefix, as they are after a text.
 
-    Alone it may have a token more: sentencepiece's vocabularies begin a text with a space of their own.
+    By itself it may have one more token: sentencepiece tokenizers put a space before a text.
     """
     a = Piece("a", False)
     alone, before, both = plain.ids([text, [a], [a, *text]])
@@ -267,7 +267,7 @@ def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
 
 
 def _head(text: str, length: int) -> str:
-    """The first ``length`` characters, fewer where that would split what is seen as one character."""
+    """The first ``length`` characters; fewer where that would split a grapheme."""
     if length >= len(text):
         return text
     while length > 0 and _joined(text, length):
@@ -276,7 +276,7 @@ def _head(text: str, length: int) -> str:
 
 
 def _joined(text: str, i: int) -> bool:
-    """Whether the characters before and after position ``i`` belong together (accents, emoji, flags)."""
+    """Whether position ``i`` is inside a grapheme (accents, emoji, flags)."""
     before, after = text[i - 1], text[i]
     if before == _JOINER or after == _JOINER or unicodedata.category(after).startswith("M"):
         return True

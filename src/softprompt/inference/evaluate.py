@@ -30,10 +30,10 @@ def evaluate_examples(
     progress: Progress | None = None,
     text_cache: TextCache | None = None,
 ) -> Metrics:
-    """Metrics on labelled examples: of classification, or the loss alone when ``classes`` is ``None``.
+    """Metrics on labelled examples: those of a classification, or only the loss if ``classes`` is ``None``.
 
     Args:
-        known: as for ``label_log_probs``.
+        text_cache: as for ``label_log_probs``.
     """
     started = time.perf_counter()
     if classes is None:
@@ -52,11 +52,11 @@ def evaluate_examples(
 def classification_metrics(
     scores: Tensor, examples: Sequence[Example], classes: Classes, *, seconds: float, split: str
 ) -> Metrics:
-    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the right label's text, or per row.
+    """Metrics from label log-probabilities ``[N, C]``; the loss is per token of the gold label, or per row.
 
-    A row with scores that are not finite (float16 overflows) has no guess. It counts as wrong, as if the label
-    after the right one had been guessed; the loss is then NaN, and there is no calibration error. A row whose label
-    is none of the classes counts as wrong too, and its label as a class; the loss is that of the other rows.
+    A row with log-probabilities that are not finite (float16 overflows) counts as wrong, as if the class after its
+    gold label had been predicted; the loss is then NaN, and there is no calibration error. A row whose label is not
+    among the classes counts as wrong too; its label is added to the classes, and the loss is that of the other rows.
     """
     names = tuple(dict.fromkeys((*classes.names, *(str(example.label) for example in examples))))
     gold = [names.index(str(example.label)) for example in examples]
@@ -101,7 +101,7 @@ def eval_loss(
     progress: Progress | None = None,
     text_cache: TextCache | None = None,
 ) -> float:
-    """Mean loss in nats per supervised token; ``known`` as for ``label_log_probs``."""
+    """Mean loss in nats per supervised token; ``text_cache`` as for ``label_log_probs``."""
     total, count = 0.0, 0
     prompt = model.prefilled()
     for rows in batches_by_length(examples, batch_size):

@@ -34,19 +34,19 @@ DATA_OPTIONS = (
 
 
 class ProgressCallback(Protocol):
-    """Receives the messages and the progress of a call; ``softprompt.Callback`` is one."""
+    """Receives the warnings and the progress of a call; ``softprompt.Callback`` is one."""
 
-    def on_message(self, text: str) -> None:
-        """A line for the user, such as the number of rows that were cut."""
+    def on_warning(self, text: str) -> None:
+        """A line on a possible mistake, such as the number of rows that were cut."""
 
     def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A pass over ``total`` rows; the function takes the number just done. 0 if the total is not known."""
 
 
 class _Warnings:
-    """Messages become warnings; progress is not shown."""
+    """Python's warnings; progress is not shown."""
 
-    def on_message(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         warnings.warn(text, stacklevel=4)
 
     @contextmanager
@@ -75,7 +75,7 @@ def evaluate(
         generate: also generate a text for each row: exact matches and, for a generation task, ROUGE-L and BLEU.
         exact_match_after: compare only what follows this mark in both texts, such as ``"####"``.
         max_new_tokens: most tokens to generate; by default 64, or a quarter of a shorter context.
-        callback: receives messages and progress; by default, messages become warnings.
+        callback: receives warnings and progress; by default, warnings are Python's.
         **options: of ``softprompt evaluate``: ``text_column``, ``label_column``, ``template``, ``max_length``, ... and,
             unless the adapter is loaded already, the options of ``softprompt.load``.
 
@@ -157,11 +157,11 @@ def _read(
         splits = load_splits(options, need_train=False, in_memory={} if rows is None else {"test": rows})
     split, found = ("test", splits.test) if splits.test else ("validation", splits.validation)
     if splits.num_empty:
-        callback.on_message(f"rows skipped because all columns are empty: {splits.num_empty}")
+        callback.on_warning(f"rows skipped because all columns are empty: {splits.num_empty}")
     task = task_for(saved, options, found)
     if saved is None and (groups := labels_alike(task.labels)):
         pairs = "; ".join(" and ".join(map(repr, group)) for group in groups)
-        callback.on_message(f"labels that differ only in case or blanks are separate classes: {pairs}")
+        callback.on_warning(f"labels that differ only in case or blanks are separate classes: {pairs}")
     return split, found, task
 
 
@@ -169,7 +169,7 @@ def _gold(rows: Sequence[Row], task: Task, after: str | None, callback: Progress
     """The label of each row."""
     if new := new_labels(rows, task):
         names, count = listed(list(new)), sum(new.values())
-        callback.on_message(
+        callback.on_warning(
             f"{count} of {len(rows)} rows count as wrong: their labels are not among the adapter's: {names}"
         )
     gold = [task.label_of(row.fields, row.where) for row in rows]
@@ -186,7 +186,7 @@ def _score(
     encoder = predictor.encoder(task)
     examples = encoder.encode_all(rows)
     if cut := sum(1 for example in examples if example.num_cut):
-        callback.on_message(f"cut to fit max_length: {cut} of {len(examples)} rows")
+        callback.on_warning(f"cut to fit max_length: {cut} of {len(examples)} rows")
     classes = predictor.classes(encoder)
     with callback.progress("scoring", len(examples)) as progress:
         return evaluate_examples(
@@ -217,7 +217,7 @@ def _generated(
     try:
         return {**found, "rouge_l": measures.rouge_l(gold, texts), "bleu": measures.bleu(gold, texts)}
     except MissingExtraError as missing:
-        callback.on_message(str(missing))
+        callback.on_warning(str(missing))
         return found
 
 

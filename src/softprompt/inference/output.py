@@ -1,4 +1,4 @@
-"""What a forward pass returns: a loss at once, logits when somebody reads them."""
+"""The output of a forward pass: the loss is computed at once, the logits when they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 
 class LazyLogits:
-    """Logits not computed yet; ``read()`` computes them once."""
+    """Logits that are computed by the first ``read()``."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self._compute: Callable[[], Tensor] | None = compute
@@ -22,7 +22,7 @@ class LazyLogits:
         """The logits ``[B, P + T, V]``."""
         if self._compute is not None:
             self._value = self._compute()
-            self._compute = None  # frees what the computation held
+            self._compute = None  # frees the tensors of the computation
         return self._value
 
 
@@ -30,9 +30,9 @@ class LazyLogits:
 class PromptedCausalLMOutput(ModelOutput):
     """``CausalLMOutputWithPast`` whose ``logits`` are computed when first read.
 
-    Attribute, key and index access always give a tensor. Walking over ``items()`` or ``values()`` computes
-    the logits only where no gradient is recorded: a training step that hands its output through wrappers
-    (mixed precision, data parallelism) does not pay for logits that nobody reads.
+    Attribute, key and index access always give a tensor. Iterating over ``items()`` or ``values()`` computes
+    the logits only where no gradient is recorded, so that a training step whose output passes through wrappers
+    (mixed precision, data parallelism) does not compute logits that nobody reads.
 
     Attributes:
         loss: mean over supervised tokens, float32.
@@ -64,7 +64,7 @@ class PromptedCausalLMOutput(ModelOutput):
         return tuple(_read(value) for value in super().values())
 
     def items(self) -> ItemsView[str, Any]:
-        """Pairs; see the class for when the logits are computed."""
+        """Pairs; the class says when the logits are computed."""
         return {k: v if torch.is_grad_enabled() else _read(v) for k, v in super().items()}.items()
 
     def values(self) -> ValuesView[Any]:

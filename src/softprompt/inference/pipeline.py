@@ -34,8 +34,8 @@ class Prediction:
     label: str
     probability: float
 
-    def __str__(self) -> str:
-        return f"{self.label} ({self.probability:.4f})"
+    def __repr__(self) -> str:
+        return f"Prediction(label={self.label!r}, probability={self.probability:.4f})"
 
 
 class Predictor(LoadedAdapter):

@@ -93,7 +93,7 @@ def predict_file(
                 truncated += answer.truncated
                 progress(1)
     if truncated:
-        callback.on_message(f"{truncated} of {total} texts were cut to fit max_length")
+        callback.on_warning(f"{truncated} of {total} texts were cut to fit max_length")
     return total
 
 
@@ -135,9 +135,9 @@ def _check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: P
                 raise
             without += 1
     if without:
-        callback.on_message(f"rows without a text, which get a label too since RAFT needs one per ID: {without}")
+        callback.on_warning(f"rows without a text, labelled anyway since RAFT needs every ID: {without}")
     if rows.num_empty:
-        callback.on_message(f"rows skipped because all columns are empty: {rows.num_empty}")
+        callback.on_warning(f"rows skipped because all columns are empty: {rows.num_empty}")
     return total
 
 

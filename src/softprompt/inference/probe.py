@@ -1,8 +1,8 @@
-"""A linear probe of the hidden states, averaged with the label scores of the prompt.
+"""A linear probe: logistic regression on the hidden states of the frozen model.
 
-The features are the hidden states of a text, averaged over its tokens and over the middle layers; the probe is a
-multinomial logistic regression with ``C (D + 1)`` parameters. The pass that scores the labels computes these states
-anyway, so the probe adds almost no time.
+Hidden states often separate the classes better than the label probabilities under a short prompt do. The states of a
+text, averaged over its tokens and over the middle layers, are mapped linearly to the classes: ``C (D + 1)`` learned
+parameters. They are by-products of the forward pass that scores the label candidates, so they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..storage.record import PROBE_NAME
 from ..storage.tensors import read_tensors, write_tensors
 
 MIDDLE = (0.3, 0.8)
-"""The layers used as features, as shares of the depth (docs/log.md has the experiments)."""
+"""The layers whose states are averaged, as fractions of the depth (docs/log.md has the experiments)."""
 L2 = 33.0
-"""L2 penalty; strong, since there are few rows and many features."""
+"""Strength of the L2 regularisation: high, since there are few rows and many features."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class LinearProbe:
     """A linear map from mean hidden states to classes.
 
     Attributes:
-        layers: ``[L]`` indices of the decoder layers used as features.
-        scale: ``[L, D]`` factor of each layer's states before the sum over layers.
+        layers: ``[L]`` indices of the decoder layers whose states are used.
+        scale: ``[L, D]`` factor of each layer's states, before they are summed over the layers.
         weight: ``[C, D]``.
         bias: ``[C]``.
-        share: scalar in [0, 1], the weight of the probe's log-probabilities; the prompt's have the rest.
+        share: scalar in [0, 1]: the weight of its log-probabilities; the prompt's have the rest.
     """
 
     layers: Tensor
@@ -48,15 +48,15 @@ class LinearProbe:
         return (features @ self.weight.T + self.bias).log_softmax(-1)
 
     def cooled(self, temperature: float) -> LinearProbe:
-        """A copy whose logits are divided by a temperature."""
+        """This probe with its logits divided by a temperature."""
         return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
 
     def mix(self, scores: Tensor, means: Tensor) -> Tensor:
-        """Weighted mean of the log-probabilities of prompt and probe, ``[B, C]``, normalised.
+        """The weighted average of the log-probabilities of prompt and probe, normalised: ``[B, C]``.
 
         Args:
-            scores: ``[B, C]`` log-probability of each label under the prompt.
-            means: ``[B, all layers, D]``.
+            scores: ``[B, C]`` log-probability of each label candidate under the prompt.
+            means: ``[B, all layers, D]`` mean hidden states.
         """
         both = (1 - self.share) * scores.log_softmax(-1) + self.share * self.log_probs(means)
         return both.log_softmax(-1)
@@ -74,7 +74,7 @@ class LinearProbe:
             num_layers, hidden_size: of the base model; the hidden size is D.
 
         Raises:
-            AdapterError: the file is damaged, or belongs to another task or base model.
+            AdapterError: it is damaged, or of another task or base model.
         """
         names = [field.name for field in fields(cls)]
         tensors = read_tensors(path, names)
@@ -83,24 +83,25 @@ class LinearProbe:
         shapes = ((count,), (count, hidden_size), (num_classes, hidden_size), (num_classes,), ())
         if tuple(tuple(tensors[name].shape) for name in names) != shapes or not count:
             raise AdapterError(
-                f"{path} does not fit task and base model: expected {num_classes} classes and hidden size {hidden_size}"
+                f"{path} does not fit task and base model: it must have {num_classes} classes and hidden size "
+                f"{hidden_size}"
             )
         if found.layers.dtype != torch.long or not 0 <= float(found.share) <= 1:
-            raise AdapterError(f"{path} is damaged: layers must be integers, and the share must be between 0 and 1")
+            raise AdapterError(f"{path} is damaged: layers must be integers, and share must be between 0 and 1")
         if int(found.layers.min()) < 0 or int(found.layers.max()) >= num_layers:
-            raise AdapterError(f"{path} uses layers that the base model, with {num_layers} layers, does not have")
+            raise AdapterError(f"{path} uses layers that the base model lacks: it has {num_layers}")
         return found
 
 
 def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> LinearProbe:
-    """Fit a multinomial logistic regression to the standardised, averaged states of the middle layers.
+    """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
 
-    Classes have equal total weight. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
+    All classes have the same weight, whatever their number of rows. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
     L-BFGS in float64; the standardisation is folded into the result.
 
     Args:
-        means: ``[N, all layers, D]`` of the training rows.
-        targets: ``[N]`` class of each.
+        means: ``[N, all layers, D]`` mean hidden states of the training rows.
+        targets: ``[N]`` class of each row.
         share: see ``LinearProbe``.
     """
     layers = middle_layers(means.shape[1])
@@ -113,7 +114,7 @@ def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: fl
     weights = class_weights(targets, num_classes)
     weight, bias = _logistic_regression(features, gold, weights.double(), l2)
     bias -= weight @ centre
-    # A class without rows gets the mean logit of the others, so it is never predicted.
+    # The logit of a class without rows is the mean of the others', so it is never the largest.
     missing = weights == 0
     weight[missing], bias[missing] = weight[~missing].mean(0), bias[~missing].mean()
     numbers = (scale, weight, bias, torch.tensor(share, dtype=torch.float64))
@@ -145,6 +146,6 @@ def _logistic_regression(features: Tensor, gold: Tensor, weights: Tensor, l2: fl
 
 
 def middle_layers(num_layers: int) -> Tensor:
-    """Indices of the layers used as features, at least one."""
+    """Indices of the middle layers of a model with ``num_layers``; at least one."""
     low, high = (round(share * num_layers) for share in MIDDLE)
     return torch.arange(max(low - 1, 0), max(high, low, 1))

@@ -1,8 +1,8 @@
 """The model card: ``README.md`` of an adapter folder, made from its records.
 
-A card is YAML front matter, which the Hub reads, and a Markdown body between two comment marks. A
-README that a person wrote is kept around the marks. To tell, on the next run, our old front matter
-from what a person put there, the body remembers in a comment what we wrote.
+A card is YAML front matter, which the Hub reads, and a Markdown body between two comment marks. Text
+outside the marks, which a person wrote, is kept. A comment in the body records the front matter as it
+was generated, so that the next run can tell it from what a person added.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .markdown import (
     table,
 )
 from .merge import BEGIN, END, MEMORY, to_yaml
-from .usage import is_choice, is_suffix, usage
+from .usage import is_relative, is_suffix, usage
 
 _SCORES = {
     "accuracy": "Accuracy",
@@ -55,16 +55,16 @@ def model_card(
     repo_id: str | None,
     versions: Mapping[str, str],
 ) -> str:
-    """Write the card of an adapter; it names no local folder.
+    """The card of an adapter; it contains no local paths.
 
     Args:
         config: content of ``adapter_config.json``.
-        task: how rows become text; ``None`` for an adapter made without one.
+        task: content of ``task.json``; ``None`` for an adapter without one.
         options: resolved options of the training run.
         metrics: content of ``metrics.json``.
         state: content of ``trainer_state.json``.
-        files: names of the files in the folder; pictures among them are shown.
-        repo_id: ``owner/name`` on the Hub, when the adapter is meant for it.
+        files: names of the files in the folder; plots among them are shown.
+        repo_id: ``owner/name``, for an adapter that is uploaded to the Hub.
         versions: framework -> version.
 
     Returns:
@@ -84,7 +84,7 @@ def model_card(
         "## Framework versions\n\n" + "\n".join(f"- {k}: {v}" for k, v in versions.items()) if versions else "",
     ]
     body = "\n\n".join(section for section in sections if section)
-    # A label could hold our marks; a card must not be able to end itself early.
+    # A label may contain a mark, which must not end the card.
     body = body.replace("<!-- softprompt:", "<!- - softprompt:")
     memory = json.dumps(front).replace(">", "\\u003e")  # so that no "-->" ends the comment
     return f"---\n{to_yaml(front)}---\n\n{BEGIN}\n{MEMORY}{memory} -->\n\n{body}\n\n{END}\n"
@@ -97,7 +97,7 @@ def _front_matter(
     options: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the Hub reads. ``library_name`` is PEFT's where that loads the folder, since the Hub knows it."""
+    """The YAML that the Hub reads. ``library_name`` is ``peft``, which the Hub knows, if PEFT can load the adapter."""
     base = str(config.get("base_model_name_or_path") or "")
     tags = ["prompt-tuning", "softprompt", "transformers"]
     front: dict[str, Any] = {"library_name": "softprompt" if is_suffix(config) else "peft"}
@@ -127,14 +127,14 @@ def _front_matter(
 def _summary(config: Mapping[str, Any], task: Task | None) -> str:
     tokens, width = config.get("num_virtual_tokens"), config.get("token_dim")
     size = f" of {tokens} virtual tokens" if tokens else ""
-    size += f" ({tokens * width:,} trained numbers)" if tokens and width else ""
-    goal = ", trained to write an answer to a text" if task else ""
+    size += f" ({tokens * width:,} trained parameters)" if tokens and width else ""
+    goal = ", trained to generate an answer to a text" if task else ""
     if task and task.is_classification:
         more = f" and {len(task.labels) - 6} more" if len(task.labels) > 6 else ""
         shown = ", ".join(escape(label) for label in task.labels[:6])
-        goal = f", trained to answer with one of {len(task.labels)} labels: {shown}{more}"
-    where = " that stands behind the text" if is_suffix(config) else ""
-    return f"A soft prompt{size}{where} for {base_link(config)}{goal}. The base model itself is unchanged."
+        goal = f", trained to classify texts into {len(task.labels)} labels: {shown}{more}"
+    kind = "suffix soft prompt" if is_suffix(config) else "soft prompt"
+    return f"A {kind}{size} for {base_link(config)}{goal}. The base model is unchanged."
 
 
 def _results(metrics: Mapping[str, Any], task: Task | None, files: Sequence[str]) -> str:
@@ -159,9 +159,9 @@ def _result_notes(metrics: Mapping[str, Any], task: Task | None) -> str:
         notes.append(f"Measured on {count:,} {escape(str(metrics.get('split') or 'test'))} rows.")
     if count and is_number(metrics.get("accuracy")):
         low, high = interval(metrics["accuracy"], count)
-        notes.append(f"With so many rows the 95% interval of the accuracy is {low:.3f} to {high:.3f}.")
+        notes.append(f"95% confidence interval of the accuracy: {low:.3f} to {high:.3f}.")
     if is_number(metrics.get("eval_loss")):
-        of_what = "row, of the choice between the labels" if is_choice(task) else "token of the answer"
+        of_what = "row, over the labels" if is_relative(task) else "token of the answer"
         notes.append(f"Loss is in nats per {of_what}.")
     if is_number(metrics.get("expected_calibration_error")):
         notes.append(f"Expected calibration error: {metrics['expected_calibration_error']:.3f}.")
@@ -193,11 +193,11 @@ def _rendering(config: Mapping[str, Any], task: Task | None) -> str:
     columns = " and ".join(code(column) for column in task.text_columns)
     made = f"a text made from {columns}"
     reads = f"{made}, then the prompt" if is_suffix(config) else f"the prompt, then {made}"
-    goes_on = "and the label is that of the labels which is likeliest to follow" if is_choice(task) else ""
-    text = f"The model reads {reads}, {goes_on or f'and goes on with {answer}'}:"
+    output = "The most probable label is the prediction" if is_relative(task) else f"It then generates {answer}"
+    text = f"The model reads {reads}. {output}."
     parts = ["## Text and labels", text, fenced("python", lines)]
     if task.max_length:
-        parts.append(f"Texts are cut so that text and answer have at most {task.max_length} tokens.")
+        parts.append(f"Texts are cut so that input and answer have at most {task.max_length} tokens.")
     return "\n\n".join(parts)
 
 
@@ -215,12 +215,12 @@ def _training(
     facts = {
         "Base model": base_link(config),
         "Virtual tokens": config.get("num_virtual_tokens"),
-        "Place of the prompt": "behind the text" if is_suffix(config) else None,
-        "Start of the prompt": start,
+        "Prompt placement": "suffix" if is_suffix(config) else None,
+        "Initial prompt": start,
         "Data": escape(_data_name(options)) if options else None,
         "Training rows": state.get("num_train_examples"),
         "Epochs": f"{epochs} (best: epoch {round(best, 2):g})" if epochs and best is not None else epochs,
-        "Optimiser steps": state.get("global_step"),
+        "Optimizer steps": state.get("global_step"),
         "Recipe": options.get("recipe"),
         "Learning rate": f"{rate:g}{unit}, {schedule}" if rate and schedule else rate,
         "Batch size": f"{batch} x {parts} accumulated" if batch and parts > 1 else batch,
@@ -241,16 +241,16 @@ def _data_seen(options: Mapping[str, Any], state: Mapping[str, Any]) -> str:
 def _limits(config: Mapping[str, Any], task: Task | None, data: str, metrics: Mapping[str, Any]) -> str:
     base = public_name(str(config.get("base_model_name_or_path") or "")) or "its base model"
     points = [
-        f"It has seen {data}; texts of another kind, language or time may go worse.",
-        "Its answers are only as good as the labels it was trained on, and inherit the base model's biases.",
-        f"It works with {escape(base)} alone: a prompt means nothing to another model.",
+        f"It was trained on {data}; accuracy may be lower on other kinds of text, languages or times.",
+        "Errors in the training labels and biases of the base model affect its predictions.",
+        f"It works only with {escape(base)}.",
     ]
     if task and task.is_classification:
-        points.append("It chooses one of its labels for every text, also where none fits.")
+        points.append("It predicts one of its labels for every text, even if none applies.")
     for name, scores in (metrics.get("baselines") or {}).items():
         ours, theirs = metrics.get("accuracy"), scores.get("accuracy")
         if is_number(ours) and is_number(theirs) and theirs >= ours:
-            points.append(f'In accuracy it does not beat the baseline "{escape(name)}".')
+            points.append(f'Its accuracy does not exceed that of the baseline "{escape(name)}".')
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 

@@ -1,4 +1,4 @@
-"""The card of an adapter folder, from the records that lie in it."""
+"""The model card of an adapter folder, made from the files in it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CARD_NAME = "README.md"
 
 
 def write_card(folder: Path, repo_id: str | None = None, *, config: Mapping[str, Any] | None = None) -> None:
-    """Write or renew ``README.md`` of an adapter folder; what a person wrote in it stays.
+    """Write or update ``README.md`` of an adapter folder; text that a person wrote is kept.
 
     Args:
         repo_id: ``owner/name`` on the Hub, if the card is for a repository.
         config: config of an adapter in memory [default: ``adapter_config.json``]; its base and library replace those
             that ``Trainer`` writes.
 
-    The files beside the adapter may be anybody's: one that cannot be read is left out, and a card that cannot
-    be made is not written. Either is a warning, never an error, since the adapter itself is sound.
+    A file that cannot be read is omitted, and a card that cannot be made is not written. Both are warnings, not
+    errors, since the adapter itself is valid.
     """
     try:
         _write(folder, repo_id, config)
-    except Exception as error:  # whatever a foreign file or README leads to
+    except Exception as error:  # any error that an unexpected file or README causes
         warnings.warn(f"{folder / CARD_NAME} was not written: {_reason(error)}", stacklevel=2)
 
 
@@ -56,7 +56,7 @@ def _write(folder: Path, repo_id: str | None, config: Mapping[str, Any] | None) 
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the libraries that results depend on."""
     found = {"softprompt": __version__}
     for name in ("transformers", "torch", "tokenizers"):
         try:
@@ -67,7 +67,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _maybe(path: Path, read: Callable[[Path], Any]) -> Any:
-    """What a file of the folder says; ``None`` when it is not there or, with a warning, not ours or damaged."""
+    """The content of a file; ``None`` if it does not exist or, with a warning, if it cannot be read."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Names, words and figures as a card writes them."""
+"""Formatting of names, numbers, tables and code in model cards."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _HUB_ID = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` reads as ``owner/name``, and not as a file or folder."""
+    """Whether ``name`` is a Hub id (``owner/name``) rather than a file or folder."""
     is_file = name.endswith((".gguf", ".json", ".jsonl", ".csv", ".tsv", ".parquet"))
     return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name and not is_file
 
 
 def basename(path: str) -> str:
-    """The last part of a path, of whatever system; it tells nothing of the machine."""
+    """The last part of a Windows or POSIX path."""
     return re.split(r"[\\/]+", path.rstrip("\\/"))[-1]
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is; of a local path the last part."""
+    """A Hub id unchanged; the last part of a local path."""
     return name if is_hub_id(name) else basename(name)
 
 
 def base_link(config: Mapping[str, Any]) -> str:
-    """The base model, linked where it is one of the Hub."""
+    """The base model, with a link if it is on the Hub."""
     base, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     text = escape(basename(base) or "its base model")
     if is_hub_id(base):
@@ -38,7 +38,7 @@ def base_link(config: Mapping[str, Any]) -> str:
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share seen in ``count`` rows; it holds near 0 and 1 too."""
+    """Wilson's 95% confidence interval of a share of ``count`` rows; it is valid near 0 and 1 too."""
     z2 = 1.96**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count * count))) / (1 + z2 / count)
@@ -46,7 +46,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, in words."""
+    """A duration in seconds, as text."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{seconds:.3g} s"
@@ -55,31 +55,31 @@ def duration(seconds: float) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a figure is there, and finite."""
+    """Whether ``value`` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any) -> str:
-    """A figure with three decimals; a dash where there is none."""
+    """A number with three decimals; a dash for anything else."""
     if not is_number(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, figures to the right."""
+    """A Markdown table, all columns but the first aligned to the right."""
     ruler = ["---"] + ["---:"] * (len(head) - 1) if len(head) > 2 else ["---"] * len(head)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ruler, *rows])
 
 
 def escape(text: str) -> str:
-    """``text`` on one line, with what Markdown, HTML or a table would take for markup disarmed."""
+    """``text`` on one line, with the special characters of Markdown, HTML and tables escaped."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", line)
 
 
 def code(text: str) -> str:
-    """``text`` as inline code that may stand in a table cell."""
+    """``text`` as inline code, also valid in a table cell."""
     line = " ".join(text.split()).replace("|", "\\|")
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
@@ -91,7 +91,7 @@ def literal(text: str) -> str:
 
 
 def fenced(language: str, lines: Sequence[str]) -> str:
-    """A block of code, under a fence that it cannot end."""
+    """A block of code, with a fence longer than any in the code."""
     code = "\n".join(lines)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}{language}\n{code}\n{fence}"

@@ -1,7 +1,7 @@
-"""Renewing a card inside a README that may be a person's work: their text and front matter stay.
+"""Updating the card inside a README; text and front matter that a person wrote are kept.
 
-Our body stands between two comment marks. To tell our old front matter from what a person put there, the
-body remembers in a third comment what we wrote.
+The generated body is between two comment marks. A third comment in it records the generated front matter, so
+that it can be told from what a person added.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _KEY = re.compile(r"""(["']?)([\w.-]+)\1[ \t]*:(?:\s|$)""")
 
 
 def update_card(existing: str, fresh: str, settled: Sequence[str] = ()) -> str:
-    """Put a fresh card into a README that may be a person's work, whose text and front matter are kept.
+    """Put a new card into a README; text and front matter that a person wrote are kept.
 
-    Front matter keys that a person set stay as they are, comments included; tags are joined. Our body
-    goes where our last one was, else to the end.
+    Front matter keys that a person set are unchanged, comments included; tags are merged. The body replaces the
+    previous one; without one, it is appended.
 
     Args:
         existing: the README as it is; may be empty.
         fresh: what ``model_card`` returned.
-        settled: keys of the front matter for which the fresh card always wins.
+        settled: keys of the front matter that always come from the new card.
 
     Returns:
-        The new text. Applying the same card again changes nothing.
+        The new text. Applying the same card twice changes nothing.
     """
     if not existing.strip():
         return fresh
@@ -55,9 +55,9 @@ def update_card(existing: str, fresh: str, settled: Sequence[str] = ()) -> str:
 
 
 def _merge_front(old: str, new: Mapping[str, Any], written: Mapping[str, Any]) -> str:
-    """Bring ``new`` into the front matter ``old``, whose other lines stay letter for letter.
+    """Merge ``new`` into the front matter ``old``, whose other lines are unchanged.
 
-    A key counts as ours when ``old`` lacks it or still holds what we wrote last time. Front matter that
+    A key is replaced if ``old`` lacks it or still has the value generated last time. Front matter that
     is not a YAML mapping, or not one key per line, is left alone: better no metadata than a broken card.
     """
     current = _mapping(old)
@@ -79,7 +79,7 @@ def _merge_front(old: str, new: Mapping[str, Any], written: Mapping[str, Any]) -
 
 
 def _merge_tags(current: Any, new: Sequence[str], written: Sequence[str]) -> list[str]:
-    """A person's tags in their order, then ours that are not there yet; old ones of ours go."""
+    """A person's tags in their order, then the new generated ones; outdated generated tags are removed."""
     own = [current] if isinstance(current, str) else list(current or [])
     kept = [tag for tag in own if tag in new or tag not in written]
     return kept + [tag for tag in new if tag not in kept]
@@ -92,7 +92,7 @@ def _split(card: str) -> tuple[str, str]:
 
 
 def _blocks(front: str) -> dict[str, str]:
-    """Top-level key -> its lines, verbatim; lines before the first key stand under ""."""
+    """Top-level key -> its lines, verbatim; lines before the first key have the key ""."""
     blocks, key = {"": ""}, ""
     for line in front.splitlines(keepends=True):
         if match := _KEY.match(line):
@@ -119,5 +119,5 @@ def _remembered(block: str) -> Mapping[str, Any]:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Front matter, one key after the other as given."""
+    """Front matter as YAML, with its keys in order."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)

@@ -1,8 +1,8 @@
-"""Plots of a run, as PNG files with 150 dots per inch.
+"""Plots of a run, as PNG files of 150 dots per inch.
 
-matplotlib is imported for the first plot and used through its object-oriented API, without pyplot or windows. The
-user's matplotlib settings are neither used nor changed. The colours are those of Okabe and Ito, which colour-blind
-readers can distinguish; no line is marked by colour alone.
+matplotlib is imported on the first picture, and drawn on through its object-oriented API: no pyplot,
+no window, and the user's own matplotlib settings neither show in our pictures nor change.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is told by colour alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", 
 
 
 def plot_loss(history: Sequence[EpochRecord], path: str | os.PathLike[str], *, best_step: int | None = None) -> None:
-    """Draw the losses per epoch and, in a second panel, accuracy and macro-F1 where they were measured.
+    """Plot the losses per epoch and, in a second panel, accuracy and macro-F1 if they were measured.
 
     Args:
         history: the records of a run, oldest first.
@@ -59,7 +59,7 @@ def plot_loss(history: Sequence[EpochRecord], path: str | os.PathLike[str], *, b
             lowest evaluation loss, else none.
 
     Raises:
-        DataError: no record holds a loss or a score.
+        DataError: no record has a loss or a score.
         MissingExtraError: matplotlib is absent.
     """
     losses = [("training", _series(history, "train_loss"), _BLUE, "-", ""),
@@ -86,7 +86,7 @@ def plot_loss(history: Sequence[EpochRecord], path: str | os.PathLike[str], *, b
 
 
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Draw a confusion matrix: colour is the share of a row, text is count and share where it fits.
+    """Plot a confusion matrix: the colour is the share of a row, the text is count and share if there is room.
 
     Args:
         matrix: counts ``[C, C]``, rows are gold.
@@ -126,7 +126,7 @@ def plot_prompt(
     *,
     vocabulary_norm: float | None = None,
 ) -> None:
-    """Draw what a prompt has become: how long, how far from its start, and how alike its tokens are.
+    """Plot the norms of a prompt's virtual tokens, their distances from the initial ones, and their similarities.
 
     Args:
         norms: Euclidean norm of each virtual token, ``[P]``.
@@ -181,7 +181,7 @@ def figure_to(inches: tuple[float, float], path: str | os.PathLike[str]) -> Iter
 
 
 def _series(history: Sequence[EpochRecord], name: str) -> list[tuple[float, float]]:
-    """The points (epoch, value) at which ``name`` was measured."""
+    """The measured values of ``name``: pairs (epoch, value)."""
     return [(record.epoch, y) for record in history if (y := getattr(record, name)) is not None]
 
 
@@ -201,7 +201,7 @@ def _draw_lines(axes: Any, panel: Sequence[tuple[str, list[tuple[float, float]],
     for name, points, colour, line, marker in panel:
         if points:
             x, y = zip(*points, strict=True)
-            # Many markers merge into a sausage; a single point without one is invisible.
+            # Many markers overlap; a single point without one is invisible.
             marker = "o" if len(points) == 1 else marker if len(points) <= 40 else ""
             axes.plot(x, y, line, color=colour, marker=marker, label=name)
     epochs = [x for _, points, *_ in panel for x, _ in points]
@@ -212,7 +212,7 @@ def _draw_lines(axes: Any, panel: Sequence[tuple[str, list[tuple[float, float]],
 
 
 def _loss_scale(axes: Any, values: Sequence[float]) -> None:
-    """Label the loss axis; a logarithmic one when a first high loss would flatten all the rest."""
+    """Label the loss axis; it is logarithmic if a high first loss would flatten the rest."""
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -222,7 +222,7 @@ def _loss_scale(axes: Any, values: Sequence[float]) -> None:
 
 
 def _mark_best(axes: Any, panel: Sequence[tuple[str, list[tuple[float, float]], str, str, str]], epoch: float) -> None:
-    """A thin line at the best epoch, and a ring around each value measured there."""
+    """Mark the best epoch with a thin line, and its values with rings."""
     axes.axvline(epoch, color=_PALE, linewidth=0.9, linestyle=":", zorder=1, label=f"best: epoch {epoch:g}")
     for _, points, colour, *_ in panel:
         here = [(x, y) for x, y in points if x == epoch]
@@ -231,7 +231,7 @@ def _mark_best(axes: Any, panel: Sequence[tuple[str, list[tuple[float, float]], 
 
 
 def _colour_bar(axes: Any, image: Any, side: float, label: str) -> Any:
-    """A colour bar right of ``axes`` (``side`` inches high), never higher than it."""
+    """A colour bar to the right of ``axes`` (``side`` inches high), at most as high as it."""
     height = min(1.0, 4 / side)
     place = axes.inset_axes((1 + 0.12 / side, 0.5 - height / 2, 0.13 / side, height))
     bar = axes.figure.colorbar(image, cax=place)
@@ -250,9 +250,9 @@ def _white_grid(axes: Any, count: int, cell: float) -> None:
 
 
 def _name_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
-    """Write the labels along both sides, upright ones where the columns are too narrow for words."""
+    """Write the labels along both sides, vertically where columns are narrow."""
     size = min(9.0, max(5.5, cell * 72 * 0.62))
-    step = max(1, round(0.1 / cell))  # beyond some 200 labels not every one can be named
+    step = max(1, round(0.1 / cell))  # with more than some 200 labels, some are omitted
     places = range(0, len(names), step)
     shown = [names[place] for place in places]
     # parse_math: a label such as "$5 off" is text, not a formula.
@@ -267,7 +267,7 @@ def _name_ticks(axes: Any, names: Sequence[str], cell: float) -> None:
 
 
 def _write_cells(axes: Any, matrix: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], cell: float) -> None:
-    """Write count and share into the cells, or the count alone, or nothing: what fits."""
+    """Write count and share into the cells, the count alone, or nothing, whatever there is room for."""
     digits = max(len(str(value)) for row in matrix for value in row)
     room = cell * 72  # points
     both = min(9.0, room / 2.9, 0.84 * room / (0.62 * max(digits, 4)))
@@ -302,13 +302,13 @@ def _draw_bars(
     axes.set_ylabel("Euclidean length")
     axes.set_xlim(0.4, len(norms) + 0.6)
     axes.grid(axis="y")
-    # Above the axes: bars fill the panel, so no corner inside is sure to be free.
+    # Above the axes: bars may fill every corner of the panel.
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3,
                 borderaxespad=0.2, handlelength=1.3, handletextpad=0.5, columnspacing=1.1)  # fmt: skip
 
 
 def _count_from_one(axis: Any, count: int) -> None:
-    """Whole-number ticks that begin with 1, at most a dozen of them."""
+    """Integer ticks from 1, at most twelve."""
     step = next(
         step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count / step <= 12 or step >= count
     )
@@ -325,6 +325,6 @@ def _drawable(text: str) -> str:
 
 
 def _shorten(label: str, most: int = 30) -> str:
-    """A label on one line, its end cut off when long."""
+    """A label on one line, shortened if it is long."""
     line = " ".join(label.split())
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"

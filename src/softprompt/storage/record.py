@@ -118,7 +118,10 @@ class TrainerState:
         return _read(cls, Path(folder, STATE_NAME))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_TABLES = ("confusion_matrix", "labels", "per_class", "baselines")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Metrics:
     """Scores on one set of rows: ``metrics.json``. Fields that do not apply to the kind of task are ``None``.
 
@@ -154,6 +157,12 @@ class Metrics:
     bleu: float | None = None
     baselines: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     split: str = "test"
+
+    def __repr__(self) -> str:
+        """The scores; tables (confusion matrix, classes, baselines) are left out."""
+        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _TABLES}
+        scores = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in shown.items() if v is not None)
+        return f"Metrics({', '.join(scores)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as in the file (``None`` for a number that is not finite)."""

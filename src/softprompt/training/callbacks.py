@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ from ..storage.record import EpochRecord, TrainerState
 
 
 class Callback:
-    """Receives the events of a run; the methods do nothing here. Override those you need."""
+    """Receives the events of a run. Override the methods you need; here, warnings are Python's, and the others do
+    nothing."""
 
     def on_train_begin(self, state: TrainerState, is_classification: bool) -> None:
         """Training starts, at ``state.global_step``."""
@@ -25,7 +27,11 @@ class Callback:
         """
 
     def on_message(self, text: str) -> None:
-        """A line for the user, such as the number of truncated rows or the resumed step."""
+        """A line for the user, such as the number of rows or the resumed step."""
+
+    def on_warning(self, text: str) -> None:
+        """A line on a possible mistake, such as the number of truncated rows."""
+        warnings.warn(text, stacklevel=2)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -36,7 +36,7 @@ def report_rows(
     )
     for note in notes:
         if note:
-            callback.on_message(note)
+            callback.on_warning(note)
 
 
 def empty_note(num_empty: int) -> str | None:

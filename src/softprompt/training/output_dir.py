@@ -135,7 +135,7 @@ def _plot(folder: Path, state: TrainerState, metrics: Metrics | None, callback: 
         if metrics is not None and metrics.confusion_matrix and metrics.labels:
             plot_confusion_matrix(metrics.confusion_matrix, metrics.labels, folder / CONFUSION_PICTURE)
     except MissingExtraError as missing:
-        callback.on_message(f"no plots: {missing}")
+        callback.on_warning(f"no plots: {missing}")
 
 
 def _check_unused(folder: Path) -> None:

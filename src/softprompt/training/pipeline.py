@@ -39,13 +39,22 @@ MAX_UNLABELED = 150
 """Unlabeled rows that are used; each costs as much as a labeled one."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a run: its folder, its history, and the test metrics if there were test rows."""
+@dataclass(frozen=True, repr=False)
+class TrainResult:
+    """The result of a training run.
+
+    Attributes:
+        output_dir: the adapter folder.
+        state: content of ``trainer_state.json``: steps, epochs, losses and validation scores.
+        metrics: scores on the test rows; ``None`` if there are none.
+    """
 
     output_dir: Path
     state: TrainerState
     metrics: Metrics | None
+
+    def __repr__(self) -> str:
+        return f"TrainResult(output_dir={str(self.output_dir)!r}, metrics={self.metrics!r})"
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class EncodedRows:
     unlabeled: list[Example]
 
 
-def train(options: TrainOptions, callback: Callback | None = None, splits: Splits | None = None) -> Result | None:
+def train(options: TrainOptions, callback: Callback | None = None, splits: Splits | None = None) -> TrainResult | None:
     """Train a soft prompt as the options say, evaluate it and write everything into ``output_dir``.
 
     Args:
@@ -116,7 +125,7 @@ def train(options: TrainOptions, callback: Callback | None = None, splits: Split
         metrics = score_test_rows(options, model, rows.train, rows.test, classes, initial_prompt, callback)
     state = replace(state, finished=True, tested=metrics is not None)
     write_results(run, classes, state, metrics)
-    return Result(options.output_dir, state, metrics)
+    return TrainResult(options.output_dir, state, metrics)
 
 
 def _encode(splits: Splits, encoder: Encoder, options: TrainOptions, callback: Callback) -> EncodedRows:

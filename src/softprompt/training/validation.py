@@ -45,7 +45,7 @@ def make_validator(
         metrics = validation_metrics(options, model, validation, scored, callback, texts)
         if not warned and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
             warned = True
-            callback.on_message(
+            callback.on_warning(
                 "validation: rows with scores that are not finite count as wrong; training continues. If the base "
                 "model is in float16, try --dtype bfloat16 or float32"
             )

@@ -1,4 +1,4 @@
-"""The read-out: its regression against scikit-learn's, its features against plain forwards, its file, whole runs."""
+"""The linear probe: its regression against scikit-learn, its features against plain forwards, its file, whole runs."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ def test_it_is_the_regression_of_scikit_learn(classes, l2):
 
 
 def test_a_class_without_rows_is_left_to_others():
-    """Of it the read-out says nothing: its logit is the mean of the others', never the largest."""
+    """Its logit is the mean of the others', so it is never the largest."""
     means, gold = noisy(classes=2)
     whole, part = fit_probe(means, gold, 3, share=1.0), fit_probe(means, gold, 2, share=1.0)
     found, known = whole.log_probs(means), part.log_probs(means)
@@ -154,17 +154,17 @@ def test_it_comes_back_from_its_file(tmp_path):
         (lambda t: t.pop("bias"), "is damaged: it must hold layers, scale, weight, bias, share"),
         (
             lambda t: t.update(weight=t["weight"][:2].clone()),
-            "does not fit task and base model: expected 3 classes",
+            "does not fit task and base model: it must have 3 classes",
         ),
         (lambda t: t.update(scale=t["scale"][0].clone()), "does not fit task and base model"),
         (
             lambda t: t.update({n: t[n][:, :5].clone() for n in ("scale", "weight")}),
-            "expected 3 classes and hidden size 7",
+            "must have 3 classes and hidden size 7",
         ),
         (lambda t: t.update(layers=t["layers"].float()), "is damaged: layers must be integers"),
-        (lambda t: t["share"].fill_(1.5), "is damaged: .* the share must be between 0 and 1"),
+        (lambda t: t["share"].fill_(1.5), "is damaged: .* share must be between 0 and 1"),
         (lambda t: t["bias"].fill_(torch.nan), "has NaN or infinite values"),
-        (lambda t: t["layers"].fill_(6), "uses layers that the base model, with 6 layers, does not have"),
+        (lambda t: t["layers"].fill_(6), "uses layers that the base model lacks: it has 6"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
@@ -224,7 +224,7 @@ def test_training_evaluation_and_prediction_agree(place: Path, placement: str) -
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 def test_the_best_epoch_is_that_of_what_is_saved(place: Path, placement: str) -> None:
-    """An epoch's figures are those of prompt and read-out together, as whoever loads the folder gets them."""
+    """The scores of an epoch are those of prompt and linear probe together, as a loaded adapter has them."""
     folder = place / f"best-{placement}"
     given = {"validation_file": place / "test.csv", "num_train_epochs": 4, "learning_rate": 0.3, "baselines": False}
     result = train(options_for(place, output_dir=folder, prompt_placement=placement, **given))
