@@ -22,7 +22,7 @@ PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 4 minutes)"
 	@echo "make test    lint, type-check, run the tests"
-	@echo "make test-all  make test, then tests with trl, torchao, optuna and lm-eval, and slow tests"
+	@echo "make test-all  make test, then all cases of large products, slow tests, and tests with trl, torchao, ..."
 	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
 	@echo "make format  put the code into shape"
 	@echo "make clean   remove the environment and the demo's output"
@@ -60,6 +60,7 @@ test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: test $(HEAVY)/.heavy
+	$(BIN)/python -m pytest $(PARALLEL) -m full
 	$(HEAVY)/bin/python -m pytest -m heavy
 
 bench: $(VENV)/.dev
