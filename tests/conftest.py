@@ -30,6 +30,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+import selection  # noqa: E402
+
 settings.register_profile(
     "softprompt",
     deadline=None,
@@ -38,6 +40,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("softprompt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Mark the cases of large products that only ``make test-all`` runs."""
+    for item in selection.left_out(items):
+        item.add_marker(pytest.mark.full)
 
 
 def _is_local(address) -> bool:

@@ -299,9 +299,9 @@ def run(name: str, place: Path, hub: str, *more: str) -> CompletedProcess[str]:
     env = {name: value.format(hub=hub) for name, value in case.env.items()}
     if case.env:  # the Hub's client reads the environment when it is imported
         return counted(name, args, place, env)
-    if name in SLOW:
-        return forked(*args, cwd=place, file_size=case.file_size)
-    return softprompt(*args, cwd=place, env=env)
+    if more:  # a traceback, which the process that forks would print in its own way
+        return softprompt(*args, cwd=place)
+    return forked(*args, cwd=place, file_size=case.file_size)
 
 
 #: The command line in a process that writes down each connection it tries to make, refused ones too.

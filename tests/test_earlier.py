@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(place: Path, *args: str) -> None:
-    done = cli_tools.softprompt(*args, cwd=place)
+    done = cli_tools.forked(*args, cwd=place)
     assert done.returncode == 0, done.stderr
 
 

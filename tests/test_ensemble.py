@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import tiny
-from cli_tools import make_base, rows, softprompt, write_rows
+from cli_tools import forked, make_base, rows, write_rows
 from softprompt import PromptTuningConfig
 from softprompt.config.options import ModelOptions, TrainOptions
 from softprompt.data.labels import unique_prefixes
@@ -343,15 +343,15 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     assert result.metrics is not None
     assert load_file(folder / ENSEMBLE_NAME)["prompts"].shape == (3, P, 16)
     assert (folder / PROBE_NAME).is_file()
-    softprompt("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
+    forked("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
     found = json.loads((place / "metrics.json").read_text())
     assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-4)
     assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
-    shown = softprompt("inspect", folder, check=True).stdout
+    shown = forked("inspect", folder, check=True).stdout
     assert f"ensemble    3 suffix prompts of {P} virtual tokens" in shown
     assert "which decides to 50%" in shown
     output = place / "answers.jsonl"
-    softprompt("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)
+    forked("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)
     said = [json.loads(line)["predicted_label"] for line in output.read_text().splitlines()]
     matrix = [[0, 0], [0, 0]]
     for row, answer in zip(rows(9, 20), said, strict=True):

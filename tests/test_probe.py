@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from cli_tools import make_base, rows, softprompt, write_rows
+from cli_tools import forked, make_base, rows, write_rows
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.config.options import TrainOptions
 from softprompt.errors import AdapterError, ConfigError
@@ -206,15 +206,13 @@ def test_training_evaluation_and_prediction_agree(place: Path, placement: str) -
     assert result is not None
     assert (folder / PROBE_NAME).is_file()
     assert result.metrics.baselines["untuned prompt"]["macro_f1"] is not None
-    done = softprompt(
-        "evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True
-    )
+    done = forked("evaluate", "--adapter", folder, "--test_file", place / "test.csv", "--output_dir", place, check=True)
     assert "macro-F1" in done.stdout
     found = json.loads((place / "metrics.json").read_text())
     assert found["eval_loss"] == pytest.approx(result.metrics.eval_loss, rel=1e-5)
     assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
-    softprompt("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", place / "p.jsonl",
-               check=True)  # fmt: skip
+    forked("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", place / "p.jsonl",
+           check=True)  # fmt: skip
     said = [json.loads(line) for line in (place / "p.jsonl").read_text().splitlines()]
     matrix = [[0, 0], [0, 0]]
     for row, answer in zip(rows(8, 16), said, strict=True):
@@ -278,7 +276,7 @@ def test_peft_takes_the_folder_as_it_is(place: Path) -> None:
 def test_its_loss_is_that_of_a_choice(place: Path) -> None:
     """Per row and among the labels, beside whole label texts of several tokens too; so is that of what it must beat."""
     result = train(options_for(place, output_dir=place / "loss"))
-    done = softprompt("predict", "--adapter", place / "loss", "--input_file", place / "test.csv", "--output_file",
+    done = forked("predict", "--adapter", place / "loss", "--input_file", place / "test.csv", "--output_file",
                       place / "loss.jsonl", check=True)  # fmt: skip
     assert done.returncode == 0
     said = [json.loads(line) for line in (place / "loss.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from cli_tools import make_base, rows, softprompt, write_rows
+from cli_tools import forked, make_base, rows, write_rows
 from softprompt.config.options import TrainOptions
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
@@ -162,14 +162,14 @@ def test_peft_takes_a_folder_of_the_default_recipe(place: Path) -> None:
     import transformers
 
     run = place / "run"
-    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--test_file", "test.csv",
+    forked("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--test_file", "test.csv",
                "--output_dir", run, "--num_train_epochs", "2", cwd=place, check=True)  # fmt: skip
     values = yaml.safe_load((run / "train_config.yaml").read_text())
     assert (values["recipe"], values["objective"], values["linear_probe"]) == ("default", "classes", True)
     base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
     model = peft.PeftModel.from_pretrained(base, str(run))
     assert model.prompt_encoder["default"].embedding.weight.shape == (8, 16)
-    softprompt("train", run / "train_config.yaml", "--output_dir", "again", cwd=place, check=True)
+    forked("train", run / "train_config.yaml", "--output_dir", "again", cwd=place, check=True)
     first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("run", "again"))
     assert first["eval_loss"] == second["eval_loss"]
 
@@ -192,34 +192,34 @@ def test_free_text_by_recipe(place: Path) -> None:
 
 
 def test_raft_wants_ids_and_labels(place: Path) -> None:
-    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--output_dir", "raft",
+    forked("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--output_dir", "raft",
                "--num_train_epochs", "1", cwd=place, check=True)  # fmt: skip
     given = [{"ID": str(50 + i), "text": row["text"]} for i, row in enumerate(rows(5, 3))]
     write_rows(place / "new.csv", given)
     predict = ("predict", "--adapter", "raft", "--input_file", "new.csv", "--raft_output")
-    softprompt(*predict, "predictions.csv", "--output_file", "all.csv", cwd=place, check=True)
+    forked(*predict, "predictions.csv", "--output_file", "all.csv", cwd=place, check=True)
     lines = (place / "predictions.csv").read_text().splitlines()
     assert lines[0] == "ID,Label"
     assert [line.split(",")[0] for line in lines[1:]] == ["50", "51", "52", "53", "54"]
     told = [line.split(",") for line in (place / "all.csv").read_text().splitlines()]
     column = told[0].index("predicted_label")
     assert [line.split(",")[1] for line in lines[1:]] == [line[column] for line in told[1:]]
-    softprompt(*predict, "alone.csv", cwd=place, check=True)
+    forked(*predict, "alone.csv", cwd=place, check=True)
     assert (place / "alone.csv").read_text() == (place / "predictions.csv").read_text()
     write_rows(place / "no.csv", [{"text": "good"}])
     for source, output in (("no.csv", "x.csv"), ("new.csv", "new.csv")):
-        done = softprompt("predict", "--adapter", "raft", "--input_file", source, "--raft_output", output, cwd=place)
+        done = forked("predict", "--adapter", "raft", "--input_file", source, "--raft_output", output, cwd=place)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
 
 
 def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
     given = ("--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1")
-    softprompt("train", *given, "--output_dir", "named", cwd=place, check=True)
+    forked("train", *given, "--output_dir", "named", cwd=place, check=True)
     write_rows(place / "other.csv", [{"tweet": row["text"], "label": row["label"]} for row in rows(6, 12)])
     for source, extra in (("test.csv", ()), ("other.csv", ("--text_column", "tweet"))):
         command = ("evaluate", "--adapter", "named", "--test_file", source, "--output_dir", source[:-4])
-        softprompt(*command, *extra, cwd=place, check=True)
+        forked(*command, *extra, cwd=place, check=True)
     first, second = (json.loads((place / name / "metrics.json").read_text()) for name in ("test", "other"))
     assert {**first, "examples_per_second": 0} == {**second, "examples_per_second": 0}
     two = (
@@ -233,7 +233,7 @@ def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
         "--text_column",
         "label",
     )
-    done = softprompt(*two, cwd=place)
+    done = forked(*two, cwd=place)
     assert done.returncode == 2
     assert "reads 1 text columns (text)" in done.stderr
 
@@ -244,7 +244,7 @@ def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: s
     name = f"card_{placement}"
     train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "train.csv", num_train_epochs=1,
                        linear_probe=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
-    softprompt("predict", "--adapter", name, "--input_file", "test.csv", "--output_file", f"{name}.jsonl",
+    forked("predict", "--adapter", name, "--input_file", "test.csv", "--output_file", f"{name}.jsonl",
                cwd=place, check=True)  # fmt: skip
     card = (place / name / "README.md").read_text()
     assert "generate(" not in card
@@ -269,30 +269,30 @@ def test_a_card_of_several_columns_tells_to_give_a_file(place: Path) -> None:
 def test_what_training_did_not_measure_is_not_its_figures(place: Path) -> None:
     """Of two evaluations the last one counts, unless training itself has tested; its figures stay."""
     for name, test in (("untested", ()), ("tested", ("--test_file", "test.csv"))):
-        softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
+        forked("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
                    "--output_dir", name, *test, cwd=place, check=True)  # fmt: skip
     write_rows(place / "first.csv", rows(4))
     write_rows(place / "second.csv", rows(5))
     for name in ("untested", "tested"):
         for source in ("first.csv", "second.csv"):
-            softprompt("evaluate", "--adapter", name, "--test_file", source, cwd=place, check=True)
+            forked("evaluate", "--adapter", name, "--test_file", source, cwd=place, check=True)
         assert json.loads((place / name / "metrics.json").read_text())["num_examples"] == 5
     assert not (place / "untested" / "train_metrics.json").exists()
     assert json.loads((place / "tested" / "train_metrics.json").read_text())["num_examples"] == 6
     # Another program's state beside the adapter, such as that of transformers' Trainer, ends no evaluation.
     (place / "untested" / "trainer_state.json").write_text('{"log_history": [], "epoch": 1.0}')
-    softprompt("evaluate", "--adapter", "untested", "--test_file", "first.csv", cwd=place, check=True)
+    forked("evaluate", "--adapter", "untested", "--test_file", "first.csv", cwd=place, check=True)
     assert json.loads((place / "untested" / "metrics.json").read_text())["num_examples"] == 4
 
 
 def test_rows_of_a_label_that_training_lacks_count_as_wrong(place: Path) -> None:
     given = rows(6, 12)
     write_rows(place / "new_label.csv", [*given, {**given[0], "label": "question"}])
-    softprompt("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
+    forked("train", "--model_name_or_path", "base", "--train_file", "train.csv", "--num_train_epochs", "1",
                "--output_dir", "lacks", cwd=place, check=True)  # fmt: skip
     found = {}
     for source in ("test.csv", "new_label.csv"):
-        done = softprompt("evaluate", "--adapter", "lacks", "--test_file", source, "--output_dir", "scored",
+        done = forked("evaluate", "--adapter", "lacks", "--test_file", source, "--output_dir", "scored",
                           cwd=place, check=True)  # fmt: skip
         assert ("1 of 7 rows count as wrong" in done.stdout) == (source == "new_label.csv")
         found[source] = json.loads((place / "scored" / "metrics.json").read_text())
@@ -302,7 +302,7 @@ def test_rows_of_a_label_that_training_lacks_count_as_wrong(place: Path) -> None
     assert more["macro_f1"] < known["macro_f1"]
     assert more["eval_loss"] == pytest.approx(known["eval_loss"], rel=1e-4)
     write_rows(place / "slip.csv", [{**given[0], "label": "Yes"}])
-    done = softprompt("evaluate", "--adapter", "lacks", "--test_file", "slip.csv", cwd=place)
+    done = forked("evaluate", "--adapter", "lacks", "--test_file", "slip.csv", cwd=place)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "did you mean 'yes'?" in done.stderr
 
@@ -311,16 +311,16 @@ def test_texts_that_are_written_are_compared(place: Path) -> None:
     free = [{"text": "good phone", "label": f"it is # {word}"} for word in ("fine", "good", "bad", "awful", "the")]
     write_rows(place / "marks.jsonl", free)
     given = ("--model_name_or_path", "base", "--train_file", "marks.jsonl", "--task", "generation")
-    softprompt("train", *given, "--num_train_epochs", "1", "--output_dir", "marks", cwd=place, check=True)
+    forked("train", *given, "--num_train_epochs", "1", "--output_dir", "marks", cwd=place, check=True)
     command = ("evaluate", "--adapter", "marks", "--test_file", "marks.jsonl")
-    softprompt(*command, "--generate", "--max_new_tokens", "3", "--exact_match_after", "#", cwd=place, check=True)
+    forked(*command, "--generate", "--max_new_tokens", "3", "--exact_match_after", "#", cwd=place, check=True)
     found = json.loads((place / "marks" / "metrics.json").read_text())
     assert all(0 <= found[name] <= 1 for name in ("exact_match", "rouge_l", "bleu"))
     for wrong, message in (
         (("--exact_match_after", "#"), "are for --generate"),
         (("--generate", "--exact_match_after", "@"), "lacks the mark '@'"),
     ):
-        done = softprompt(*command, *wrong, cwd=place)
+        done = forked(*command, *wrong, cwd=place)
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -96,8 +96,8 @@ class LinearProbe:
 def fit_probe(means: Tensor, targets: Sequence[int], num_classes: int, share: float, l2: float = L2) -> LinearProbe:
     """Regularised multinomial logistic regression on the standardised, averaged states of the middle layers.
 
-    All classes have the same weight, whatever their number of rows. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by
-    L-BFGS in float64; the standardisation is folded into the result.
+    All classes have the same total weight. Minimises ``Σ weighted cross-entropy + l2/2 |weight|²`` by L-BFGS in
+    float64; the standardisation is folded into the result.
 
     Args:
         means: ``[N, all layers, D]`` mean hidden states of the training rows.
