@@ -70,6 +70,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_words.py
+	$(BIN)/python scripts/check_words.py
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
