@@ -2,7 +2,7 @@
 
 matplotlib is imported on the first picture, and drawn on through its object-oriented API: no pyplot,
 no window, and the user's own matplotlib settings neither show in our pictures nor change.
-Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is told by colour alone.
+Colours are Okabe and Ito's, which colour-blind readers tell apart; no line is marked by colour alone.
 """
 
 from __future__ import annotations
