@@ -24,7 +24,7 @@ from softprompt import (
     get_peft_model,
 )
 from softprompt.data.task import Task
-from softprompt.inference.pipeline import fetch_adapter
+from softprompt.inference.adapter_files import fetch_adapter
 from softprompt.storage.record import Metrics
 
 P = 5

@@ -147,7 +147,7 @@ SLOW: dict[str, Case] = {
     "device_unknown": train("--device gpu", "device='gpu'", "cpu"),
     "gguf_that_is_none": train("--model_name_or_path fake.gguf", "fake.gguf is not a GGUF file"),
     "base_is_an_adapter": train("--model_name_or_path adapter", "adapter is an adapter"),
-    "base_unknown_to_hub": train("--model_name_or_path no/such", "no/such", "nor a model of the Hub", env=ONLINE),
+    "base_unknown_to_hub": train("--model_name_or_path no/such", "no/such", "nor a model on the Hub", env=ONLINE),
     "base_without_network": train("--model_name_or_path no/such", "no/such", "cannot be reached", env=OFFLINE),
     # -- the output folder
     "output_is_finished": train(
@@ -172,8 +172,10 @@ SLOW: dict[str, Case] = {
     "learning_rate_overflows": train("--output_dir inf --learning_rate 1e38", "Lower learning_rate", "1e+38"),
     # -- adapters
     "adapter_without_network": case(f"{PREDICT} no/such", "no/such", "Hub", env=OFFLINE),
-    "adapter_of_no_name": case(PREDICT, "a b/c", "not a folder", "Hub", extra=("a b/c",)),
-    "adapter_base_is_a_number": case(f"{PREDICT} numbered", "base_model_name_or_path", "must be a text", "not 5"),
+    "adapter_of_no_name": case(PREDICT, "a b/c", "neither a folder", "Hub", extra=("a b/c",)),
+    "adapter_base_is_a_number": case(
+        f"{PREDICT} numbered", "base_model_name_or_path", "should be a valid string", "not 5"
+    ),
     "nearest_beyond_the_vocabulary": case("inspect adapter --nearest 40", "nearest=40", "26 entries"),
     "answer_too_long": case(f"{PREDICT} adapter --generate --max_new_tokens {CONTEXT}", "does not fit", "at most"),
     "adapter_without_weights": case(f"{PREDICT} bare", "bare", "adapter_model.safetensors", "no weights"),

@@ -3,8 +3,10 @@
 import copy
 import logging
 import pickle
+import re
 import sys
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -751,6 +753,12 @@ def test_isinstance_for_trainer(monkeypatch):
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model, PeftModelForCausalLM)
     assert type(model) is PeftModelForCausalLM
+
+
+def test_one_module_asks_whether_peft_is_imported():
+    source = Path(softprompt.__file__).parent
+    asking = [path.name for path in source.rglob("*.py") if re.search(r"sys\.modules.*peft", path.read_text())]
+    assert asking == ["interop.py"]
 
 
 @pytest.mark.parametrize("with_peft", [True, False])

@@ -97,7 +97,7 @@ def test_positions_that_go_on_are_one_text():
 def test_what_needs_one_text_a_row_is_refused(asked):
     batch, _ = packed()
     with pytest.raises(
-        ConfigError, match=f"a packed row .* is not supported together with {asked}; give each text a row"
+        ConfigError, match=f"a packed row .* is not supported together with {asked}; put each text into its own row"
     ):
         make()(**batch, **{asked: True})
 

@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 import softprompt
 from cli_tools import PATIENCE, SOFTPROMPT, environment, make_base, rows, write_rows
 from softprompt.config.options import ModelOptions, TrainOptions
-from softprompt.inference.pipeline import load_prompted
+from softprompt.inference.evaluate_adapter import evaluate
+from softprompt.inference.pipeline import load
 from softprompt.models.loading import load_base
 from softprompt.storage.atomic import write_folder, write_text
 from softprompt.training.pipeline import train
@@ -129,14 +130,17 @@ def trains(place: Path, adapter: Path) -> None:
 
 
 def loads(place: Path, adapter: Path) -> None:
-    model = load_prompted(str(adapter), ModelOptions(device="cpu"), model_given=False).model
-    model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, pad_token_id=0)
-    model.save_pretrained(place / "saved")
+    classifier = load(adapter, device="cpu")
+    classifier.predict(["good", "bad"])
+    classifier.generate(["good"], max_new_tokens=2)
+    evaluate(classifier, place / "test.csv")
 
 
 def loads_as_peft_does(place: Path, adapter: Path) -> None:
     model = softprompt.AutoPeftModelForCausalLM.from_pretrained(adapter, is_trainable=True)
     model(torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.backward()
+    model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, pad_token_id=0)
+    model.save_pretrained(place / "saved")
 
 
 def fails(place: Path, adapter: Path) -> None:

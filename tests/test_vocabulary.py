@@ -112,7 +112,7 @@ def test_a_tokenizer_with_more_tokens_enlarges_the_base(place: Path, tmp_path: P
     assert load_file(tmp_path / WEIGHTS).keys() == {"prompt_embeddings"}
     with pytest.warns(
         UserWarning,
-        match="has 28 tokens, the base model 26 embeddings; the embeddings of the added tokens are untrained",
+        match="28 tokens, the base model 26 embeddings; the embeddings of the added tokens are untrained",
     ):
         loaded = [softprompt.AutoPeftModelForCausalLM.from_pretrained(tmp_path) for _ in range(2)]
     found = [logits(each) for each in loaded]
