@@ -6,13 +6,13 @@ import torch
 import tiny
 from plan_tools import plan_of
 from softprompt.benchmarks.speed.workloads.intents import intents
-from softprompt.data.tokenize import unique_prefixes
+from softprompt.data.labels import unique_prefixes
 from softprompt.engine import loss as engine_loss
 from softprompt.engine import runner as running
 from softprompt.engine.backends.attention_cpu import Packing
 from softprompt.engine.loss import group_log_probs, hidden_states, losses_of
 from softprompt.engine.plans import plan_candidates
-from softprompt.inference.evaluate import Classes
+from softprompt.inference.classifier import Classes
 from softprompt.training.objectives import Classification
 from softprompt.training.step import forward_backward
 from softprompt.types import Example
