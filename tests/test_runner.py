@@ -7,11 +7,18 @@ import weakref
 import pytest
 import torch
 
+import test_suffix
 import tiny
+from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.engine import runner as runners
 from softprompt.engine.backends import levelwise, packed
 from softprompt.engine.runner import ModelRunner, backends
 from softprompt.engine.tree import ROOT, Tree
+from softprompt.inference import forward
+from softprompt.inference.classifier import label_log_probs
+from softprompt.inference.evaluate import eval_loss
+from softprompt.training.loop import fit
+from test_mutations import must_notice
 
 PACKED = [family for family in tiny.FAMILIES if "packed" in backends(tiny.base(family).base_model)]
 # Two levels, and one batch in each: both threads reach attention equally often.
@@ -153,3 +160,65 @@ def test_views_of_a_runner_under_autocast_are_its_own(monkeypatch):
     assert runner.backend == "packed"
     assert torch.equal(runner.forward(tree, embeds), before)
     assert len(built) == 2
+
+
+# -- owners ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_a_training_run_builds_one_view(placement, tmp_path, monkeypatch):
+    """Ten steps, whose texts a cache has read in the case of a suffix."""
+    built = counted(monkeypatch)
+    run = test_suffix.make_run(tmp_path / "run", placement)
+    assert fit(run).global_step == 10
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("placement", ["prefix", "suffix"])
+def test_an_evaluation_builds_one_view(placement, monkeypatch):
+    built = counted(monkeypatch)
+    model = prompted(placement)
+    examples = test_suffix.examples(6)
+    label_log_probs(model.prompted, examples, test_suffix.CLASSES, batch_size=2)
+    assert len(built) == 1
+    eval_loss(model.prompted, examples, batch_size=2)
+    assert len(built) == 2
+
+
+def test_the_drop_in_model_builds_a_view_for_each_call(monkeypatch):
+    """The base may change between calls; within one, packs, prefill and further tokens share a view."""
+    built = counted(monkeypatch)
+    model, values = prompted("prefix"), torch.stack(tiny.ids(8, 8, 8))
+    monkeypatch.setattr(forward, "default_tokens_per_pack", lambda _: 8)
+    output = model(input_ids=values, labels=values)
+    output.loss.backward()
+    assert output.logits.shape[:2] == (3, 5 + 8)
+    assert len(built) == 1
+    model(input_ids=values, labels=values).loss.backward()
+    assert len(built) == 2
+    model.generate(values, max_new_tokens=4, pad_token_id=0)
+    assert len(built) == 3
+
+
+def prompted(placement):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, prompt_placement=placement)
+    model = get_peft_model(tiny.base("llama"), config)
+    with torch.no_grad():
+        model.prompt.copy_(tiny.prompt_for(model.base_model, 5))
+    return model
+
+
+def test_state_that_calls_share_is_noticed(monkeypatch):
+    """The check itself: a fault by which all calls of a view read the tree of the last one."""
+    runner = ModelRunner(tiny.base("llama"), "packed")
+    check_threads(runner, monkeypatch)
+    real, last = packed.TreeCache.__init__, []
+
+    def note(self, *args):
+        real(self, *args)
+        last[:] = [self]
+
+    attend = packed.TreeCache.attend
+    monkeypatch.setattr(packed.TreeCache, "__init__", note)
+    monkeypatch.setattr(packed.TreeCache, "attend", lambda _, *args: attend(last[0], *args))
+    must_notice(check_threads, runner, monkeypatch)

@@ -54,10 +54,10 @@ def _reads_weights(module: nn.Module) -> bool:
 class ModelRunner:
     """Runs token trees on one base model, and owns all that is derived from it.
 
-    Views of the base are built at their first use and serve all later calls, from any number of threads. So whatever
-    runs for long has a runner of its own (a training run, an evaluation, a server), and the base must not change
-    meanwhile: weights may be written in place, but modules, hooks, dtype and gradient checkpointing must stay. Whoever
-    cannot promise that makes a runner for each call.
+    Views of the base are built at their first use and serve all later calls, from any number of threads. A training
+    run, an evaluation or a server has one runner. While it is in use, the modules, hooks, dtype, trainable weights and
+    gradient checkpointing of the base must not change; values of frozen weights may be written in place. If the base
+    may change between calls, make a runner for each call.
 
     Args:
         base: the causal language model, frozen and in ``eval()``.

@@ -1,4 +1,4 @@
-"""Log-probabilities in place of logits, as the trainers of trl ask for them.
+"""Log-probabilities in place of logits, for the trainers of trl.
 
 ``trl.trainer.utils.add_fused_lm_head`` replaces the ``forward`` of a base model. Called with
 ``fused_lm_head=True``, the new one returns ``log_probs``, ``entropy`` and more of each supervised token, and no

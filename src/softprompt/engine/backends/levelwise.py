@@ -95,7 +95,7 @@ class _Batch:
             use_cache=True,
         )
         hidden: Tensor = output.last_hidden_state
-        return hidden.to(embeds.device)  # a base that is spread over devices answers on the last one
+        return hidden.to(embeds.device)  # a base on several devices returns them on the last
 
 
 class AncestorCache:

@@ -35,7 +35,7 @@ def is_frozen(base: PreTrainedModel) -> bool:
 
 
 def is_head_frozen(base: PreTrainedModel) -> bool:
-    """``is_frozen`` of what is above the backbone."""
+    """``is_frozen`` for the modules above the backbone."""
     above = (child for child in base.children() if child is not base.base_model)
     return not any(parameter.requires_grad for child in above for parameter in child.parameters())
 
