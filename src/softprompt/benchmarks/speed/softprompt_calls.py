@@ -13,11 +13,11 @@ from torch import Tensor
 from ...config.adapter_config import PromptTuningConfig
 from ...config.options import TrainOptions
 from ...engine.kv_cache import KVCache
-from ...engine.loss import group_log_probs
-from ...engine.plans import Forest, default_tokens_per_pack, plan_candidates, plan_examples
+from ...engine.plans import default_tokens_per_pack, plan_candidates, plan_examples
 from ...engine.runner import ModelRunner
 from ...engine.text_cache import TextCache
 from ...inference.classifier import Classes, label_log_probs
+from ...inference.score import score_labels_mixed
 from ...peft.factory import get_peft_model
 from ...training.objectives import Classification, LanguageModeling
 from ...training.step import backward, forward_backward
@@ -95,7 +95,6 @@ def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
     return label_log_probs(model.prompted, examples, classes, batch_size=EVAL_BATCH_SIZE)
 
 
-@torch.no_grad()
 def score_mixed(
     runner: ModelRunner,
     prompts: Sequence[KVCache],
@@ -103,17 +102,8 @@ def score_mixed(
     texts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``, in one run of the model."""
-    rows_of: dict[int, list[int]] = {}
-    for row, task in enumerate(tasks):
-        rows_of.setdefault(task, []).append(row)
-    forest = Forest()
-    for task, rows in rows_of.items():
-        forest.add_candidates(len(prompts[task]), [texts[row] for row in rows], labels)
-    scores = group_log_probs(runner, forest.plan(runner.base.device), [prompts[task] for task in rows_of])
-    found = scores.view(len(texts), len(labels)).cpu()
-    order = torch.tensor([row for rows in rows_of.values() for row in rows])
-    return torch.empty_like(found).index_copy_(0, order, found)
+    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``, on the CPU."""
+    return score_labels_mixed(runner, prompts, tasks, texts, labels).cpu()
 
 
 @dataclass(frozen=True)
