@@ -173,7 +173,7 @@ def test_the_base_takes_no_gradient():
 
 @pytest.mark.parametrize("family", SOME)
 def test_a_compiled_prompt_reads_as_the_prompt(family, backend):
-    """Losses behind it are those behind the prompt; with its history, so is the gradient."""
+    """Losses after it are those after the prompt; if it has a history, so is the gradient."""
     with tiny.float64():
         model = tiny.base(family, torch.float64)
         rows, labels = batch()

@@ -102,7 +102,7 @@ def class_step(base, prompt, parts, weights=None):
 @pytest.mark.parametrize("weights", [None, (1.0, 0.5, 2.0, 0.0, 3.0)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classes_in_packs_are_those_of_rows_alone(family, weights):
-    """Against plain forwards of each label behind each row, in float64, in one pack and in several."""
+    """Against plain forwards of each label after each row, in float64, in one pack and in several."""
     with tiny.float64():
         base = tiny.base(family, torch.float64)
         prompt, given = tiny.prompt_for(base), None if weights is None else torch.tensor(weights)

@@ -1,4 +1,4 @@
-"""Plans: what is read and predicted, read back token by token and compared with plain loops. No model."""
+"""Plans, read back token by token and compared with plain loops. No model."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -151,7 +151,7 @@ def test_sharing_finds_all_there_is(virtual, batch):
 
 
 def test_a_template_is_read_once():
-    """Five rows behind ten common words, two of them behind thirty more; one row is the common words alone."""
+    """Five rows share ten words, two of them thirty more; one row is the shared words alone."""
     words, more = list(range(10, 20)), list(range(20, 50))
     rows = [[*words, 5, 6], [*words, *more, 7], [9], words, [*words, *more, 8, 8], [*words, 6]]
     plan = check_rows_read_back(3, rows)

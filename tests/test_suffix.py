@@ -1,4 +1,4 @@
-"""A prompt behind the text, against a plain forward of each row [text; prompt; label]; what is kept of texts; files."""
+"""Suffix prompts against a plain forward of each row [text; prompt; label]; the text cache; files."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_each_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_text_takes_no_gradient_and_has_no_hidden_states() -> None:
-    """A plan that predicts from a text behind which a prompt stands is a mistake; it does not go unnoticed."""
+    """A plan that predicts from a text before a suffix prompt by mistake gives NaN."""
     model, text = tiny.base("llama"), (5, 6, 7)
     kept = TextCache(model, 1 << 30)
     kept.read([text])
@@ -475,9 +475,9 @@ def test_a_prompt_does_not_change_sides(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         set_peft_model_state_dict(prefix, {SUFFIX_KEY: before})
     assert prefix.prompt.equal(before)
-    prefix.load_adapter(folder, "behind")  # beside each other they may stand
+    prefix.load_adapter(folder, "second")  # one model may have both
     assert prefix.prompt_placement == "prefix"
-    prefix.set_adapter("behind")
+    prefix.set_adapter("second")
     assert prefix.prompt_placement == "suffix"
     (folder / "adapter_config.json").write_bytes((tmp_path / "prefix" / "adapter_config.json").read_bytes())
     with pytest.raises(AdapterError, match="no tensor 'prompt_embeddings'"):
@@ -503,7 +503,7 @@ def test_peft_refuses_it(folder: Path) -> None:
         peft.PeftModel.from_pretrained(tiny.fresh("llama"), str(folder), config=theirs)
     model = peft.get_peft_model(tiny.fresh("llama"), peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=P))
     with pytest.raises(KeyError, match="SUFFIX_PROMPT_TUNING"):
-        model.load_adapter(str(folder), "behind")
+        model.load_adapter(str(folder), "second")
     text = (folder / "adapter_config.json").read_text()
     (folder / "adapter_config.json").write_text(text.replace("SUFFIX_PROMPT_TUNING", "PROMPT_TUNING"))
     with pytest.raises(KeyError, match="prompt_embeddings"):
