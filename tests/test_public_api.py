@@ -379,3 +379,9 @@ def test_the_metrics_of_the_command_line_are_the_same(place: Path) -> None:
     written = json.loads((place / "scored" / "metrics.json").read_text())
     found = json.loads(json.dumps(softprompt.evaluate("guide", "test.csv").to_dict()))
     assert {**written, "examples_per_second": 0} == {**found, "examples_per_second": 0}
+
+
+def test_no_module_has_the_name_of_a_function() -> None:
+    """Importing ``softprompt.load`` would replace the function of that name."""
+    modules = {path.stem for path in Path(softprompt.__file__).parent.iterdir()}
+    assert not modules & set(softprompt.__all__)
