@@ -45,7 +45,7 @@ def tweets(count: int, seed: int) -> Dataset:
     bad = ["the parcel is broken", "no water since monday", "the train is late again", "the app does not open"]
     good = ["what a lovely day", "thank you for the quick help", "when do you open on sunday", "a photo of my dog"]
     labels = [draw.randint(1, 2) for _ in range(count)]
-    texts = [f"@{draw.candidate(['shop', 'rail', 'bank'])} {draw.candidate(bad if n == 1 else good)}" for n in labels]
+    texts = [f"@{draw.choice(['shop', 'rail', 'bank'])} {draw.choice(bad if n == 1 else good)}" for n in labels]
     label = ClassLabel(names=["Unlabeled", "complaint", "no complaint"])
     features = Features({COLUMN: Value("string"), "ID": Value("int32"), "Label": label})
     return Dataset.from_dict({COLUMN: texts, "ID": list(range(count)), "Label": labels}, features=features)

@@ -136,7 +136,7 @@ def test_what_cannot_be_scored_is_refused(call):
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("module", ["metrics", "record", "report.plots", "report.card"])
+@pytest.mark.parametrize("module", ["metrics", "storage.record", "reporting.plots", "reporting.card"])
 def test_import_is_light(module):
     code = (
         f"import sys, softprompt.{module}\n"

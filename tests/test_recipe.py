@@ -250,11 +250,12 @@ def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: s
     assert "generate(" not in card
     code = card.split("In Python:")[1].split("```python\n")[1].split("```")[0]
     code = code.replace("path/to/base", str(place / "base")).replace("path/to/this/folder", str(place / name))
-    assert "<text>" in code
+    assert 'predict("...")' in code
     for row, line in zip(rows(6, 12), (place / f"{name}.jsonl").read_text().splitlines(), strict=True):
         names: dict[str, Any] = {}
-        exec(code.replace("<text>", row["text"]), names)
-        assert names["answer"] == json.loads(line)["predicted_label"]
+        exec(code.replace('"..."', repr(row["text"])), names)
+        found, expected = names["prediction"], json.loads(line)
+        assert (found.label, found.probability) == (expected["predicted_label"], pytest.approx(expected["probability"]))
 
 
 def test_a_card_of_several_columns_tells_to_give_a_file(place: Path) -> None:
@@ -317,7 +318,7 @@ def test_texts_that_are_written_are_compared(place: Path) -> None:
     found = json.loads((place / "marks" / "metrics.json").read_text())
     assert all(0 <= found[name] <= 1 for name in ("exact_match", "rouge_l", "bleu"))
     for wrong, message in (
-        (("--exact_match_after", "#"), "are for --generate"),
+        (("--exact_match_after", "#"), "need generate"),
         (("--generate", "--exact_match_after", "@"), "lacks the mark '@'"),
     ):
         done = forked(*command, *wrong, cwd=place)
