@@ -120,7 +120,6 @@ QUICK: dict[str, Case] = {
     "adapter_is_a_file": case(f"{PREDICT} train.csv", "train.csv is a file", "folder"),
     "adapter_of_nobody": case(f"{PREDICT} ~nobody-here/run", "there is no user 'nobody-here'"),
     "adapter_task_broken": case(f"{PREDICT} taskless", "taskless", "task.json", "damaged"),
-    "adapter_without_task": case(f"{PREDICT} peft", "peft has no task.json"),
     # -- rows to label
     "evaluate_nothing": case("evaluate --adapter adapter", "test_file"),
     "evaluate_mistyped_label": case("evaluate --adapter adapter --test_file slip.csv", "row 2", "did you mean 'yes'"),

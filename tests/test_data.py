@@ -425,7 +425,7 @@ def test_empty_files_and_labels(tmp_path):
             False,
             "there are no rows to evaluate on: give test_file, validation_file or dataset",
         ),
-        ({"train_file": "A.csv", "test_split": "test"}, True, "test_split='test' needs dataset_name; remove it"),
+        ({"train_file": "A.csv", "test_split": "test"}, True, "test_split='test' needs dataset_name; give it"),
         ({"dataset_name": __file__}, True, "is a file; give it as train_file"),
     ],
 )
@@ -467,8 +467,8 @@ def test_one_class_is_refused():
 
 def test_template_must_fit_and_must_not_read_the_label():
     assert "there is no column 'txt'" in refused(task_of, "abab", template="{text} {txt}")
-    assert "reads the label column 'label'" in refused(task_of, "abab", template="{text} {label}")
-    assert "reads the label column" in refused(task_of, "abab", text_column=["text", "label"])
+    assert "contains the label column 'label'" in refused(task_of, "abab", template="{text} {label}")
+    assert "contains the label column" in refused(task_of, "abab", text_column=["text", "label"])
 
 
 def test_task_carries_the_options():

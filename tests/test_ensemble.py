@@ -349,7 +349,7 @@ def test_the_best_recipe_from_training_to_prediction(place: Path, placement: str
     assert found["confusion_matrix"] == [list(row) for row in result.metrics.confusion_matrix]
     shown = forked("inspect", folder, check=True).stdout
     assert f"ensemble    3 suffix prompts of {P} virtual tokens" in shown
-    assert "which decides to 50%" in shown
+    assert "weight 50%" in shown
     output = place / "answers.jsonl"
     forked("predict", "--adapter", folder, "--input_file", place / "test.csv", "--output_file", output, check=True)
     said = [json.loads(line)["predicted_label"] for line in output.read_text().splitlines()]

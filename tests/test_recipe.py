@@ -240,7 +240,7 @@ def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: str) -> None:
-    """A prompt that has learned which label to prefer need not write one, so its card does not tell to let it write."""
+    """A prompt that ranks the labels need not generate them, so the code on its card predicts a label."""
     name = f"card_{placement}"
     train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "train.csv", num_train_epochs=1,
                        linear_probe=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
@@ -250,11 +250,11 @@ def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: s
     assert "generate(" not in card
     code = card.split("In Python:")[1].split("```python\n")[1].split("```")[0]
     code = code.replace("path/to/base", str(place / "base")).replace("path/to/this/folder", str(place / name))
-    assert "<text>" in code
+    assert 'predict("...")' in code
     for row, line in zip(rows(6, 12), (place / f"{name}.jsonl").read_text().splitlines(), strict=True):
         names: dict[str, Any] = {}
-        exec(code.replace("<text>", row["text"]), names)
-        assert names["answer"] == json.loads(line)["predicted_label"]
+        exec(code.replace("...", row["text"]), names)
+        assert names["prediction"].label == json.loads(line)["predicted_label"]
 
 
 def test_a_card_of_several_columns_tells_to_give_a_file(place: Path) -> None:
@@ -317,7 +317,7 @@ def test_texts_that_are_written_are_compared(place: Path) -> None:
     found = json.loads((place / "marks" / "metrics.json").read_text())
     assert all(0 <= found[name] <= 1 for name in ("exact_match", "rouge_l", "bleu"))
     for wrong, message in (
-        (("--exact_match_after", "#"), "are for --generate"),
+        (("--exact_match_after", "#"), "need generate"),
         (("--generate", "--exact_match_after", "@"), "lacks the mark '@'"),
     ):
         done = forked(*command, *wrong, cwd=place)

@@ -660,8 +660,8 @@ def test_validation_that_overflows_does_not_end_the_run(place: Path, monkeypatch
     """As float16 does it: NaN for some rows. It is said once, and every epoch has its checkpoint."""
     real = softprompt.inference.classifier.score_labels
 
-    def overflowing(*args: Any) -> torch.Tensor:
-        return real(*args).index_fill(0, torch.tensor([0]), math.nan)
+    def overflowing(*args: Any, **options: Any) -> torch.Tensor:
+        return real(*args, **options).index_fill(0, torch.tensor([0]), math.nan)
 
     monkeypatch.setattr("softprompt.inference.classifier.score_labels", overflowing)
     callback, folder = Notes(), place / "overflow"

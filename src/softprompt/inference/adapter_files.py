@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config.adapter_config import CONFIG_NAME, PeftConfig
+from ..config.adapter_config import CONFIG_NAME
+from ..config.compatibility import read_config
 from ..data.task import TASK_NAME, Task
 from ..errors import AdapterError
 from ..storage.hub import FileAbsentError, find_file, looks_like_path, snapshot_adapter
@@ -24,7 +25,7 @@ def fetch_adapter(adapter: str) -> None:
     """
     if not Path(adapter).exists() and not looks_like_path(adapter):
         snapshot_adapter(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
-    PeftConfig.from_pretrained(adapter)
+    read_config(adapter)
 
 
 def read_task(adapter: str) -> Task | None:
