@@ -240,7 +240,7 @@ def test_another_name_of_the_text_column_changes_nothing(place: Path) -> None:
 
 @pytest.mark.parametrize("placement", ["prefix", "suffix"])
 def test_the_code_on_a_card_chooses_as_the_prompt_does(place: Path, placement: str) -> None:
-    """A prompt that has learned which label to prefer need not write one, so its card does not tell to let it write."""
+    """A prompt that ranks the labels need not generate them, so the code on its card predicts a label."""
     name = f"card_{placement}"
     train(TrainOptions(model_name_or_path=str(place / "base"), train_file=place / "train.csv", num_train_epochs=1,
                        linear_probe=False, prompt_placement=placement, output_dir=place / name))  # fmt: skip
