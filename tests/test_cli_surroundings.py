@@ -23,8 +23,9 @@ from cli_tools import forked, make_base, rows, softprompt, write_rows
 from softprompt.benchmarks.quality.specification import QualityOptions, TaskOptions
 from softprompt.benchmarks.speed.settings import SpeedOptions
 from softprompt.cli import COMMANDS, GROUPS, build_app, main
-from softprompt.config.options import TrainOptions, build_options, read_yaml
+from softprompt.config.options import TrainOptions, build_options
 from softprompt.config.training_arguments import ABSENT
+from softprompt.config.yaml_file import read_yaml
 from softprompt.errors import ConfigError
 from softprompt.storage.atomic import expand
 

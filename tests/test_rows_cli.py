@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cli_tools import forked, make_base, read_csv, rows
-from softprompt.config.options import DataOptions, TrainOptions, build_options, read_yaml
+from softprompt.config.options import DataOptions, TrainOptions, build_options
+from softprompt.config.yaml_file import read_yaml
 from softprompt.errors import ConfigError
 
 TRAIN = "train --recipe guide --model_name_or_path base --num_virtual_tokens 2 --num_train_epochs 1 --no_baselines"

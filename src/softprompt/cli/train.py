@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.options import TrainOptions, build_options, current_names, read_yaml
+from ..config.options import TrainOptions, build_options, current_names
+from ..config.yaml_file import read_yaml
 from . import ResumableInterrupt
 from .arguments import takes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.adapter_config import CONFIG_NAME
-from ..config.options import read_yaml
+from ..config.yaml_file import read_yaml
 from ..data.task import TASK_NAME, Task
 from ..errors import SoftPromptError
 from ..storage.atomic import read_json, write_text

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ...config.options import RENAMED, DataOptions, ModelOptions, TrainOptions, build_options, nearest, read_yaml
+from ...config.options import RENAMED, DataOptions, ModelOptions, TrainOptions, build_options, nearest
+from ...config.yaml_file import read_yaml
 from ...errors import ConfigError
 from .method_kinds import KINDS, RECIPES, SOFTPROMPT
 
