@@ -1,4 +1,4 @@
-"""encode.py: special tokens, the alignment of labels, and what max_length may and may not cut."""
+"""Encoder: special tokens, the alignment of labels, and what max_length cuts."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_a_label_that_starts_another_needs_an_end_token(labels):
     encoder(bpe("bos"), labels=labels)
 
 
-def test_there_is_room_for_what_is_written():
+def test_there_is_room_for_the_answer():
     tokenizer, long = bpe("bos"), row("the parcel is late " * 20)
     task = make_task(labels=(), max_length=30)
     for max_length, most in ((None, 64 - 8 - 20), (30, 30), (50, 36)):
@@ -361,8 +361,8 @@ def test_learned_positions_are_not_written_beyond():
         list(predict_rows(loaded, task, rows, max_new_tokens=64))
 
 
-def test_behind_a_text_a_label_has_no_space_of_its_own():
-    """Sentencepiece's vocabularies put a space before a text: the labels would all begin with it, and tell nothing."""
+def test_a_label_after_a_text_has_no_space_of_its_own():
+    """Sentencepiece tokenizers put a space before a text, so the first token of all labels would be the same."""
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<unk>", "▁", "▁a", "▁yes", "▁no", ":"))}))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")

@@ -18,7 +18,7 @@ from ..storage.validation import validated
 from .template import is_missing
 
 TASK_NAME = "task.json"
-_OLD_NAMES = {"cue": "answer_prefix"}
+_OLD_NAMES = {"cue": "answer_prefix"}  # old name
 """Fields as version 0.1 wrote them; still read."""
 LabelScoring = Literal["text", "unique_prefix"]
 

@@ -74,8 +74,10 @@ class Encoder:
         self._plain = PlainTokenizer(tokenizer)
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
-        self._front = _front_ids(tokenizer, self._skeleton())
-        self.answer_prefix_ids = _suffix(self._plain, [Piece(task.answer_prefix, False)]) if task.answer_prefix else ()
+        self._leading_ids = _leading_special_ids(tokenizer, self._skeleton())
+        self.answer_prefix_ids = (
+            _continuation_ids(self._plain, [Piece(task.answer_prefix, False)]) if task.answer_prefix else ()
+        )
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -180,12 +182,12 @@ class Encoder:
         return self._input_ids([self._template.pieces(values, row.where)])[0]
 
     def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
-        return [self._front + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
+        return [self._leading_ids + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
         text = Piece(to_text(label, self.task.label_column, where), True)
         prefix = self.task.label_prefix
-        ids = _suffix(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
+        ids = _continuation_ids(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -235,7 +237,7 @@ def _limit(max_length: int | None, num_virtual_tokens: int, context_length: int 
     return left, f"the model's context of {context_length} leaves {left} beside {virtual}{asked}"
 
 
-def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
+def _leading_special_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts before a text.
 
     They are found by tokenising with and without special tokens. Ids alone do not tell the beginning from the end:
@@ -255,15 +257,15 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
     )
 
 
-def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
-    """The tokens of an answer prefix, or of a label with its prefix, as they are after a text.
+def _continuation_ids(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
+    """The tokens of an answer prefix, or of a label with its prefix, when it follows other text.
 
-    By itself it may have one more token: sentencepiece tokenizers put a space before a text.
+    Tokenised by itself it may have one more token: sentencepiece tokenizers put a space before a text.
     """
     a = Piece("a", False)
     alone, before, both = plain.ids([text, [a], [a, *text]])
-    suffix = both[len(before) :]
-    return suffix if both[: len(before)] == before and 0 < len(suffix) < len(alone) else alone
+    after = both[len(before) :]
+    return after if both[: len(before)] == before and 0 < len(after) < len(alone) else alone
 
 
 def _head(text: str, length: int) -> str:
