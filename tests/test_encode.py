@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 from functools import cache
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -14,7 +16,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 import tiny
 from softprompt.config.adapter_config import PromptTuningConfig
 from softprompt.data.task import Task
-from softprompt.data.tokenize import Encoder, default_end_token_id, show_example
+from softprompt.data.tokenize import Encoder, _grapheme_ends, default_end_token_id, show_example
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.load_adapter import LoadedAdapter
 from softprompt.inference.predict import predict_rows
@@ -190,14 +192,23 @@ def test_longest_column_is_cut_first():
     assert len(title) == len(body) > 5
 
 
-@pytest.mark.parametrize("emoji", ["👨\u200d👩\u200d👧", "👍🏽", "🇩🇪", "e\u0301", "❤️"])
+@pytest.mark.parametrize("emoji", ["👨\u200d👩\u200d👧", "👍🏽", "🇩🇪", "e\u0301", "❤️", "\r\n", "ᄒ\u1161\u11ab", "1️⃣"])
 def test_characters_are_not_split(emoji):
     tokenizer = bpe("plain")
     for limit in range(22, 60):
-        example = encoder(tokenizer, template="{text}", max_length=limit).encode(row(emoji * 20))
+        example = encoder(tokenizer, template="{text}", max_length=limit).encode(row(emoji * 40))
         assert example.num_cut > 0
         text = tokenizer.decode(example.input_ids)
         assert text == emoji * (len(text) // len(emoji))
+
+
+def test_grapheme_ends_are_those_of_the_regex_library():
+    """Flags have a pattern of their own in ``_grapheme_ends``, which must agree with ``\\X``."""
+    draw = random.Random(0)
+    parts = ["🇩", "🇪", "🇫", "a", "\u0301", "\u0903", "\u200d", "👨", "🏽", "\r", "\n", "ᄒ", "\u1161", "\u0600"]
+    for _ in range(3000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 10)))
+        assert _grapheme_ends(text) == [found.end() for found in regex.finditer(r"\X", text)], ascii(text)
 
 
 def test_unlabelled_rows_leave_room_for_the_longest_class():

@@ -26,10 +26,12 @@ still too long        ``DataError``
 
 from __future__ import annotations
 
-import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from ..errors import ConfigError, DataError
 from ..types import Example, Row
@@ -41,6 +43,8 @@ from .template import Piece, Template, to_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Flags have their own case: at each flag, \X looks back over all flags before it, which is quadratic in their number.
+_GRAPHEME = regex.compile(r"\p{RI}{2}[\p{GCB=EX}\p{GCB=SM}\p{GCB=ZWJ}]*|\X")
 _ROWS_AT_ONCE = 1024  # a fast tokenizer is an order of magnitude faster on lists
 
 
@@ -160,26 +164,29 @@ class Encoder:
         is never beyond the limit.
         """
         texts = {name: to_text(row.fields[name], name, row.where) for name in self.task.text_columns}
-        best = self._capped(row, texts, 0)
+        best = self._input_ids_of(row, dict.fromkeys(texts, ""))
         if len(best) + room_for_label > limit:
             raise DataError(
                 f"{row.where}: the template takes {len(best)} tokens with empty text and the label "
                 f"{room_for_label}, together {len(best) + room_for_label}, but {self._limit_reason}; "
                 "shorten them, or allow more"
             )
-        low, high = 0, max(map(len, texts.values()))  # low fits, high does not
+        ends = {name: _grapheme_ends(text) for name, text in texts.items()}
+        lengths = sorted({0}.union(*ends.values()))
+        low, high = 0, len(lengths) - 1  # low fits, high does not
         while high - low > 1:
             middle = (low + high) // 2
-            input_ids = self._capped(row, texts, middle)
+            heads = {name: text[: _last(ends[name], lengths[middle])] for name, text in texts.items()}
+            input_ids = self._input_ids_of(row, heads)
             if len(input_ids) + room_for_label <= limit:
                 low, best = middle, input_ids
             else:
                 high = middle
         return best
 
-    def _capped(self, row: Row, texts: Mapping[str, str], length: int) -> tuple[int, ...]:
-        values = {**row.fields, **{name: _head(text, length) for name, text in texts.items()}}
-        return self._input_ids([self._template.pieces(values, row.where)])[0]
+    def _input_ids_of(self, row: Row, heads: Mapping[str, str]) -> tuple[int, ...]:
+        """The tokens of a row with ``heads`` as the contents of its text columns."""
+        return self._input_ids([self._template.pieces({**row.fields, **heads}, row.where)])[0]
 
     def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
         return [self._leading_ids + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
@@ -268,32 +275,12 @@ def _continuation_ids(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int
     return after if both[: len(before)] == before and 0 < len(after) < len(alone) else alone
 
 
-def _head(text: str, length: int) -> str:
-    """The first ``length`` characters; fewer where that would split a grapheme."""
-    if length >= len(text):
-        return text
-    while length > 0 and _joined(text, length):
-        length -= 1
-    return text[:length]
+def _grapheme_ends(text: str) -> list[int]:
+    """The end of each grapheme (extended grapheme cluster, Unicode TR 29): where a text may be cut."""
+    return [grapheme.end() for grapheme in _GRAPHEME.finditer(text)]
 
 
-def _joined(text: str, i: int) -> bool:
-    """Whether position ``i`` is inside a grapheme (accents, emoji, flags)."""
-    before, after = text[i - 1], text[i]
-    if before == _JOINER or after == _JOINER or unicodedata.category(after).startswith("M"):
-        return True
-    if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":  # skin tones, tags
-        return True
-    if _is_flag_letter(before) and _is_flag_letter(after):
-        run = 1
-        while run < i and _is_flag_letter(text[i - 1 - run]):
-            run += 1
-        return run % 2 == 1  # flags are pairs of letters
-    return False
-
-
-_JOINER = "\u200d"
-
-
-def _is_flag_letter(character: str) -> bool:
-    return "\U0001f1e6" <= character <= "\U0001f1ff"
+def _last(ends: Sequence[int], length: int) -> int:
+    """The last of the sorted ``ends`` that is at most ``length``, else 0."""
+    index = bisect_right(ends, length)
+    return ends[index - 1] if index else 0
