@@ -1,4 +1,4 @@
-"""plain.py: no text of a row becomes a special token, the template keeps its own, and other texts are as they were."""
+"""PlainTokenizer: no text of a row becomes a special token; the template keeps its own; other texts are unchanged."""
 
 from __future__ import annotations
 

@@ -26,10 +26,12 @@ still too long        ``DataError``
 
 from __future__ import annotations
 
-import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from ..errors import ConfigError, DataError
 from ..types import Example, Row
@@ -41,6 +43,8 @@ from .template import Piece, Template, to_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Flags have their own case: at each flag, \X looks back over all flags before it, which is quadratic in their number.
+_GRAPHEME = regex.compile(r"\p{RI}{2}[\p{GCB=EX}\p{GCB=SM}\p{GCB=ZWJ}]*|\X")
 _ROWS_AT_ONCE = 1024  # a fast tokenizer is an order of magnitude faster on lists
 
 
@@ -74,8 +78,10 @@ class Encoder:
         self._plain = PlainTokenizer(tokenizer)
         self._template = Template(task.template, task.text_columns)
         self._limit, self._limit_reason = _limit(task.max_length, num_virtual_tokens, context_length)
-        self._front = _front_ids(tokenizer, self._skeleton())
-        self.answer_prefix_ids = _suffix(self._plain, [Piece(task.answer_prefix, False)]) if task.answer_prefix else ()
+        self._leading_ids = _leading_special_ids(tokenizer, self._skeleton())
+        self.answer_prefix_ids = (
+            _continuation_ids(self._plain, [Piece(task.answer_prefix, False)]) if task.answer_prefix else ()
+        )
         self._class_ids: dict[str, tuple[int, ...]] = {}
         for label in task.labels:
             self._class_ids[label] = self._new_label_ids(label, "the task")
@@ -158,34 +164,37 @@ class Encoder:
         is never beyond the limit.
         """
         texts = {name: to_text(row.fields[name], name, row.where) for name in self.task.text_columns}
-        best = self._capped(row, texts, 0)
+        best = self._input_ids_of(row, dict.fromkeys(texts, ""))
         if len(best) + room_for_label > limit:
             raise DataError(
                 f"{row.where}: the template takes {len(best)} tokens with empty text and the label "
                 f"{room_for_label}, together {len(best) + room_for_label}, but {self._limit_reason}; "
                 "shorten them, or allow more"
             )
-        low, high = 0, max(map(len, texts.values()))  # low fits, high does not
+        ends = {name: _grapheme_ends(text) for name, text in texts.items()}
+        lengths = sorted({0}.union(*ends.values()))
+        low, high = 0, len(lengths) - 1  # low fits, high does not
         while high - low > 1:
             middle = (low + high) // 2
-            input_ids = self._capped(row, texts, middle)
+            heads = {name: text[: _last(ends[name], lengths[middle])] for name, text in texts.items()}
+            input_ids = self._input_ids_of(row, heads)
             if len(input_ids) + room_for_label <= limit:
                 low, best = middle, input_ids
             else:
                 high = middle
         return best
 
-    def _capped(self, row: Row, texts: Mapping[str, str], length: int) -> tuple[int, ...]:
-        values = {**row.fields, **{name: _head(text, length) for name, text in texts.items()}}
-        return self._input_ids([self._template.pieces(values, row.where)])[0]
+    def _input_ids_of(self, row: Row, heads: Mapping[str, str]) -> tuple[int, ...]:
+        """The tokens of a row with ``heads`` as the contents of its text columns."""
+        return self._input_ids([self._template.pieces({**row.fields, **heads}, row.where)])[0]
 
     def _input_ids(self, texts: Sequence[Sequence[Piece]]) -> list[tuple[int, ...]]:
-        return [self._front + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
+        return [self._leading_ids + ids + self.answer_prefix_ids for ids in self._plain.ids(texts)]
 
     def _new_label_ids(self, label: str, where: str) -> tuple[int, ...]:
         text = Piece(to_text(label, self.task.label_column, where), True)
         prefix = self.task.label_prefix
-        ids = _suffix(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
+        ids = _continuation_ids(self._plain, [Piece(prefix, False), text]) if prefix else self._plain.ids([[text]])[0]
         if not ids:
             raise DataError(f"{where}: the tokenizer turns the label {label!r} into no tokens; use another word")
         end = self.task.end_token_id
@@ -235,7 +244,7 @@ def _limit(max_length: int | None, num_virtual_tokens: int, context_length: int 
     return left, f"the model's context of {context_length} leaves {left} beside {virtual}{asked}"
 
 
-def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
+def _leading_special_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts before a text.
 
     They are found by tokenising with and without special tokens. Ids alone do not tell the beginning from the end:
@@ -255,43 +264,23 @@ def _front_ids(tokenizer: PreTrainedTokenizerBase, skeleton: str) -> tuple[int, 
     )
 
 
-def _suffix(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
-    """The tokens of an answer prefix, or of a label with its prefix, as they are after a text.
+def _continuation_ids(plain: PlainTokenizer, text: Sequence[Piece]) -> tuple[int, ...]:
+    """The tokens of an answer prefix, or of a label with its prefix, when it follows other text.
 
-    By itself it may have one more token: sentencepiece tokenizers put a space before a text.
+    Tokenised by itself it may have one more token: sentencepiece tokenizers put a space before a text.
     """
     a = Piece("a", False)
     alone, before, both = plain.ids([text, [a], [a, *text]])
-    suffix = both[len(before) :]
-    return suffix if both[: len(before)] == before and 0 < len(suffix) < len(alone) else alone
+    after = both[len(before) :]
+    return after if both[: len(before)] == before and 0 < len(after) < len(alone) else alone
 
 
-def _head(text: str, length: int) -> str:
-    """The first ``length`` characters; fewer where that would split a grapheme."""
-    if length >= len(text):
-        return text
-    while length > 0 and _joined(text, length):
-        length -= 1
-    return text[:length]
+def _grapheme_ends(text: str) -> list[int]:
+    """The end of each grapheme (extended grapheme cluster, Unicode TR 29): where a text may be cut."""
+    return [grapheme.end() for grapheme in _GRAPHEME.finditer(text)]
 
 
-def _joined(text: str, i: int) -> bool:
-    """Whether position ``i`` is inside a grapheme (accents, emoji, flags)."""
-    before, after = text[i - 1], text[i]
-    if before == _JOINER or after == _JOINER or unicodedata.category(after).startswith("M"):
-        return True
-    if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":  # skin tones, tags
-        return True
-    if _is_flag_letter(before) and _is_flag_letter(after):
-        run = 1
-        while run < i and _is_flag_letter(text[i - 1 - run]):
-            run += 1
-        return run % 2 == 1  # flags are pairs of letters
-    return False
-
-
-_JOINER = "\u200d"
-
-
-def _is_flag_letter(character: str) -> bool:
-    return "\U0001f1e6" <= character <= "\U0001f1ff"
+def _last(ends: Sequence[int], length: int) -> int:
+    """The last of the sorted ``ends`` that is at most ``length``, else 0."""
+    index = bisect_right(ends, length)
+    return ends[index - 1] if index else 0

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..data.task import Task
 from ..data.tokenize import Encoder
@@ -114,13 +115,12 @@ def generate_texts(
     texts = [""] * len(examples)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_token_id or 0)
     for rows in batches_by_length(examples, batch_size):
-        length = max(1, *(len(examples[row].input_ids) for row in rows))
-        ids = torch.full((len(rows), length), pad)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            tokens = examples[row].input_ids
-            ids[i, length - len(tokens) :] = torch.tensor(tokens)
-            mask[i, length - len(tokens) :] = 1
+        tokens = [examples[row].input_ids for row in rows]
+        ids = pad_sequence(  # at least one token wide: a text may have none
+            [torch.tensor(each or (pad,)) for each in tokens], batch_first=True, padding_value=pad, padding_side="left"
+        )
+        lengths = torch.tensor([len(each) for each in tokens])
+        mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long()
         device = model.prompt.device
         output = model.generate(
             input_ids=ids.to(device),
@@ -130,7 +130,7 @@ def generate_texts(
             eos_token_id=end_token_id,
             pad_token_id=pad,
         )
-        for row, new in zip(rows, output[:, length:].tolist(), strict=True):
+        for row, new in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             texts[row] = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
         if progress:
             progress(len(rows))

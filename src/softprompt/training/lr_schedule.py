@@ -10,7 +10,8 @@ from ..config.options import OptimizerOptions
 def lr_multiplier(step: int, max_steps: int, options: OptimizerOptions) -> float:
     """Learning rate of an optimizer step (0-based) as a share of the peak, 0..1.
 
-    The schedules of ``transformers.get_scheduler``: linear warm-up from zero, then constant, linear or cosine decay.
+    The schedules of ``transformers.get_scheduler``, to the last digit (cosine: to 4e-16): linear warm-up from zero,
+    then constant, linear or cosine decay. They are written out here because transformers' are bound to an optimizer.
     """
     warmup = num_warmup_steps(max_steps, options)
     if options.lr_scheduler_type != "constant" and step < warmup:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ....data.tokenize import Encoder
@@ -36,9 +37,7 @@ class HiddenStates:
 def last_states(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Hidden states ``[B, L, D]`` at the last token of each text, from one plain call on a right-padded batch."""
     lengths = torch.tensor([len(text) for text in texts], device=model.device)
-    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=model.device)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(model.device)
     mask = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
     output = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
     rows = torch.arange(len(texts), device=model.device)
