@@ -27,8 +27,8 @@ from ..version import __version__
 COMMANDS = {
     "train": "Train a soft prompt, evaluate it, and write the adapter folder.",
     "evaluate": "Score an adapter on labelled rows.",
-    "predict": "Label a text, or a file of them.",
-    "inspect": "Show what the virtual tokens have become.",
+    "predict": "Label a text or a file of texts.",
+    "inspect": "Show the vocabulary entries nearest to the virtual tokens.",
     "benchmark": "Measure speed against PEFT, or compare the quality of methods.",
     "push": "Upload an adapter folder to the Hub.",
 }
