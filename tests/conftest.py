@@ -32,6 +32,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 import selection  # noqa: E402
 
+torch.set_num_threads(1)  # fixtures of a module run before those of its tests; results depend on the number of threads
+
 settings.register_profile(
     "softprompt",
     deadline=None,
@@ -82,6 +84,8 @@ def _no_network():
 def _threads(request):
     """Two threads for the real model where tests run one by one; tiny models gain nothing from a second thread."""
     torch.set_num_threads(2 if request.node.get_closest_marker("real") and not PARALLEL else 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
