@@ -91,7 +91,7 @@ AFTER = {
     "resumed": ("interrupted", f"{LONG} cut --resume_from_checkpoint last"),
 }
 
-REAL = ("train", "evaluate", "texts", "csv", "inspect", "resumed")
+REAL = ("train", "texts", "resumed")
 """Run as installed, from nothing; the others are forked from a process that has imported torch."""
 
 
