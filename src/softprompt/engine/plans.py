@@ -26,10 +26,10 @@ from .prefix_sharing import CandidateTree, share_prefixes
 from .tree import ROOT, Plan, Tree
 
 TOKENS_PER_PACK = {"cpu": 1024, "cuda": 16_384}
-"""Most tokens computed at once with a gradient, by kind of device: enough to keep it busy."""
+"""Maximum tokens computed at once with a gradient, by device type: enough to keep the device busy."""
 
 NOTHING = -1
-"""In place of the flat position of a preceding token: there is none."""
+"""Stands for the flat position of a preceding token where there is none."""
 
 
 def plan_examples(
@@ -69,7 +69,7 @@ def plan_mixed(
     """Rows under several prefix prompts: row ``i``, which is group ``i``, has prompt ``prompt_of_row[i]``.
 
     Args:
-        num_virtual_tokens: of each prompt; 0 for none.
+        num_virtual_tokens: length of each prompt; 0 for none.
         rows, labels: as for ``Forest.add_rows``.
     """
     forest = Forest()
@@ -94,8 +94,9 @@ def plan_candidates(
 
 
 class Forest:
-    """A plan under construction: trees side by side, as lists of integers. Each call of ``add_...`` reads virtual
-    tokens of its own, the next rows of the prompt matrix, and makes new groups.
+    """A plan under construction: trees side by side, as lists of integers.
+
+    Each call of ``add_...`` takes the next rows of the prompt matrix as its virtual tokens, and makes new groups.
     """
 
     def __init__(self) -> None:
@@ -115,13 +116,14 @@ class Forest:
     ) -> None:
         """Add rows with one prompt; each is a group.
 
-        A label is that of the token at its position (``IGNORE_INDEX`` where there is no loss), so it is predicted one
-        token earlier. The first label of a row without a prompt is predicted by nothing and has no loss.
+        As in transformers, the label at index ``j`` is the id of token ``j`` itself (``IGNORE_INDEX`` for no loss), and
+        the token before it predicts it. In a row without a prompt nothing predicts the first label, so it has no loss.
 
         Args:
             num_virtual_tokens: P; 0 for rows without a prompt.
             rows: token ids of each row.
-            labels: for each row, one per token; one more stands for a token that is predicted but not read.
+            labels: labels of each row, one per token. One more is allowed, for a last token that is predicted but not
+                read.
                 ``None`` for no supervision.
             text_lengths: for a suffix prompt: number of tokens of each row before the prompt. ``None`` for a prefix
                 prompt.
@@ -157,9 +159,9 @@ class Forest:
             num_virtual_tokens: P, of each prompt; 0 for none.
             texts: B texts of token ids, which may be empty if there is a prompt.
             candidates: C labels of token ids. The last token of each is predicted but not read.
-            suffix_prompts: for suffix prompts: the prompts that follow each text, each as if it were alone. Prompt
-                ``k`` is rows ``k P .. (k + 1) P - 1`` of the prompt matrix ``[M * P, D]``. ``i`` then counts pairs of
-                text and prompt, in this order. ``None`` for one prefix prompt.
+            suffix_prompts: for suffix prompts: indices of the prompts that follow each text, each as if it were alone.
+                Prompt ``k`` is rows ``k P .. (k + 1) P - 1`` of the prompt matrix ``[M * P, D]``. ``i`` then counts
+                pairs of text and prompt, in this order. ``None`` for one prefix prompt.
 
         Raises:
             ConfigError: nothing precedes a candidate.
@@ -183,7 +185,7 @@ class Forest:
         self._num_virtual += num_virtual_tokens * (1 + max(chain.from_iterable(suffix_prompts), default=-1))
 
     def plan(self, device: torch.device, order: Sequence[int] | None = None) -> Plan:
-        """The plan, on a device.
+        """The finished plan, on a device.
 
         Args:
             order: for rows that were added in an order of their own: index of each in the caller's order.
@@ -212,7 +214,7 @@ class Forest:
         return len(self._parents) - 1
 
     def _add_prompt(self, parent: int, length: int, skipped: int = 0) -> int:
-        """A node of virtual tokens, after some rows of the prompt matrix that are left out."""
+        """A node of virtual tokens, which skips the next ``skipped`` rows of the prompt matrix."""
         return self._add(parent, self._virtual(length, skipped))
 
     def _virtual(self, length: int, skipped: int = 0) -> range:

@@ -7,8 +7,9 @@ to all tokens of the node's ancestors::
                        ├─ row 2                              │          └─ " no complaint"
                        └─ row 3                              └─ text 2 ─┬─ ...
 
-Tokens have one flat order: preorder, in which a node is followed by its descendants. A token's position is its depth in
-the tree, so the result for a row never depends on the other rows of its batch or on a collator's padding.
+Tokens have one flat order: preorder, in which a node is followed by its descendants. A token's *flat position* is its
+index in this order. Its position for the model is another number, its depth in the tree, so the result for a row never
+depends on the other rows of its batch or on a collator's padding.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ class Tree:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Flat index of each node's first token."""
+        """Flat position of each node's first token."""
         return self.starts_without(())[:-1]
 
     def starts_without(self, left_out: Container[int]) -> list[int]:
-        """Flat index of each node's first token without the tokens of some nodes; then the number of all others."""
+        """Flat position of each node's first token if some nodes had no tokens; the last entry is the total."""
         starts = [0]
         for node, length in enumerate(self.lengths):
             starts.append(starts[-1] + (0 if node in left_out else length))
@@ -68,7 +69,7 @@ class Tree:
 
     @cached_property
     def depths(self) -> list[int]:
-        """Number of tokens of each node's ancestors: the position of its first token."""
+        """Number of tokens of each node's ancestors, which is the (model's) position of its first token."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent == ROOT else depths[parent] + self.lengths[parent])
@@ -76,7 +77,7 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """Number of tokens of the longest path from a root to a leaf."""
+        """Number of tokens on the longest path from a root to a leaf."""
         return max((above + own for above, own in zip(self.depths, self.lengths, strict=True)), default=0)
 
     @cached_property
@@ -104,7 +105,7 @@ class Tree:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Flat index after each node's subtree. The tokens ``j <= i < ends[n]`` attend to token ``j`` of node ``n``."""
+        """Flat position after each node's subtree. Tokens ``j <= i < ends[n]`` attend to token ``j`` of node ``n``."""
         ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
         for node in reversed(range(len(ends))):
             if (parent := self.parents[node]) != ROOT:
@@ -112,11 +113,11 @@ class Tree:
         return ends
 
     def span(self, node: int) -> range:
-        """Flat indices of a node's tokens."""
+        """Flat positions of a node's tokens."""
         return range(self.starts[node], self.starts[node] + self.lengths[node])
 
     def path(self, node: int) -> list[int]:
-        """Flat indices of the tokens of a node's ancestors, in order."""
+        """Flat positions of the tokens of a node's ancestors, in order."""
         above: list[int] = []
         while (node := self.parents[node]) != ROOT:
             above[:0] = self.span(node)
@@ -129,7 +130,7 @@ class Plan:
 
     Attributes:
         tree: the nodes.
-        tokens: ``[T]`` in flat order: ids of the vocabulary, and ``-1 - i`` for row ``i`` of the prompt matrix.
+        tokens: ``[T]`` in flat order: token ids, and ``-1 - i`` for row ``i`` of the prompt matrix.
         predictors: ``[S]`` flat position whose hidden state predicts each supervised token.
         targets: ``[S]`` id of each supervised token.
         groups: ``[S]`` group of each supervised token: its row, or its pair of text and label candidate.
@@ -157,9 +158,10 @@ class Plan:
         texts: Mapping[int, tuple[int, ...]],
         **columns: Sequence[int],
     ) -> Plan:
-        """A plan of lists of integers (``tokens``, ``predictors``, ``targets``, ``groups``, ``places``).
+        """A plan from lists of integers (``tokens``, ``predictors``, ``targets``, ``groups``, ``places``).
 
-        All of them go to the device in one transfer; a column that the backward pass keeps does not keep the others.
+        All go to the device in one transfer and are then cloned, so that a tensor kept for the backward pass does not
+        keep the memory of the others.
         """
         together = torch.tensor([*chain.from_iterable(columns.values())], dtype=torch.long).to(device)
         parts = torch.split(together, [len(column) for column in columns.values()])

@@ -41,13 +41,13 @@ class Prediction:
 class Predictor(LoadedAdapter):
     """An adapter ready for predictions; made by ``softprompt.load``.
 
-    It predicts with everything the adapter has: prompt, ensemble and linear probe. Calls change nothing, so several
+    It predicts with everything the adapter has: prompt, ensemble and linear probe. Calls do not change it, so several
     threads may share it.
 
     Texts are given as one text, or as a list of texts; a dictionary of columns stands for a text where the task has
-    several text columns. A pandas ``DataFrame``, a ``datasets.Dataset`` and a ``pathlib.Path`` of a file are lists of
-    rows. A single text gives a single result, anything else a list, in order. Texts that are cut to fit ``max_length``
-    or the model's context cause a warning.
+    several text columns. A pandas ``DataFrame``, a ``datasets.Dataset`` and a ``pathlib.Path`` of a file count as lists
+    of rows. A single text gives a single result, anything else a list, in order. Texts that are cut to fit
+    ``max_length`` or the model's context cause a warning.
 
     Attributes:
         name: folder or Hub id of the adapter.
@@ -119,7 +119,7 @@ class Predictor(LoadedAdapter):
 
         Args:
             texts: a text, or several; see the class.
-            max_new_tokens: most tokens to generate; by default 64, or a quarter of a shorter context.
+            max_new_tokens: maximum number of tokens to generate; by default 64, or a quarter of a shorter context.
             batch_size: texts per forward pass.
 
         Returns:
@@ -190,11 +190,11 @@ def load(
     Args:
         adapter: a folder, or a Hub id (``owner/name``).
         model_name_or_path: the base model; by default the one that the adapter names.
-        revision: of the base model on the Hub.
-        dtype: of the base model: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; by default the
+        revision: revision of the base model on the Hub.
+        dtype: dtype of the base model: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; by default the
             checkpoint's own.
         device: a torch device; by default the first of cuda, mps and cpu that is available.
-        attn_implementation: attention of transformers: ``"sdpa"``, ``"eager"``, ...
+        attn_implementation: attention implementation in transformers: ``"sdpa"``, ``"eager"``, ...
         trust_remote_code: run Python code that the base model's repository contains.
 
     Raises:
@@ -218,5 +218,5 @@ def load(
 
 
 def load_predictor(adapter: str | os.PathLike[str], options: ModelOptions) -> Predictor:
-    """``load``, with the options as a value and without a warning."""
+    """``load`` with an options object, and without the warning about a missing task."""
     return Predictor(**vars(load_adapter(expand(os.fspath(adapter)), options)))

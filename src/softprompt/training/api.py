@@ -1,4 +1,4 @@
-"""``softprompt.train``: options and rows in, a finished adapter folder out."""
+"""``softprompt.train``: checks options and rows, which may be in memory, then runs ``pipeline.train``."""
 
 from __future__ import annotations
 

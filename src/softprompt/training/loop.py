@@ -16,15 +16,15 @@ from .validation import is_best
 
 
 def fit(run: Run) -> TrainerState:
-    """Train the active prompt; the model ends with the best or the last one.
+    """Train the active prompt. Afterwards the model holds the best prompt, or the last one.
 
     The order of rows depends on the seed and the epoch alone, and the learning rate on the step; a checkpoint
-    holds the prompt, AdamW's moments and the sums of the current epoch. So a resumed run goes through the same
-    numbers as one that was never interrupted, and reports the same losses.
+    holds the prompt, AdamW's moments and the sums of the current epoch. So a resumed run computes the same
+    values as an uninterrupted one, and reports the same losses.
 
     Raises:
         TrainingError: a loss or gradient is not finite; nothing of that step reaches the prompt.
-        ConfigError: the checkpoint to resume is of other rows, options or another base model.
+        ConfigError: the checkpoint to resume from was written with other rows, options or another base model.
     """
     options, prompt = run.options, run.prompt
     optimizer = make_optimizer(prompt, options)
@@ -40,7 +40,7 @@ def fit(run: Run) -> TrainerState:
             optimizer.param_groups[0]["lr"] = rate = run.learning_rate(step)
             try:
                 loss, count = forward_backward(run.objective, prompt, batches_of_step(run, step))
-                good = Snapshot.of(prompt, optimizer, state)  # of a prompt whose loss and gradient are finite
+                good = Snapshot.of(prompt, optimizer, state)  # this prompt's loss and gradient are finite
                 update_prompt(prompt, optimizer, options.max_grad_norm)
             except NonFiniteError as error:
                 raise roll_back(run, good, error, state, optimizer) from None

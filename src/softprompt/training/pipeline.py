@@ -1,4 +1,4 @@
-"""``train``: options in, a finished adapter folder out."""
+"""A whole training run: load, train, fit the classifier, test, write. The command and ``api.train`` call it."""
 
 from __future__ import annotations
 
