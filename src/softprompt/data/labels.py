@@ -33,6 +33,12 @@ def labels_alike(labels: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
+def alike_note(labels: Iterable[str]) -> str | None:
+    """A line for the user on labels that are probably the same; ``None`` without any."""
+    groups = [" and ".join(map(repr, group)) for group in labels_alike(labels)]
+    return f"labels that differ only in case or blanks are separate classes: {'; '.join(groups)}" if groups else None
+
+
 def check_labels(rows: Iterable[Row], labels: Sequence[str], options: DataOptions) -> None:
     """Check that every row has one of the labels; without labels (generation), any text is valid.
 

@@ -8,6 +8,11 @@ from ..types import Row
 from .template import is_missing
 
 
+def empty_note(num_empty: int) -> str | None:
+    """A line for the user on rows that were skipped; ``None`` without any."""
+    return f"rows skipped because all columns are empty: {num_empty}" if num_empty else None
+
+
 class NonEmptyRows(Iterator[Row]):
     """Iterates over rows and skips those in which all columns are empty.
 

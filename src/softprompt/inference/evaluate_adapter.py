@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import metrics as measures
 from ..config.options import DataOptions, ModelOptions, build_options
 from ..data.in_memory import Rows
-from ..data.labels import labels_alike, new_labels
+from ..data.labels import alike_note, new_labels
+from ..data.non_empty_rows import empty_note
 from ..data.sources import Splits, load_splits, make_task
 from ..data.task import Task
 from ..data.template import listed, renamed, resolve_template
@@ -156,12 +157,11 @@ def _read(
         options = build_options(DataOptions, reading)
         splits = load_splits(options, need_train=False, in_memory={} if rows is None else {"test": rows})
     split, found = ("test", splits.test) if splits.test else ("validation", splits.validation)
-    if splits.num_empty:
-        callback.on_warning(f"rows skipped because all columns are empty: {splits.num_empty}")
+    if note := empty_note(splits.num_empty):
+        callback.on_warning(note)
     task = task_for(saved, options, found)
-    if saved is None and (groups := labels_alike(task.labels)):
-        pairs = "; ".join(" and ".join(map(repr, group)) for group in groups)
-        callback.on_warning(f"labels that differ only in case or blanks are separate classes: {pairs}")
+    if saved is None and (note := alike_note(task.labels)):
+        callback.on_warning(note)
     return split, found, task
 
 

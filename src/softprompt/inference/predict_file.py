@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.formats import columns_of, open_writer, read_rows
-from ..data.non_empty_rows import NonEmptyRows
+from ..data.non_empty_rows import NonEmptyRows, empty_note
 from ..data.task import Task
 from ..data.template import Template, unknown_column
 from ..errors import ConfigError, DataError
@@ -136,8 +136,8 @@ def _check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: P
             without += 1
     if without:
         callback.on_warning(f"rows without a text, labelled anyway since RAFT needs every ID: {without}")
-    if rows.num_empty:
-        callback.on_warning(f"rows skipped because all columns are empty: {rows.num_empty}")
+    if note := empty_note(rows.num_empty):
+        callback.on_warning(note)
     return total
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..config.options import DataOptions
-from ..data.labels import labels_alike, labels_repeat
+from ..data.labels import alike_note, labels_repeat
+from ..data.non_empty_rows import empty_note
 from ..data.sources import Splits
 from ..data.task import Task
 from ..data.template import is_missing
@@ -32,24 +33,11 @@ def report_rows(
         any(cut.values())
         and f"cut to fit max_length: {_counts(cut, {n: len(rows) for n, rows in parts.items()})} rows",
         _free_text_note(options, task, [str(example.label) for example in parts["train"]]),
-        None if options.labels else alike_note(task),
+        None if options.labels else alike_note(task.labels),
     )
     for note in notes:
         if note:
             callback.on_warning(note)
-
-
-def empty_note(num_empty: int) -> str | None:
-    """A note on rows that were skipped."""
-    return f"rows skipped because all columns are empty: {num_empty}" if num_empty else None
-
-
-def alike_note(task: Task) -> str | None:
-    """A note on labels that are probably the same."""
-    groups = [" and ".join(map(repr, group)) for group in labels_alike(task.labels)]
-    if not groups:
-        return None
-    return f"labels that differ only in case or blanks are separate classes: {'; '.join(groups)}"
 
 
 def _kind(task: Task) -> str:
