@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config.adapter_config import CONFIG_NAME
+from ..config.adapter_config import CONFIG_NAME, PromptTuningConfig
 from ..config.compatibility import read_config
 from ..data.task import TASK_NAME, Task
 from ..errors import AdapterError
@@ -16,8 +16,8 @@ WITHOUT_TASK = f"no {TASK_NAME}; texts are passed to the model unchanged, so for
 """The message for such an adapter."""
 
 
-def fetch_adapter(adapter: str) -> None:
-    """Check that an adapter exists and is of a supported type; one on the Hub is downloaded into the cache.
+def fetch_adapter(adapter: str) -> PromptTuningConfig:
+    """The config of an adapter, checked to be of a supported type; one on the Hub is downloaded into the cache.
 
     Raises:
         AdapterError: there is no such adapter, it is of another type, or the Hub cannot be reached and the adapter is
@@ -25,7 +25,7 @@ def fetch_adapter(adapter: str) -> None:
     """
     if not Path(adapter).exists() and not looks_like_path(adapter):
         snapshot_adapter(adapter, [CONFIG_NAME, TASK_NAME, "*.safetensors"])
-    read_config(adapter)
+    return read_config(adapter)
 
 
 def read_task(adapter: str) -> Task | None:

@@ -89,8 +89,7 @@ def load_adapter(adapter: str, options: ModelOptions) -> LoadedAdapter:
         BaseModelError: the base model cannot be found or loaded.
         ConfigError: the adapter names no base model, and none is given.
     """
-    fetch_adapter(adapter)
-    config = read_config(adapter)
+    config = fetch_adapter(adapter)
     given = "model_name_or_path" in options.model_fields_set
     if not given:
         options = _options_of(adapter, config, options)
