@@ -122,8 +122,7 @@ class Forest:
         Args:
             num_virtual_tokens: P; 0 for rows without a prompt.
             rows: token ids of each row.
-            labels: labels of each row, one per token. One more is allowed, for a last token that is predicted but not
-                read.
+            labels: labels of each row, one per token; one more for a last token that is predicted but not read.
                 ``None`` for no supervision.
             text_lengths: for a suffix prompt: number of tokens of each row before the prompt. ``None`` for a prefix
                 prompt.

@@ -147,12 +147,13 @@ class Batch:
 
 def forward_rows(base: PreTrainedModel, prompts: RowPrompts, batch: Batch) -> PromptedCausalLMOutput:
     """Loss and logits with prefix prompts: no padding, each prompt computed once, logits only when they are read."""
+    runner = ModelRunner(base)
     can_be_cut = batch.inputs_embeds is None and batch.labels is not None and prompts.is_one and is_frozen(base)
     if can_be_cut and torch.is_grad_enabled():
         plans = plan_packs(prompts, batch, default_tokens_per_pack(prompts.matrix.device))
         if len(plans) > 1:
-            return _forward_packs(ModelRunner(base), prompts, batch, plans)
-    runner, plan = ModelRunner(base), plan_batch(prompts, batch)
+            return _forward_packs(runner, prompts, batch, plans)
+    plan = plan_batch(prompts, batch)
     hidden = hidden_states(runner, plan, prompts.matrix, batch.embeds)
     return output_of(runner, plan, hidden, columns(plan, prompts, batch.real), batch)
 

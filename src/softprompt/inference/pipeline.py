@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
-import torch
-
 from ..config.options import ModelOptions, build_options
 from ..data.in_memory import Rows, rows_from
 from ..data.non_empty_rows import NonEmptyRows
@@ -19,9 +17,8 @@ from ..errors import ConfigError
 from ..storage.atomic import expand
 from ..types import Row
 from .adapter_files import WITHOUT_TASK
-from .classifier import label_log_probs
 from .load_adapter import LoadedAdapter, load_adapter
-from .predict import Answer, predict_rows
+from .predict import Answer, label_probabilities, predict_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,12 +98,9 @@ class Predictor(LoadedAdapter):
         """
         if not self.labels:
             raise ConfigError(f"{self.name} generates text and has no labels; use generate instead of predict_proba")
-        examples = self._encoder.encode_all(self._rows(texts), with_label=False)
+        probabilities, examples = label_probabilities(self, self._encoder, self._rows(texts), batch_size)
         _warn_if_truncated([example.num_cut > 0 for example in examples])
-        classes = self.classes(self._encoder)
-        assert classes is not None
-        log_probs = label_log_probs(self.model, examples, classes, batch_size=batch_size)
-        return log_probs.softmax(1).to(torch.float32).numpy()
+        return probabilities.float().numpy()
 
     @overload
     def generate(  # type: ignore[overload-overlap]

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.task import Task
@@ -74,14 +75,21 @@ def _default_max_new_tokens(loaded: LoadedAdapter) -> int:
     return MAX_NEW_TOKENS if context is None else min(MAX_NEW_TOKENS, max(1, context // 4))
 
 
-def _classify(loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
+def label_probabilities(
+    loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], batch_size: int
+) -> tuple[Tensor, list[Example]]:
+    """Probability ``[N, C]`` of each label of a classification task for each row, and the encoded rows."""
     examples = encoder.encode_all(rows, with_label=False)
     classes = loaded.classes(encoder)
     assert classes is not None
-    log_probs = label_log_probs(loaded.model, examples, classes, batch_size=batch_size)
-    confidence, best = log_probs.softmax(1).max(1)
+    return label_log_probs(loaded.model, examples, classes, batch_size=batch_size).softmax(1), examples
+
+
+def _classify(loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], batch_size: int) -> list[Answer]:
+    probabilities, examples = label_probabilities(loaded, encoder, rows, batch_size)
+    confidence, best = probabilities.max(1)
     return [
-        Answer(classes.names[index], probability, example.num_cut > 0)
+        Answer(encoder.task.labels[index], probability, example.num_cut > 0)
         for index, probability, example in zip(best.tolist(), confidence.tolist(), examples, strict=True)
     ]
 
