@@ -240,6 +240,11 @@ class PromptTuningConfig(PromptLearningConfig):
         if self.tokenizer_kwargs and not is_text:
             raise ConfigError("tokenizer_kwargs only valid when using prompt_tuning_init='TEXT'.")
 
+    @property
+    def placement(self) -> Placement:
+        """``prompt_placement``, which ``__post_init__`` has set."""
+        return self.prompt_placement or "prefix"
+
     def _settle_placement(self) -> None:
         """Check that ``peft_type`` and ``prompt_placement`` agree, and set either from the other."""
         implied = _PLACEMENTS.get(str(getattr(self.peft_type, "value", self.peft_type)))

@@ -103,7 +103,7 @@ def load_adapter(adapter: str, options: ModelOptions) -> LoadedAdapter:
     config, prompt = read_adapter(model, adapter, config)
     restore(model, find_weights(adapter), adapter)
     check_unlisted(model, base.name)
-    prompted = PromptedModel(model, prompt.to(model.device, torch.float32), config.prompt_placement or "prefix")
+    prompted = PromptedModel(model, prompt.to(model.device, torch.float32), config.placement)
     task = read_task(adapter)
     probe, ensemble = read_probe(adapter, task, model), read_ensemble(adapter, prompt.shape[1])
     return LoadedAdapter(adapter, prompted, tokenizer, config, task, probe, ensemble)

@@ -181,13 +181,13 @@ class PeftModelForCausalLM(PeftModel):
     @property
     def prompt_placement(self) -> Placement:
         """Position of the active prompt: ``prefix`` or ``suffix``."""
-        return self.active_peft_config.prompt_placement or "prefix"
+        return self.active_peft_config.placement
 
     @property
     def prompted(self) -> PromptedModel:
         """The base model and the active prompt, for the functions of ``softprompt.inference``."""
         name = self._active()  # once: another thread may call set_adapter meanwhile
-        return PromptedModel(self.base_model, self.prompt_of(name), self.peft_config[name].prompt_placement or "prefix")
+        return PromptedModel(self.base_model, self.prompt_of(name), self.peft_config[name].placement)
 
     def forward(
         self,
@@ -289,7 +289,7 @@ class PeftModelForCausalLM(PeftModel):
         """The prompts of a batch, looked up once per call, since another thread may call ``set_adapter``."""
         if adapter_names is None:
             name = self._active()
-            return RowPrompts.of([self.prompt_of(name)]), self.peft_config[name].prompt_placement or "prefix"
+            return RowPrompts.of([self.prompt_of(name)]), self.peft_config[name].placement
         if isinstance(adapter_names, str) or len(adapter_names) != rows:
             raise ConfigError(
                 f"adapter_names needs one name per row: the batch has {rows} rows, the names are {adapter_names!r}"
