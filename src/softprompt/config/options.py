@@ -358,6 +358,17 @@ def current_names(
     return values
 
 
+def check_counts(**counts: int | None) -> None:
+    """Check options that count something; ``None`` is not checked.
+
+    Raises:
+        ConfigError: one is less than 1.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"invalid {name}={count}: must be > 0")
+
+
 def nearest(name: str, known: Any, least: float = 0.6) -> str:
     """``"; did you mean 'x'?"`` for the most similar name, or nothing; ``least`` is the required similarity, 0..1."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=least)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import metrics as measures
-from ..config.options import DataOptions, ModelOptions, build_options
+from ..config.options import DataOptions, ModelOptions, build_options, check_counts
 from ..data.in_memory import Rows
 from ..data.labels import alike_note, new_labels
 from ..data.non_empty_rows import empty_note
@@ -81,12 +81,13 @@ def evaluate(
             unless the adapter is loaded already, the options of ``softprompt.load``.
 
     Raises:
-        ConfigError: an option is invalid.
+        ConfigError: an option is invalid, or a count is less than 1.
         DataError: a row lacks its text or label, or a file cannot be read.
         AdapterError: the adapter is missing, damaged or does not fit the base model.
         BaseModelError: the base model cannot be found or loaded.
     """
     callback = callback or _Warnings()
+    check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if not generate and (exact_match_after or max_new_tokens):
         raise ConfigError("exact_match_after and max_new_tokens need generate; add it, or leave them out")
     if isinstance(adapter, os.PathLike):

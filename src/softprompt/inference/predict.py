@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..config.options import check_counts
 from ..data.task import Task
 from ..data.tokenize import Encoder
 from ..types import Example, Row
@@ -54,9 +55,10 @@ def predict_rows(
         batch_size: rows per forward pass.
 
     Raises:
-        ConfigError: the model's context has no room for ``max_new_tokens``.
+        ConfigError: a count is less than 1, or the model's context has no room for ``max_new_tokens``.
         DataError: a row lacks a column that the template reads.
     """
+    check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     free_text = generate or not task.is_classification
     limit = max_new_tokens or _default_max_new_tokens(loaded)
     encoder = loaded.encoder(task, room_for_answer=limit if free_text else 0)
@@ -78,7 +80,12 @@ def _default_max_new_tokens(loaded: LoadedAdapter) -> int:
 def label_probabilities(
     loaded: LoadedAdapter, encoder: Encoder, rows: Sequence[Row], batch_size: int
 ) -> tuple[Tensor, list[Example]]:
-    """Probability ``[N, C]`` of each label of a classification task for each row, and the encoded rows."""
+    """Probability ``[N, C]`` of each label of a classification task for each row, and the encoded rows.
+
+    Raises:
+        ConfigError: ``batch_size`` is less than 1.
+    """
+    check_counts(batch_size=batch_size)
     examples = encoder.encode_all(rows, with_label=False)
     classes = loaded.classes(encoder)
     assert classes is not None
