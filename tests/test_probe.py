@@ -15,6 +15,7 @@ import tiny
 from cli_tools import forked, make_base, rows, write_rows
 from softprompt import PromptTuningConfig, get_peft_model
 from softprompt.config.options import TrainOptions
+from softprompt.data.task import Task
 from softprompt.errors import AdapterError, ConfigError
 from softprompt.inference import score
 from softprompt.inference.classifier import Classes, mean_states
@@ -23,6 +24,7 @@ from softprompt.storage.record import PROBE_NAME
 from softprompt.training.callbacks import Callback
 from softprompt.training.fit_classifier import classifier_to_validate
 from softprompt.training.pipeline import train
+from softprompt.training.run import Run
 from softprompt.types import Example
 
 CLASSES = Classes(("yes", "no"), ((40, 2), (41, 42, 2)))
@@ -239,10 +241,12 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
     model = get_peft_model(tiny.base("llama"), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=5))
     given = [Example(tuple(text.tolist()), (), name) for text, name in zip(tiny.ids(9, 4, 6, 5), "yn" * 2, strict=True)]
     classes = Classes(("y", "n"), ((40,), (41,)))
+    task = Task(("text",), "label", "{text}", classes.names)
     shares = {}
     for folds in (0, 3):
         options = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=True, num_folds=folds)
-        found = classifier_to_validate(model, given, classes, options, Callback())
+        found = classifier_to_validate(Run(model, options, task, given, None, Callback(), classes=classes))
+        assert found is not None
         assert found.linear_probe is not None
         shares[folds] = round(float(found.linear_probe.share), 6)
         means = mean_states(model.prompted, given, classes, batch_size=2)
@@ -250,7 +254,7 @@ def test_beside_prompts_of_folds_the_read_out_alone_chooses() -> None:
         torch.testing.assert_close(found.linear_probe.log_probs(means), expected.log_probs(means))
     assert shares == {0: 0.85, 3: 1.0}
     plain = TrainOptions(output_dir=Path("unused"), dataset_name="complaints", linear_probe=False)
-    assert classifier_to_validate(model, given, classes, plain, Callback()) is classes
+    assert classifier_to_validate(Run(model, plain, task, given, None, Callback(), classes=classes)) is classes
 
 
 def test_states_are_read_without_scoring_labels(monkeypatch) -> None:

@@ -15,6 +15,7 @@ from ..config.compatibility import check_fit, check_supported, read_config
 from ..config.options import ModelOptions
 from ..data.task import Task
 from ..data.tokenize import Encoder, default_end_token_id
+from ..engine.runner import ModelRunner
 from ..engine.selfcheck import check_unlisted
 from ..errors import AdapterMismatchError, ConfigError
 from ..models.families import base_facts, context_length
@@ -103,7 +104,7 @@ def load_adapter(adapter: str, options: ModelOptions) -> LoadedAdapter:
     config, prompt = read_adapter(model, adapter, config)
     restore(model, find_weights(adapter), adapter)
     check_unlisted(model, base.name)
-    prompted = PromptedModel(model, prompt.to(model.device, torch.float32), config.placement)
+    prompted = PromptedModel(ModelRunner(model), prompt.to(model.device, torch.float32), config.placement)
     task = read_task(adapter)
     probe, ensemble = read_probe(adapter, task, model), read_ensemble(adapter, prompt.shape[1])
     return LoadedAdapter(adapter, prompted, tokenizer, config, task, probe, ensemble)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,22 +18,22 @@ from . import generate as decoding
 
 @dataclass(frozen=True, eq=False)
 class PromptedModel:
-    """A frozen base model and one soft prompt; it owns what is derived from the base, which must not change meanwhile.
+    """A frozen base model and one soft prompt.
 
     Attributes:
-        base: the base model.
+        runner: owns the base model and what is derived from it.
         prompt: ``[P, D]``, float32, on the base model's device.
         placement: whether the prompt is a prefix or a suffix of the text.
     """
 
-    base: PreTrainedModel
+    runner: ModelRunner
     prompt: Tensor
     placement: Placement = "prefix"
 
-    @cached_property
-    def runner(self) -> ModelRunner:
-        """Runs the base."""
-        return ModelRunner(self.base)
+    @property
+    def base(self) -> PreTrainedModel:
+        """The base model."""
+        return self.runner.base
 
     @torch.no_grad()
     def prefilled(self) -> Tensor | KVCache:

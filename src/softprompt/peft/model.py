@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs
 
 from ..config.adapter_config import PeftConfig
 from ..engine.row_prompts import RowPrompts
+from ..engine.runner import ModelRunner
 from ..engine.surgery.lm_head import is_hooked
 from ..errors import ConfigError
 from ..inference import generate as decoding
@@ -185,9 +186,9 @@ class PeftModelForCausalLM(PeftModel):
 
     @property
     def prompted(self) -> PromptedModel:
-        """The base model and the active prompt, for the functions of ``softprompt.inference``."""
+        """The base model, in a new runner, and the active prompt, for the functions of ``softprompt.inference``."""
         name = self._active()  # once: another thread may call set_adapter meanwhile
-        return PromptedModel(self.base_model, self.prompt_of(name), self.peft_config[name].placement)
+        return PromptedModel(ModelRunner(self.base_model), self.prompt_of(name), self.peft_config[name].placement)
 
     def forward(
         self,

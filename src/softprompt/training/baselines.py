@@ -5,51 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from .. import metrics as scores
-from ..config.options import TrainOptions
 from ..inference.classifier import Classes
 from ..inference.evaluate import evaluate_examples
-from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import Example
-from .callbacks import Callback
+from .run import Run
 
 UNTUNED = "untuned prompt"
 MAJORITY = "majority class"
 
 
-def score_test_rows(
-    options: TrainOptions,
-    model: PeftModelForCausalLM,
-    train: Sequence[Example],
-    test: Sequence[Example],
-    classes: Classes | None,
-    initial_prompt: Tensor,
-    callback: Callback,
-) -> Metrics:
+def score_test_rows(run: Run, test: Sequence[Example], classes: Classes | None, initial_prompt: Tensor) -> Metrics:
     """Metrics on the test rows, with those of the baselines if ``options.baselines``.
 
     Args:
-        train: the training rows, for the majority class.
+        classes: with the linear probe and the ensemble, if there are any.
         initial_prompt: ``[P, D]`` of before training.
     """
-    size = options.per_device_eval_batch_size
-    with callback.progress("testing", len(test)) as progress:
-        metrics = evaluate_examples(model.prompted, test, classes, batch_size=size, progress=progress)
-    if not options.baselines:
+    size = run.options.per_device_eval_batch_size
+    with run.callback.progress("testing", len(test)) as progress:
+        metrics = evaluate_examples(run.prompted, test, classes, batch_size=size, progress=progress)
+    if not run.options.baselines:
         return metrics
-    tuned = model.prompt.detach().clone()
-    with torch.no_grad(), callback.progress("testing the untuned prompt", len(test)) as progress:
-        model.prompt.copy_(initial_prompt)
+    with run.callback.progress("testing the untuned prompt", len(test)) as progress:
         prompt_alone = classes and replace(classes, linear_probe=None, ensemble=None)
-        untuned = evaluate_examples(model.prompted, test, prompt_alone, batch_size=size, progress=progress)
-        model.prompt.copy_(tuned)
-    baselines = {UNTUNED: {"accuracy": untuned.accuracy, "macro_f1": untuned.macro_f1, "eval_loss": untuned.eval_loss}}
+        untuned = replace(run.prompted, prompt=initial_prompt)
+        found = evaluate_examples(untuned, test, prompt_alone, batch_size=size, progress=progress)
+    baselines = {UNTUNED: {"accuracy": found.accuracy, "macro_f1": found.macro_f1, "eval_loss": found.eval_loss}}
     if classes is not None:
-        baselines = {MAJORITY: _majority(train, test, classes.names), **baselines}
+        baselines = {MAJORITY: _majority(run.examples, test, classes.names), **baselines}
     return replace(metrics, baselines=baselines)
 
 

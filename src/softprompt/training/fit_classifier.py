@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.options import TrainOptions
 from ..inference.classifier import Classes, label_log_probs, mean_states
 from ..inference.ensemble import Ensemble, fit_temperature
 from ..inference.probe import fit_probe
 from ..models.embeddings import embed
-from ..peft.model import PeftModelForCausalLM
-from ..types import Example
-from .callbacks import Callback
 from .folds import FoldData, held_out_scores, make_folds, train_fold_prompts
 from .objectives import class_indices
 from .run import Run
@@ -53,52 +49,35 @@ def fit_classifier(run: Run, tokenizer: Any, classes: Classes) -> Classes:
             temperature = _temperature(probe_scores, class_indices(run.examples, plain))
     if options.linear_probe:
         share = PROBE_SHARE_WITH_PROMPT if folds is None else PROBE_SHARE_WITH_ENSEMBLE
-        given = run.model, run.examples, classes, options, run.callback
-        classes = add_probe(*given, share=share, temperature=temperature)
+        classes = add_probe(run, classes, share=share, temperature=temperature)
     if folds is not None and run.unlabeled:
         classes = _self_train(run, plain, classes, folds, start)
     return classes
 
 
-def add_probe(
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes,
-    options: TrainOptions,
-    callback: Callback,
-    *,
-    share: float,
-    temperature: float = 1.0,
-) -> Classes:
-    """Classes with a linear probe, fitted to hidden states of the examples under the current prompt.
+def add_probe(run: Run, classes: Classes, *, share: float, temperature: float = 1.0) -> Classes:
+    """Classes with a linear probe, fitted to hidden states of the training rows under the current prompt.
 
     Args:
         share: weight of the probe, in 0..1.
         temperature: divisor of its logits.
     """
-    with callback.progress("computing hidden states", len(examples)) as progress:
-        size = options.per_device_eval_batch_size
-        means = mean_states(model.prompted, examples, classes, batch_size=size, progress=progress)
-    linear_probe = fit_probe(means, class_indices(examples, classes), len(classes.ids), share)
+    with run.callback.progress("computing hidden states", len(run.examples)) as progress:
+        size = run.options.per_device_eval_batch_size
+        means = mean_states(run.prompted, run.examples, classes, batch_size=size, progress=progress)
+    linear_probe = fit_probe(means, class_indices(run.examples, classes), len(classes.ids), share)
     return replace(classes, linear_probe=linear_probe.cooled(temperature), relative=True)
 
 
-def classifier_to_validate(
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes,
-    options: TrainOptions,
-    callback: Callback,
-) -> Classes:
+def classifier_to_validate(run: Run) -> Classes | None:
     """The classifier that ranks the current prompt: the one that would be saved, as far as it depends on the prompt.
 
     With a linear probe, that is prompt and probe together. With fold prompts, the main prompt scores no labels, so it
-    is the probe alone.
+    is the probe alone. ``None`` for a generation task.
     """
-    if not options.linear_probe:
-        return classes
-    share = 1.0 if options.num_folds else PROBE_SHARE_WITH_PROMPT
-    return add_probe(model, examples, classes, options, callback, share=share)
+    if run.classes is None or not run.options.linear_probe:
+        return run.classes
+    return add_probe(run, run.classes, share=1.0 if run.options.num_folds else PROBE_SHARE_WITH_PROMPT)
 
 
 def _calibrated_ensemble(run: Run, classes: Classes, prompts: Tensor, scores: Tensor) -> Ensemble:
@@ -132,7 +111,7 @@ def _self_train(run: Run, plain: Classes, classes: Classes, folds: FoldData, sta
     Self-training: the soft labels come from the linear probe too, so the prompts learn what only the probe captures.
     """
     unlabeled, size = run.unlabeled, run.options.per_device_eval_batch_size
-    soft_labels = label_log_probs(run.model.prompted, unlabeled, classes, batch_size=size).softmax(-1)
+    soft_labels = label_log_probs(run.prompted, unlabeled, classes, batch_size=size).softmax(-1)
     first = folds.weights[: min(run.options.num_folds, len(run.examples))]
     data = FoldData(
         [*run.examples, *unlabeled],

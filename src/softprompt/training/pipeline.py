@@ -103,7 +103,7 @@ def train(options: TrainOptions, callback: Callback | None = None, splits: Split
         options=options,
         task=task,
         examples=rows.train,
-        validate=make_validator(options, model, rows.train, rows.validation, classes, callback, texts),
+        validate=None,
         callback=callback,
         resume_from=resume_from,
         texts=texts,
@@ -111,6 +111,7 @@ def train(options: TrainOptions, callback: Callback | None = None, splits: Split
         embedding_rms=embedding_rms(base.model.get_input_embeddings()),
         unlabeled=rows.unlabeled,
     )
+    run.validate = make_validator(run, rows.validation)
     check_resumable(run)
     make_output_dir(options)  # removes the files of an older run; nothing above has touched them
     initial_prompt = write_initial_files(options, model.prompt.detach().clone())
@@ -122,7 +123,7 @@ def train(options: TrainOptions, callback: Callback | None = None, splits: Split
             state = replace(state, seconds=state.seconds + seconds)
     metrics = None
     if rows.test:
-        metrics = score_test_rows(options, model, rows.train, rows.test, classes, initial_prompt, callback)
+        metrics = score_test_rows(run, rows.test, classes, initial_prompt)
     state = replace(state, finished=True, tested=metrics is not None)
     write_results(run, classes, state, metrics)
     return TrainResult(options.output_dir, state, metrics)
@@ -169,7 +170,7 @@ def _fit_rest(run: Run, base: Base, classes: Classes, validation: Sequence[Examp
     classes = fit_classifier(run, base.tokenizer, classes)
     seconds = time.perf_counter() - started
     if run.validate is not None and classes.ensemble is not None:
-        found = validation_metrics(run.options, run.model, validation, classes, run.callback)
+        found = validation_metrics(run, validation, classes)
         run.callback.on_message(
             f"validation, whole classifier: accuracy {found.accuracy:.4f}, macro-F1 {found.macro_f1:.4f}"
         )

@@ -23,6 +23,7 @@ from ..engine.runner import ModelRunner
 from ..engine.text_cache import TextCache
 from ..inference.classifier import Classes
 from ..inference.probe import class_weights
+from ..inference.prompted import PromptedModel
 from ..peft.model import PeftModelForCausalLM
 from ..storage.record import Metrics
 from ..types import Example
@@ -66,8 +67,13 @@ class Run:
 
     @cached_property
     def runner(self) -> ModelRunner:
-        """Runs the base model in all steps; the text cache's runner, if there is one."""
+        """Runs the base model in the whole run; the text cache's runner, if there is one."""
         return ModelRunner(self.base) if self.texts is None else self.texts.runner
+
+    @property
+    def prompted(self) -> PromptedModel:
+        """The base model with the current prompt, to score rows with."""
+        return PromptedModel(self.runner, self.prompt, self.config.placement)
 
     @property
     def prompt(self) -> Tensor:

@@ -5,47 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..config.options import TrainOptions
 from ..engine.text_cache import TextCache
 from ..inference.classifier import Classes
 from ..inference.evaluate import evaluate_examples
-from ..peft.model import PeftModelForCausalLM
 from ..storage.record import EpochRecord, Metrics
 from ..types import Example
-from .callbacks import Callback
 from .fit_classifier import classifier_to_validate
-from .run import fill_text_cache
+from .run import Run, fill_text_cache
 
 
-def make_validator(
-    options: TrainOptions,
-    model: PeftModelForCausalLM,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    classes: Classes | None,
-    callback: Callback,
-    texts: TextCache | None,
-) -> Callable[[], Metrics] | None:
-    """A function that scores the current prompt on the validation rows; ``None`` if nothing is validated.
-
-    Args:
-        train: rows that a linear probe is fitted to.
-        texts: KV cache of the texts before a suffix prompt.
-    """
-    if not validation or options.eval_strategy == "no":
+def make_validator(run: Run, examples: Sequence[Example]) -> Callable[[], Metrics] | None:
+    """A function that scores the current prompt on validation rows; ``None`` if nothing is validated."""
+    if not examples or run.options.eval_strategy == "no":
         return None
-    caches_texts = texts is not None and options.prompt_placement == "suffix" and not options.linear_probe
+    caches_texts = run.options.prompt_placement == "suffix" and not run.options.linear_probe
     warned = False
 
     def validate() -> Metrics:
         nonlocal warned
-        scored = classes and classifier_to_validate(model, train, classes, options, callback)
-        if texts is not None and caches_texts:
-            fill_text_cache(texts, (example.input_ids for example in validation), callback)
-        metrics = validation_metrics(options, model, validation, scored, callback, texts)
+        classes = classifier_to_validate(run)
+        if run.texts is not None and caches_texts:
+            fill_text_cache(run.texts, (example.input_ids for example in examples), run.callback)
+        metrics = validation_metrics(run, examples, classes, run.texts)
         if not warned and metrics.eval_loss is not None and not math.isfinite(metrics.eval_loss):
             warned = True
-            callback.on_warning(
+            run.callback.on_warning(
                 "validation: rows with scores that are not finite count as wrong; training continues. If the base "
                 "model is in float16, try --dtype bfloat16 or float32"
             )
@@ -55,18 +39,13 @@ def make_validator(
 
 
 def validation_metrics(
-    options: TrainOptions,
-    model: PeftModelForCausalLM,
-    examples: Sequence[Example],
-    classes: Classes | None,
-    callback: Callback,
-    texts: TextCache | None = None,
+    run: Run, examples: Sequence[Example], classes: Classes | None, texts: TextCache | None = None
 ) -> Metrics:
-    """Metrics of a model on the validation rows."""
-    size = options.per_device_eval_batch_size
-    with callback.progress("validating", len(examples)) as progress:
+    """Metrics of the current prompt, and what ``classes`` adds to it, on validation rows."""
+    size = run.options.per_device_eval_batch_size
+    with run.callback.progress("validating", len(examples)) as progress:
         return evaluate_examples(
-            model.prompted, examples, classes, batch_size=size, split="validation", progress=progress, text_cache=texts
+            run.prompted, examples, classes, batch_size=size, split="validation", progress=progress, text_cache=texts
         )
 
 
