@@ -85,7 +85,7 @@ def quality(
     table: Annotated[bool, typer.Option("--table", help="Measure nothing; write tables and plots again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="List the missing results, and stop.")] = False,
 ) -> None:
-    """Compare methods on classification tasks; an interrupted run resumes."""
+    """Compare methods on classification tasks."""
     spec = read_spec(config)
     failed = 0
     if not table:

@@ -38,8 +38,11 @@ def read_task(adapter: str) -> Task | None:
     return None if path is None else Task.read(path)
 
 
-def check_same_base(adapter: str, trained_on: str, given: str) -> None:
+def check_same_base(adapter: str, trained_on: str, given: str, advice: str) -> None:
     """Refuse a base model of another name; two paths or Hub ids are the same if their last parts are.
+
+    Args:
+        advice: ends the message.
 
     Raises:
         AdapterError: the names differ.
@@ -47,7 +50,7 @@ def check_same_base(adapter: str, trained_on: str, given: str) -> None:
     if Path(trained_on).name.lower() != Path(given).name.lower():
         raise AdapterError(
             f"{adapter} was trained on {trained_on}, not on {given}; a prompt works only with the base model it was "
-            "trained on. Leave --model_name_or_path out to use that one"
+            f"trained on: {advice}"
         )
 
 
