@@ -7,10 +7,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 from ..config.adapter_config import CONFIG_NAME
 from ..config.options import ModelOptions
+from ..data.in_memory import Rows
 from ..data.tokenize import Encoder
 from ..engine.runner import ModelRunner
 from ..engine.selfcheck import check_unlisted
@@ -20,10 +21,11 @@ from ..models.loading import load_base
 from ..storage.atomic import expand
 from ..types import Row
 from .adapter_files import RAW_TASK
+from .answer import Question, answer
 from .library_adapter import Adapter, Fingerprint, age, fingerprint
 from .load_adapter import load_adapter, load_onto
 from .mixed_rows import PlacedPrompt
-from .pipeline import model_options
+from .pipeline import Prediction, model_options
 from .prompt_cache import PromptCache
 
 PROMPT_MEMORY = 256 << 20
@@ -223,6 +225,60 @@ class PromptLibrary:
     def prompt(self, adapter: Adapter) -> PlacedPrompt:
         """The prompt of an adapter, prefilled if it is a prefix."""
         return self._prompts.get(adapter.loaded.model)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, texts: str | Mapping[str, Any], adapter: str
+    ) -> Prediction | str: ...
+    @overload
+    def predict(self, texts: Rows, adapter: str | Sequence[str]) -> list[Prediction | str]: ...
+    def predict(self, texts: Any, adapter: str | Sequence[str]) -> Any:
+        """Predict the label of each text; adapters of generation tasks generate a text, greedily.
+
+        Args:
+            texts: one text, or several; a dictionary of columns stands for a text. All run together.
+            adapter: the name of an adapter, or a name for each text.
+
+        Returns:
+            A ``Prediction`` or a string for one text, a list of them for several.
+
+        Raises:
+            UnknownAdapterError: there is no adapter of this name.
+            ConfigError: the numbers of texts and names differ.
+            DataError: a text is empty, or a column is missing.
+        """
+        single = isinstance(texts, (str, Mapping))
+        given = [texts] if single else list(texts)
+        names = [adapter] * len(given) if isinstance(adapter, str) else list(adapter)
+        if len(names) != len(given):
+            raise ConfigError(f"there are {len(given)} texts, but {len(names)} adapter names; give one per text")
+        found = self._answers(list(zip(names, given, (f"row {n + 1}" for n in range(len(given))), strict=True)))
+        return found[0] if single else found
+
+    def predict_all(
+        self, text: str | Mapping[str, Any], adapters: Sequence[str] | None = None
+    ) -> dict[str, Prediction | str]:
+        """Predictions of several adapters for one text. Suffix prompts share the computation of the text.
+
+        Args:
+            text: a text, or a dictionary of columns.
+            adapters: their names; all by default.
+
+        Raises:
+            UnknownAdapterError, DataError: as for ``predict``.
+        """
+        names = self.names if adapters is None else list(adapters)
+        return dict(zip(names, self._answers([(name, text, "the text") for name in names]), strict=True))
+
+    def _answers(self, asked: Sequence[tuple[str, Any, str]]) -> list[Prediction | str]:
+        """Answers to names of adapters, texts, and the origins of the texts."""
+        adapters = {name: self.get(name) for name, *_ in asked}  # one version of each in a call
+        questions = []
+        for name, given, where in asked:
+            adapter = adapters[name]
+            example = adapter.encode(given, where, max_new_tokens=0 if adapter.classes else adapter.max_new_tokens)
+            questions.append(Question(adapter, self.prompt(adapter), example))
+        return answer(self.runner, questions)
 
     def encode_raw(self, text: str) -> tuple[int, ...]:
         """A text as it is: without a template, with the tokens that the tokenizer puts before a text. It is not cut."""

@@ -19,6 +19,7 @@ from ..storage.record import CLASSIFIER_FILES
 from ..types import Example, Row
 from .classifier import Classes
 from .load_adapter import LoadedAdapter
+from .predict import default_max_new_tokens
 
 ENCODERS_KEPT = 16
 """Encoders kept for different numbers of new tokens."""
@@ -50,6 +51,11 @@ class Adapter:
     def classes(self) -> Classes | None:
         """The classes, with linear probe and ensemble; ``None`` for a generation task."""
         return self.loaded.classes(self._encoder(0))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens to generate unless a caller says otherwise."""
+        return default_max_new_tokens(self.loaded)
 
     @functools.cached_property
     def _encoder(self) -> Any:
