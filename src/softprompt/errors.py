@@ -4,6 +4,7 @@
 
     SoftPromptError
     ├── ConfigError        (ValueError)    an option or a config field has a value that cannot work
+    │   └── ContextLengthError               a text and what is to be generated exceed the model's context
     ├── DataError          (ValueError)    a data file, column, row, label or template is wrong
     ├── BaseModelError     (ValueError)    the base model cannot be had, or is of a kind we refuse
     ├── AdapterError       (ValueError)    an adapter folder is missing, damaged, unsafe or of another kind
@@ -26,6 +27,10 @@ class SoftPromptError(Exception):
 
 class ConfigError(SoftPromptError, ValueError):
     """An option or config field has a value that cannot work."""
+
+
+class ContextLengthError(ConfigError):
+    """A text, and the tokens to generate after it, exceed the base model's context."""
 
 
 class DataError(SoftPromptError, ValueError):

@@ -15,7 +15,7 @@ from ..data.in_memory import Rows
 from ..data.tokenize import Encoder
 from ..engine.runner import ModelRunner
 from ..engine.selfcheck import check_unlisted
-from ..errors import AdapterError, ConfigError, SoftPromptError, UnknownAdapterError
+from ..errors import AdapterError, ConfigError, ContextLengthError, SoftPromptError, UnknownAdapterError
 from ..models.families import context_length
 from ..models.loading import load_base
 from ..storage.atomic import expand
@@ -287,6 +287,19 @@ class PromptLibrary:
     def _check_free(self, *names: str) -> None:
         if self.base_name in names:
             raise ConfigError(f"the name {self.base_name!r} is that of the base model; give the adapter another one")
+
+    def check_length(self, num_tokens: int, max_new_tokens: int, adapter: Adapter | None = None) -> None:
+        """Check that a text and its continuation fit into the context.
+
+        Raises:
+            ContextLengthError: they do not.
+        """
+        virtual, limit = (0 if adapter is None else len(adapter.loaded.model.prompt)), self.context_length
+        if limit is not None and virtual + num_tokens + max_new_tokens > limit:
+            raise ContextLengthError(
+                f"the base model's context is {limit} tokens; the text has {num_tokens}, the prompt {virtual}, and "
+                f"{max_new_tokens} are to be generated: shorten the text, or generate fewer"
+            )
 
     # ---- reading
 
