@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import softprompt
-from cli_tools import make_base
+from cli_tools import forked, make_base, read_csv, write_rows
 from serving_tools import KINDS, assert_same, make_adapters
 from softprompt import PromptLibrary
 from softprompt.errors import AdapterError, ConfigError, UnknownAdapterError
@@ -222,3 +222,49 @@ def test_two_hundred_adapters(made):
     found = torch.stack(run_mixed(library.runner, rows))
     assert len(found) == 200
     torch.testing.assert_close(found, found[:1].expand_as(found))
+
+
+def test_predict_with_several_adapters(made, tmp_path):
+    """A column for each adapter, named like it, in the order of the command line."""
+    source = write_rows(tmp_path / "in.csv", [{"text": text, "help": "x"} for text in TEXTS])
+    adapters = ["--adapter", f"one={made[1]['front']}", "--adapter", made[1]["joint"]]
+    done = forked("predict", *adapters, "--input_file", source, "--output_file", str(tmp_path / "out.csv"))
+    assert done.returncode == 0, done.stderr
+    assert "4 rows written to" in done.stdout
+    found = read_csv(tmp_path / "out.csv")
+    assert list(found[0]) == ["text", "help", "one", "joint"]
+    library = PromptLibrary(made[1])
+    for column, name in (("one", "front"), ("joint", "joint")):
+        assert [row[column] for row in found] == [each.label for each in library.predict(TEXTS, name)]
+
+
+def test_predict_texts_with_several_adapters(made):
+    adapters = ["--adapter", made[1]["front"], "--adapter", made[1]["back"]]
+    done = forked("predict", *adapters, "--text", "good service")
+    library = PromptLibrary(made[1])
+    expected = [
+        f"{name:<5}  {each.label}  {each.probability:.4f}"
+        for name, each in library.predict_all("good service", ["front", "back"]).items()
+    ]
+    assert done.stdout.splitlines() == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--adapter", "{pairs}", "--input_file", "{csv}", "--output_file", "x.csv"], "reads the column 'help'"),
+        (["--adapter", "text={back}", "--input_file", "{csv}", "--output_file", "x.csv"], "has a column 'text'"),
+        (["--adapter", "{front}", "--text", "good"], "two adapters are named 'front'"),
+        (["--adapter", "{back}", "--text", "good", "--generate"], "are for a single adapter"),
+        (["--adapter", "{pairs}", "--text", "good"], "give them in --input_file"),
+        (["--adapter", "gone=./gone", "--text", "good"], "no such folder"),
+    ],
+)
+def test_wrong_input_for_several_adapters(made, tmp_path, more, message):
+    source = write_rows(tmp_path / "in.csv", [{"text": "good"}])
+    more = [each.format(csv=source, **made[1]) for each in more]
+    done = forked("predict", "--adapter", made[1]["front"], *more, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "x.csv").exists()

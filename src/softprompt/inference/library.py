@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 from ..config.adapter_config import CONFIG_NAME
 from ..config.options import ModelOptions
@@ -20,7 +20,7 @@ from ..models.families import context_length
 from ..models.loading import load_base
 from ..storage.atomic import expand
 from ..types import Row
-from .adapter_files import RAW_TASK
+from .adapter_files import RAW_TASK, Adapters, checked_name, named_adapters
 from .answer import Question, answer
 from .library_adapter import Adapter, Fingerprint, age, fingerprint
 from .load_adapter import load_adapter, load_onto
@@ -32,8 +32,6 @@ PROMPT_MEMORY = 256 << 20
 """Bytes of prefilled prompts: those of 8 virtual tokens take 0.4 MB each in SmolLM2-135M, float32."""
 SETTLE_SECONDS = 1.0
 """A changed folder is read again once it has not changed for so long, so that a half-written one is not read."""
-
-Adapters: TypeAlias = "Mapping[str, str | os.PathLike[str]] | Sequence[str | os.PathLike[str]]"
 
 
 @dataclass(eq=False)
@@ -63,7 +61,7 @@ class PromptLibrary:
     reports it. Any number of threads may use a library.
 
     Args:
-        adapters: folders or Hub ids, by name or as a list; the name is then the last part of the path.
+        adapters: folders or Hub ids by name; or a list of them, as ``NAME=DIR`` or named by the last part of the path.
         adapter_dir: a folder whose subfolders are adapters, named like these. A damaged one is skipped and reported in
             ``problems``; one that is added later is found when it is asked for.
         prompt_memory: bytes for prefilled prompts.
@@ -102,7 +100,7 @@ class PromptLibrary:
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
         )
-        self._open(_named(adapters), adapter_dir, prompt_memory, options)
+        self._open(named_adapters(adapters), adapter_dir, prompt_memory, options)
 
     @classmethod
     def from_options(
@@ -115,7 +113,7 @@ class PromptLibrary:
     ) -> PromptLibrary:
         """A library whose base model is given by an options object."""
         library = cls.__new__(cls)
-        library._open(_named(adapters), adapter_dir, prompt_memory, options)
+        library._open(named_adapters(adapters), adapter_dir, prompt_memory, options)
         return library
 
     def _open(
@@ -200,7 +198,7 @@ class PromptLibrary:
             AdapterError: it is missing, damaged, or for another base model; the library is unchanged.
         """
         self._check_free(name)
-        slot = _Slot(_checked(name), expand(os.fspath(adapter)))
+        slot = _Slot(checked_name(name), expand(os.fspath(adapter)))
         self._read(slot)
         if slot.adapter is None:
             raise AdapterError(slot.problem)
@@ -344,27 +342,3 @@ class PromptLibrary:
 
     def _unknown(self, name: str) -> UnknownAdapterError:
         return UnknownAdapterError(f"there is no adapter {name!r}; there are: {', '.join(self.names) or 'none'}")
-
-
-def _named(adapters: Adapters) -> dict[str, str]:
-    """Folders or Hub ids by name.
-
-    Raises:
-        ConfigError: two have one name.
-    """
-    if isinstance(adapters, Mapping):
-        return {_checked(name): expand(os.fspath(source)) for name, source in adapters.items()}
-    found = dict[str, str]()
-    for given in adapters:
-        source = expand(os.fspath(given))
-        name = _checked(Path(source).resolve().name if Path(source).exists() else Path(source).name)
-        if name in found:
-            raise ConfigError(f"two adapters are named {name!r}: {found[name]} and {source}; give them as NAME=DIR")
-        found[name] = source
-    return found
-
-
-def _checked(name: str) -> str:
-    if not name or name != name.strip() or not name.isprintable():
-        raise ConfigError(f"{name!r} is no name for an adapter")
-    return name
