@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..engine.runner import ModelRunner
 from ..types import Example
-from .continuous import Continuation, DecodingBatch, Sampling
+from .continuous import CONTEXT, Continuation, DecodingBatch
 from .library_adapter import Adapter
 from .mixed import run_mixed
 from .mixed_rows import LabelRow, PlacedPrompt, TextRow
 from .pipeline import Prediction
+from .sampling import Sampling
 
 ROWS_AT_ONCE = 32
 """Most rows that are generated together; each has a KV cache (46 kB per token in SmolLM2-135M, float32)."""
@@ -69,8 +70,8 @@ def _started(runner: ModelRunner, questions: Sequence[Question]) -> list[Continu
     """Prefilled rows, each with its first new token."""
     prefilled: list[Any] = run_mixed(runner, [TextRow(prompt, example.input_ids) for _, prompt, example in questions])
     return [
-        Continuation(each, _greedy(adapter), adapter.loaded.tokenizer)
-        for each, (adapter, *_) in zip(prefilled, questions, strict=True)
+        Continuation(each, _greedy(adapter), adapter.loaded.tokenizer, example.input_ids[-CONTEXT:])
+        for each, (adapter, _, example) in zip(prefilled, questions, strict=True)
     ]
 
 

@@ -9,11 +9,12 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inference.continuous import Delta, Sampling
 from ..inference.library import PromptLibrary
 from ..inference.library_adapter import Adapter
 from ..inference.mixed_rows import LabelRow, MixedRow, StatesRow, TextRow
 from ..inference.probe import middle_layers
+from ..inference.sampling import Sampling
+from ..inference.text_stream import Delta
 from ..types import Example
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import SoftPromptError
-from ..inference.continuous import Continuation, DecodingBatch
+from ..inference.continuous import CONTEXT, Continuation, DecodingBatch
 from ..inference.library import PromptLibrary
 from ..inference.mixed import run_mixed
 from .jobs import Job, TextJob, num_tokens
@@ -217,7 +217,7 @@ class Scheduler:
         if not isinstance(job, TextJob):
             _finish(entry, job.result(result))
             return
-        row = Continuation(result, job.sampling, self.library.tokenizer)
+        row = Continuation(result, job.sampling, self.library.tokenizer, job.input_ids[-CONTEXT:])
         self._running[row] = entry
         if row.finish_reason is None:
             self._batch.add(row)
