@@ -6,7 +6,8 @@ import http.client
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,8 @@ class Served:
             yield
         finally:
             free.set()
-            future.result(PATIENCE)
+            with suppress(CancelledError):
+                future.result(PATIENCE)
 
 
 def answer_of(connection: http.client.HTTPConnection) -> Answer:

@@ -16,9 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_serializer,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -40,7 +41,7 @@ def _only(*values: Any) -> Any:
     """The type of a parameter that is not supported and may only have one of these values."""
 
     def check(value: Any) -> Any:
-        if not any(type(value) in (type(each), int, float) and value == each for each in values):
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in values):
             raise PydanticCustomError("unsupported_parameter", "this value is not supported; leave the parameter out")
         return value
 
@@ -58,6 +59,8 @@ def _texts(message: str) -> Callable[[Any], Any]:
             raise PydanticCustomError("texts", message)
         if len({type(item) for item in items}) > 1:
             raise PydanticCustomError("texts", "must not mix texts and objects")
+        if not all(isinstance(cell, Cell) for item in items if isinstance(item, dict) for cell in item.values()):
+            raise PydanticCustomError("texts", "has a column that is neither a text nor a number")
         return value
 
     return check
@@ -174,11 +177,12 @@ class SamplingParameters(_Request):
         """Whether the stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    @model_validator(mode="after")
-    def _stream_options_of_a_stream(self) -> SamplingParameters:
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options needs stream: true")
-        return self
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(cls, value: StreamOptions | None, others: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not others.data.get("stream"):
+            raise PydanticCustomError("stream_options", "needs stream: true")
+        return value
 
 
 class Usage(BaseModel):
@@ -263,8 +267,9 @@ class TextPart(_Request):
 
 
 def _content(value: Any) -> Any:
-    is_text = isinstance(value, str)
-    if not is_text and not (isinstance(value, list) and all(isinstance(part, dict) for part in value)):
+    parts = value if isinstance(value, list) else []
+    are_texts = all(isinstance(part, dict) and part.get("type") == "text" and len(part) == 2 for part in parts)
+    if not isinstance(value, str | list) or not are_texts:
         raise PydanticCustomError("content", "must be a text, or a list of parts of the type text")
     return value
 
@@ -307,11 +312,12 @@ class ChatRequest(SamplingParameters):
         """Most tokens of the answer, under either name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    @model_validator(mode="after")
-    def _top_logprobs_of_logprobs(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and not others.data.get("logprobs"):
+            raise PydanticCustomError("top_logprobs", "needs logprobs: true")
+        return value
 
 
 class TopLogprob(BaseModel):

@@ -56,11 +56,13 @@ async def finish(request: Request, state: ServerState, jobs: Sequence[Job]) -> l
     try:
         timeout = state.options.request_timeout
         await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if results.done() and not results.cancelled():
+        if results.done():
             return list(results.result())
-        if results.cancelled():
-            raise stopping()
         raise left() if gone.done() else timed_out(timeout)
+    except asyncio.CancelledError:
+        if any(future.cancelled() for future in futures):  # by the scheduler, which does not wait for them
+            raise stopping() from None
+        raise
     finally:
         gone.cancel()
         results.cancel()
