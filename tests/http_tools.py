@@ -77,8 +77,8 @@ class Served:
         connection.request(method, path, body, sent)
         return answer_of(connection)
 
-    def post(self, path: str, **body: Any) -> Answer:
-        return self.call("POST", path, body)
+    def post(self, route: str, /, **body: Any) -> Answer:
+        return self.call("POST", route, body)
 
     def measurement(self, name: str, **labels: str) -> float:
         return self.state.metrics.registry.get_sample_value(f"softprompt_{name}", labels) or 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -38,17 +39,30 @@ async def unload(request: Request, body: UnloadRequest, state: State) -> Status:
 
 
 def _load(state: ServerState, body: LoadRequest) -> None:
-    root = _root(state).resolve()
-    if "\0" in body.path:
-        raise bad_request("path has a NUL character", "path")
-    folder = (root / body.path).resolve()
-    if root not in folder.parents:
-        raise ApiError(403, "path is not below the server's root of adapters", param="path", code="path_not_allowed")
-    if not folder.is_dir():
-        raise bad_request(f"there is no folder {body.path!r} below the server's root of adapters", "path")
+    folder = _folder(_root(state), body.path)
     if body.name == state.base_id:
         raise bad_request(f"{body.name!r} is the name of the base model; choose another one", "name")
-    state.library.add(body.name, folder)
+    try:
+        state.library.add(body.name, folder)
+    except OSError as error:
+        raise bad_request(f"the folder {body.path!r} cannot be read: {error.strerror}", "path") from None
+
+
+def _folder(root: Path, path: str) -> str:
+    """A folder below the root, with symbolic links resolved.
+
+    Raises:
+        ApiError: it is not below the root, or there is none.
+    """
+    try:
+        folder = os.path.realpath(root / path)
+    except ValueError:  # NUL, or half of a surrogate pair
+        raise bad_request("path has a character that cannot be in a path", "path") from None
+    if Path(os.path.realpath(root)) not in Path(folder).parents:
+        raise ApiError(403, "path is not below the server's root of adapters", param="path", code="path_not_allowed")
+    if not os.path.isdir(folder):
+        raise bad_request(f"there is no folder {path!r} below the server's root of adapters", "path")
+    return folder
 
 
 def _root(state: ServerState) -> Path:

@@ -19,7 +19,7 @@ TYPES = {
 
 def page_router() -> APIRouter:
     """Routes for exactly the files in the folder of the page."""
-    files = {path.name: path.read_bytes() for path in FOLDER.glob("*") if path.suffix in TYPES}
+    files = {path.name: path.read_bytes() for path in FOLDER.glob("*") if path.suffix in TYPES and path.is_file()}
     router = APIRouter(include_in_schema=False)
 
     async def serve(name: str = "index.html") -> Response:
