@@ -28,8 +28,14 @@ class Question(NamedTuple):
     example: Example
 
 
-def answer(runner: ModelRunner, questions: Sequence[Question]) -> list[Prediction | str]:
-    """The label of each text, or a greedily generated text for a generation task, in order."""
+def answer(
+    runner: ModelRunner, questions: Sequence[Question], max_new_tokens: int | None = None
+) -> list[Prediction | str]:
+    """The label of each text, or a greedily generated text for a generation task, in order.
+
+    Args:
+        max_new_tokens: most tokens of a text; by default the adapter's.
+    """
     asked = dict(enumerate(questions))
     rows = {
         number: LabelRow(prompt, adapter.classes, example)
@@ -40,7 +46,8 @@ def answer(runner: ModelRunner, questions: Sequence[Question]) -> list[Predictio
         number: _prediction(asked[number].adapter, log_probs)
         for number, log_probs in zip(rows, run_mixed(runner, list(rows.values())), strict=True)
     }
-    found |= _generated(runner, {number: each for number, each in asked.items() if number not in rows})
+    others = {number: each for number, each in asked.items() if number not in rows}
+    found |= _generated(runner, others, max_new_tokens)
     return [found[number] for number in asked]
 
 
@@ -49,13 +56,13 @@ def _prediction(adapter: Adapter, log_probs: Tensor) -> Prediction:
     return Prediction(adapter.task.labels[int(best)], float(probability))
 
 
-def _generated(runner: ModelRunner, questions: Mapping[int, Question]) -> dict[int, str]:
+def _generated(runner: ModelRunner, questions: Mapping[int, Question], max_new_tokens: int | None) -> dict[int, str]:
     """Generated texts; a row that is finished makes room for the next."""
     batch, waiting = DecodingBatch(runner), list(questions)
     running, found = dict[int, Continuation](), dict[int, str]()
     while waiting or running:
         new = [waiting.pop(0) for _ in range(min(len(waiting), ROWS_AT_ONCE - len(running)))]
-        running |= zip(new, _started(runner, [questions[number] for number in new]), strict=True)
+        running |= zip(new, _started(runner, [questions[number] for number in new], max_new_tokens), strict=True)
         for number in new:
             if running[number].finish_reason is None:
                 batch.add(running[number])
@@ -66,15 +73,15 @@ def _generated(runner: ModelRunner, questions: Mapping[int, Question]) -> dict[i
     return found
 
 
-def _started(runner: ModelRunner, questions: Sequence[Question]) -> list[Continuation]:
+def _started(runner: ModelRunner, questions: Sequence[Question], max_new_tokens: int | None) -> list[Continuation]:
     """Prefilled rows, each with its first new token."""
     prefilled: list[Any] = run_mixed(runner, [TextRow(prompt, example.input_ids) for _, prompt, example in questions])
     return [
-        Continuation(each, _greedy(adapter), adapter.loaded.tokenizer, example.input_ids[-CONTEXT:])
+        Continuation(each, _greedy(adapter, max_new_tokens), adapter.loaded.tokenizer, example.input_ids[-CONTEXT:])
         for each, (adapter, _, example) in zip(prefilled, questions, strict=True)
     ]
 
 
-def _greedy(adapter: Adapter) -> Sampling:
+def _greedy(adapter: Adapter, max_new_tokens: int | None) -> Sampling:
     end = adapter.task.end_token_id
-    return Sampling(adapter.max_new_tokens, end_token_ids=() if end is None else (end,))
+    return Sampling(max_new_tokens or adapter.max_new_tokens, end_token_ids=() if end is None else (end,))

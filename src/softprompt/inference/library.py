@@ -17,7 +17,7 @@ from ..engine.runner import ModelRunner
 from ..engine.selfcheck import check_unlisted
 from ..errors import AdapterError, ConfigError, ContextLengthError, SoftPromptError, UnknownAdapterError
 from ..models.families import context_length
-from ..models.loading import load_base
+from ..models.loading import Base, load_base
 from ..storage.atomic import expand
 from ..types import Row
 from .adapter_files import RAW_TASK, Adapters, checked_name, named_adapters
@@ -116,8 +116,20 @@ class PromptLibrary:
         library._open(named_adapters(adapters), adapter_dir, prompt_memory, options)
         return library
 
+    @classmethod
+    def on_base(cls, base: Base, adapters: Adapters, *, prompt_memory: int = PROMPT_MEMORY) -> PromptLibrary:
+        """A library on a base model in memory, which is frozen and in ``eval()``."""
+        library = cls.__new__(cls)
+        library._open(named_adapters(adapters), None, prompt_memory, ModelOptions(), base)
+        return library
+
     def _open(
-        self, adapters: Mapping[str, str], folder: str | os.PathLike[str] | None, memory: int, options: ModelOptions
+        self,
+        adapters: Mapping[str, str],
+        folder: str | os.PathLike[str] | None,
+        memory: int,
+        options: ModelOptions,
+        base: Base | None = None,
     ) -> None:
         self._folder = None if folder is None else Path(expand(os.fspath(folder)))
         self._slots = {name: _Slot(name, source) for name, source in adapters.items()}
@@ -126,7 +138,10 @@ class PromptLibrary:
             if name in self._slots:
                 raise ConfigError(f"two adapters are named {name!r}: {self._slots[name].source} and {self._path(name)}")
             self._slots[name] = _Slot(name, self._path(name))
-        self.runner, self.tokenizer = self._load_base(options, required=set(adapters))
+        if base is None:
+            self.runner, self.tokenizer = self._load_base(options, required=set(adapters))
+        else:
+            self.runner, self.tokenizer = ModelRunner(base.model), base.tokenizer
         self.base_name: str = self.runner.base.name_or_path
         self._check_free(*self._slots)
         self._prompts = PromptCache(self.runner, memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,14 +21,19 @@ from .state import ServerState
 from .waiting import in_thread
 
 
-def create_app(library: PromptLibrary, options: ServeOptions) -> FastAPI:
+def create_app(
+    library: PromptLibrary, options: ServeOptions, make_scheduler: Callable[..., Scheduler] = Scheduler
+) -> FastAPI:
     """The application for the adapters of a library. It starts a scheduler, and stops it when it has drained.
+
+    Args:
+        make_scheduler: for benchmarks, a scheduler that computes in another way.
 
     Raises:
         ConfigError: the API key is malformed, or an adapter has the name of the base model.
     """
     metrics = Metrics()
-    scheduler = Scheduler(library, limits_of(options), metrics.add_round)
+    scheduler = make_scheduler(library, limits_of(options), metrics.add_round)
     metrics.watch(scheduler)
     state = ServerState(scheduler, library, options, metrics)
     if state.base_id in library.names:

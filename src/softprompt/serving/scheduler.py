@@ -67,7 +67,9 @@ class Round(NamedTuple):
     seconds: float
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A job, and the future of its result."""
+
     job: Job
     future: Future[Any]
 
@@ -86,8 +88,8 @@ class Scheduler:
     ) -> None:
         self.library, self.limits = library, limits
         self._on_round = on_round
-        self._waiting: deque[_Entry] = deque()
-        self._running: dict[Continuation, _Entry] = {}
+        self._waiting: deque[Entry] = deque()
+        self._running: dict[Continuation, Entry] = {}
         self._batch = DecodingBatch(library.runner)
         self._changed = threading.Condition()
         self._open = False
@@ -137,7 +139,7 @@ class Scheduler:
             ClosedError: the scheduler is stopping.
             QueueFullError: too many jobs wait.
         """
-        entries = [_Entry(job, Future()) for job in jobs]
+        entries = [Entry(job, Future()) for job in jobs]
         with self._changed:
             if not self._open:
                 raise ClosedError("the server is shutting down")
@@ -169,9 +171,9 @@ class Scheduler:
                 self._changed.wait()
         return True
 
-    def _take(self) -> list[_Entry]:
+    def _take(self) -> list[Entry]:
         """The jobs that the next round starts, in order; texts to generate wait for room, others may overtake them."""
-        taken, skipped, tokens = list[_Entry](), list[_Entry](), 0
+        taken, skipped, tokens = list[Entry](), list[Entry](), 0
         lengths = [entry.job.most_tokens for entry in self._running.values() if isinstance(entry.job, TextJob)]
         with self._changed:
             while self._waiting:
@@ -196,14 +198,12 @@ class Scheduler:
         padded = len(lengths) * max(lengths)
         return len(lengths) == 1 or (len(lengths) <= self.limits.max_rows and padded <= self.limits.max_cache_tokens)
 
-    def _start(self, entries: Sequence[_Entry]) -> None:
+    def _start(self, entries: Sequence[Entry]) -> None:
         """Compute new jobs together. If that fails, each by itself, so that one does not fail the others."""
         if not entries:
             return
         try:
-            results = run_mixed(self.library.runner, [entry.job.row(self.library) for entry in entries])
-            for entry, result in zip(entries, results, strict=True):
-                self._deliver(entry, result)
+            self.run(entries)
         except Exception as error:
             if len(entries) == 1:
                 _fail(entries, error)
@@ -212,10 +212,16 @@ class Scheduler:
                 if not entry.future.done() and all(entry is not other for other in self._running.values()):
                     self._start([entry])
 
-    def _deliver(self, entry: _Entry, result: Any) -> None:
+    def run(self, entries: Sequence[Entry]) -> None:
+        """Compute jobs, and send their results; texts to generate join the decoding batch."""
+        results = run_mixed(self.library.runner, [entry.job.row(self.library) for entry in entries])
+        for entry, result in zip(entries, results, strict=True):
+            self._deliver(entry, result)
+
+    def _deliver(self, entry: Entry, result: Any) -> None:
         job = entry.job
         if not isinstance(job, TextJob):
-            _finish(entry, job.result(result))
+            finish(entry, job.result(result))
             return
         row = Continuation(result, job.sampling, self.library.tokenizer, job.input_ids[-CONTEXT:])
         self._running[row] = entry
@@ -250,7 +256,7 @@ class Scheduler:
                     entry.future.cancel()
             if row.finish_reason is not None:
                 del self._running[row]
-                _finish(entry, row.completion())
+                finish(entry, row.completion())
 
     def _drop_cancelled(self) -> None:
         for row, entry in list(self._running.items()):
@@ -259,12 +265,13 @@ class Scheduler:
                 self._batch.remove(row)
 
 
-def _finish(entry: _Entry, result: Any) -> None:
+def finish(entry: Entry, result: Any) -> None:
+    """Hand over the result of a job."""
     with suppress(InvalidStateError):  # the client has cancelled it
         entry.future.set_result(result)
 
 
-def _fail(entries: Iterable[_Entry], error: Exception) -> None:
+def _fail(entries: Iterable[Entry], error: Exception) -> None:
     if not isinstance(error, SoftPromptError):
         log.error("a job failed", exc_info=error)
     for entry in entries:
