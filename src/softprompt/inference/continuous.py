@@ -14,6 +14,7 @@ that leaves. The rest is stock transformers code, which is exact for every decod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..engine.kv_cache import KVCache
 from ..engine.runner import ModelRunner
-from .mixed_rows import Prefilled
+from .mixed_rows import Prefilled, StepRow
 from .sampling import Sampler, Sampling
 from .text_stream import Delta, TextStream, TokenLogprob
 
@@ -148,6 +149,7 @@ class DecodingBatch:
         self._lengths: list[int] = []  # tokens in the buffer, of each row
         self._layers: list[_Layer] = []
         self._end = 0  # the column after the last token of all rows
+        self._no_hidden = torch.empty(0)
 
     def add(self, row: Continuation) -> None:
         """Add an unfinished row; it takes part in the next step."""
@@ -156,6 +158,7 @@ class DecodingBatch:
         length = len(cache)
         if not self._layers:
             self._layers = [_Layer(states) for states in cache.layers]
+            self._no_hidden = torch.full_like(cache.hidden[:1], math.nan)  # nothing reads them
         if length > self._end or len(self.rows) == self._layers[0].num_lines:
             self._make_room(len(self.rows) + 1, max(length, *self._lengths, 0))
         for layer, states in zip(self._layers, cache.layers, strict=True):
@@ -183,9 +186,31 @@ class DecodingBatch:
         Returns:
             The rows that got a token.
         """
+        self._make_column()
+        return self._advance(self._logits())
+
+    def step_rows(self) -> list[StepRow]:
+        """The next tokens of all rows as part of a mixed batch, in place of ``step``; see ``accept``."""
+        self._make_column()
+        found = []
+        for line, (row, length) in enumerate(zip(self.rows, self._lengths, strict=True)):
+            layers = tuple(layer.line(line, self._end - length, self._end) for layer in self._layers)
+            found.append(StepRow(KVCache(layers, self._no_hidden.expand(length, -1)), row.new_ids[-1]))
+        return found
+
+    def accept(self, results: Sequence[Prefilled]) -> list[Continuation]:
+        """Complete a step with the results of ``step_rows``, in order; returns the rows that got a token."""
+        for line, (cache, _) in enumerate(results):
+            for layer, states in zip(self._layers, cache.layers, strict=True):
+                layer.write(line, self._end + 1, states)
+        return self._advance(torch.stack([logits.float() for _, logits in results]))
+
+    def _make_column(self) -> None:
         if self._end == self._layers[0].capacity:
             self._make_room(len(self.rows), max(self._lengths))
-        logits = self._logits()
+
+    def _advance(self, logits: Tensor) -> list[Continuation]:
+        """Choose a token for each row, given logits ``[B, V]`` in float32."""
         best: list[int] = logits.argmax(-1).tolist()
         advanced = list(self.rows)
         self._lengths = [length + 1 for length in self._lengths]
@@ -263,6 +288,11 @@ class _Layer(DynamicLayer):
         """Copy a line to another."""
         for buffer in self._buffers:
             buffer[to, :, columns] = buffer[line, :, columns]
+
+    def line(self, line: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[1, key heads, n, d]`` of a row; no copy."""
+        keys, values = (buffer[line : line + 1, :, start:end] for buffer in self._buffers)
+        return keys, values
 
     def show(self, rows: int, start: int, end: int) -> None:
         """Be the cache of the first ``rows`` lines, with columns ``start .. end``."""

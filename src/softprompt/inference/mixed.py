@@ -30,7 +30,7 @@ from ..engine.surgery.capture import Means, but_first
 from ..engine.tree import Plan
 from ..errors import ConfigError
 from ..models.families import check_depth
-from .mixed_rows import Back, LabelRow, MixedRow, Parts, Prefilled, StatesRow, TextRow, divide, parts_of
+from .mixed_rows import Back, LabelRow, MixedRow, Parts, Prefilled, StatesRow, StepRow, TextRow, divide, parts_of
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ class _Places:
 
     Attributes:
         tokens: flat positions of the row's tokens in reading order, without those of a prefilled prompt.
-        prefix: the prefilled prompt before them.
+        prefix: the prefilled prompt before them, which is part of the result.
         last: flat position of the last token, which may be the prompt's.
         states: flat positions of the tokens whose hidden states are averaged.
         groups: the groups of its label candidates.
@@ -77,6 +77,8 @@ class _Run:
         self._places = [_Places() for _ in rows]
         self._forest, self._cached, self._matrices = Forest(), dict[int, KVCache](), list[Tensor]()
         self._trees = dict[int, CandidateTree]()
+        width = next(runner.base.get_input_embeddings().parameters()).shape[1]
+        self._unread = torch.zeros(1, width, device=runner.base.device)  # stands for embeddings of prefilled prompts
         parts = [parts_of(row) for row in rows]
         if any(part.front and part.front.prompt is None and not part.front.ids for part in parts):
             raise ConfigError("a row has neither a text nor a prompt, so there is nothing for the model to read")
@@ -97,13 +99,15 @@ class _Run:
             length = 0 if prompt is None else len(prompt.matrix)
             texts = self._forest.add_candidates(length, [front.ids for front in fronts.values()], candidates)
             virtual = list(range(start, start + length))
-            if prompt is not None:
+            if prompt is not None and prompt.cache is None:
                 self._matrices.append(prompt.matrix)
-            if prompt is not None and prompt.cache is not None:
+            elif prompt is not None and prompt.cache is not None:
+                self._matrices.append(self._unread.expand(length, -1))
                 self._cached[node], virtual = prompt.cache, []
             for number, (row, own) in enumerate(zip(rows, texts, strict=True)):
                 places = self._places[row]
-                places.tokens, places.prefix = virtual + own, self._cached.get(node)
+                places.tokens = virtual + own
+                places.prefix = None if isinstance(self._rows[row], StepRow) else self._cached.get(node)
                 places.last = own[-1] if own else start + length - 1
                 if parts[row].states_of is parts[row].front:
                     places.states = own
@@ -145,14 +149,14 @@ class _Run:
         check_depth(runner.base.config, plan.tree.depth)
         flat = to_compute(plan, self._cached)
         inputs = embed(runner.base, plan, torch.cat(self._matrices) if self._matrices else (), flat=flat)
-        keep = any(isinstance(row, TextRow) for row in self._rows)
+        keep = any(isinstance(row, (TextRow, StepRow)) for row in self._rows)
         found = runner.compute(plan.tree, inputs, self._cached, keep=keep, capture=self._reads_states)
         hidden = with_cached(found.hidden, plan.tree, self._cached)
         prefilled = self._prefilled(found, hidden, flat)
         log_probs, states = self._log_probs(plan, hidden), self._states(found, flat)
         return [
             prefilled[number]
-            if isinstance(row, TextRow)
+            if isinstance(row, (TextRow, StepRow))
             else states[number]
             if isinstance(row, StatesRow)
             else _label_log_probs(row, log_probs[places.groups], states[number])
@@ -178,7 +182,7 @@ class _Run:
 
     def _prefilled(self, found: Computed, hidden: Tensor, flat: Tensor) -> dict[int, Prefilled]:
         """KV cache and logits of each row to be continued."""
-        rows = [number for number, row in enumerate(self._rows) if isinstance(row, TextRow)]
+        rows = [number for number, row in enumerate(self._rows) if isinstance(row, (TextRow, StepRow))]
         if not rows:
             return {}
         logits = self._runner.logits(hidden[[self._places[row].last for row in rows]])

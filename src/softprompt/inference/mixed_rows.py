@@ -58,11 +58,24 @@ class TextRow:
     input_ids: Ids
 
 
+@dataclass(frozen=True, eq=False)
+class StepRow:
+    """One more token of a text that is being generated. Its result is a ``Prefilled`` of this token alone.
+
+    Attributes:
+        cache: of all tokens before it.
+        token: its id.
+    """
+
+    cache: KVCache
+    token: int
+
+
 class Prefilled(NamedTuple):
     """A row that is ready to be continued.
 
     Attributes:
-        cache: of all its tokens, virtual ones included, in the order in which the model reads them.
+        cache: of its tokens, virtual ones included, in the order in which the model reads them.
         logits: ``[V]`` of the next token.
     """
 
@@ -70,7 +83,7 @@ class Prefilled(NamedTuple):
     logits: Tensor
 
 
-MixedRow: TypeAlias = LabelRow | StatesRow | TextRow
+MixedRow: TypeAlias = LabelRow | StatesRow | TextRow | StepRow
 
 
 class Front(NamedTuple):
@@ -104,6 +117,9 @@ class Parts(NamedTuple):
 
 def parts_of(row: MixedRow) -> Parts:
     """The trees that a row needs."""
+    if isinstance(row, StepRow):
+        read = PlacedPrompt(row.cache.hidden, "prefix", row.cache)
+        return Parts(Front(read, (row.token,), ()), None, None)
     prompt, is_suffix = row.prompt, row.prompt is not None and row.prompt.placement == "suffix"
     if isinstance(row, StatesRow):
         front = Front(None if is_suffix else prompt, row.input_ids, ())
@@ -130,7 +146,7 @@ def divide(runner: ModelRunner, rows: Sequence[MixedRow]) -> Iterator[list[int]]
     """Divide rows among runs; rows with equal texts before suffix prompts stay together where they fit."""
     parts = [parts_of(row) for row in rows]
     budget = TOKENS_PER_CALL
-    if any(isinstance(row, TextRow) or part.states_of for row, part in zip(rows, parts, strict=True)):
+    if any(isinstance(row, (TextRow, StepRow)) or part.states_of for row, part in zip(rows, parts, strict=True)):
         budget = TOKENS_WITH_STATES
     if runner.backend == "levelwise":
         budget = KEYS_PER_CALL

@@ -156,8 +156,10 @@ class Scheduler:
             started = time.perf_counter()
             self._drop_cancelled()
             entries = self._take()
-            self._start(entries)
-            rows = self._step()
+            rows = self._together(entries) if entries and self._joins else None
+            if rows is None:
+                self._start(entries)
+                rows = self._step()
             if self._on_round:
                 tokens = sum(num_tokens(entry.job) for entry in entries)
                 self._on_round(Round(len(entries), tokens, rows, time.perf_counter() - started))
@@ -198,6 +200,30 @@ class Scheduler:
         padded = len(lengths) * max(lengths)
         return len(lengths) == 1 or (len(lengths) <= self.limits.max_rows and padded <= self.limits.max_cache_tokens)
 
+    @property
+    def _joins(self) -> bool:
+        """Whether a decoding step can be part of the batch that starts jobs, which then reads the weights only once.
+
+        The levelwise backend would copy the keys and values of each row.
+        """
+        return bool(self._batch.rows) and self.library.runner.backend == "packed"
+
+    def _together(self, entries: Sequence[Entry]) -> int | None:
+        """Start jobs and run a decoding step in one mixed batch.
+
+        Returns:
+            The number of rows that got a token; ``None`` if the batch failed, so that both must be done apart.
+        """
+        try:
+            jobs = [entry.job.row(self.library) for entry in entries]
+            results = run_mixed(self.library.runner, [*jobs, *self._batch.step_rows()])
+        except Exception:
+            return None
+        rows = self._batch.accept(results[len(jobs) :])
+        self._send(rows)
+        self._deliver_all(entries, results[: len(jobs)])
+        return len(rows)
+
     def _start(self, entries: Sequence[Entry]) -> None:
         """Compute new jobs together. If that fails, each by itself, so that one does not fail the others."""
         if not entries:
@@ -209,14 +235,18 @@ class Scheduler:
                 _fail(entries, error)
                 return
             for entry in entries:
-                if not entry.future.done() and all(entry is not other for other in self._running.values()):
-                    self._start([entry])
+                self._start([entry])
 
     def run(self, entries: Sequence[Entry]) -> None:
         """Compute jobs, and send their results; texts to generate join the decoding batch."""
-        results = run_mixed(self.library.runner, [entry.job.row(self.library) for entry in entries])
+        self._deliver_all(entries, run_mixed(self.library.runner, [entry.job.row(self.library) for entry in entries]))
+
+    def _deliver_all(self, entries: Sequence[Entry], results: Sequence[Any]) -> None:
         for entry, result in zip(entries, results, strict=True):
-            self._deliver(entry, result)
+            try:
+                self._deliver(entry, result)
+            except Exception as error:
+                _fail([entry], error)
 
     def _deliver(self, entry: Entry, result: Any) -> None:
         job = entry.job

@@ -1,6 +1,6 @@
 """``softprompt benchmark speed serve``: requests for eight tasks over loopback, a fixed number in flight.
 
-``peft best``   PEFT behind the same HTTP application: each round, the requests of a task that wait are one padded batch.
+``peft best``   PEFT behind the same application: each round, the waiting requests of a task are one padded batch.
 ``direct``      softprompt's engine without a server, ``concurrency`` rows at a time.
 ``softprompt``  ``softprompt serve``.
 
