@@ -20,9 +20,7 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 @takes(ModelOptions, ServeOptions)
 def command(
-    folder: Annotated[
-        str | None, typer.Argument(metavar="DIR", help="Adapter: a folder, or a Hub id.")
-    ] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="DIR", help="Adapter: a folder, or a Hub id.")] = None,
     **given: Any,
 ) -> None:
     """Serve adapters over HTTP until interrupted."""

@@ -1,18 +1,31 @@
-"""PEFT behind softprompt's server: each round, the waiting requests of each task are one padded batch."""
+"""PEFT behind softprompt's HTTP application: each round, the waiting requests of each task are one padded batch.
+
+``python -m softprompt.benchmarks.speed.peft_scheduler MODEL DTYPE DEVICE ADAPTER_DIR`` starts such a server, and prints
+its address.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...config.serve_options import ServeOptions
 from ...inference.continuous import Completion
+from ...inference.library import PromptLibrary
+from ...serving.app import create_app
 from ...serving.jobs import Job, LabelJob, TextJob
 from ...serving.scheduler import Entry, Scheduler, finish
+from ...serving.server import Server, bind
 from ...types import Example
+from .base_models import twin
 from .inputs import left_padded_texts
+from .peft_calls import peft_model
 
 
 class PeftScheduler(Scheduler):
@@ -60,5 +73,26 @@ class PeftScheduler(Scheduler):
         return [Completion(text, new.shape[1], "length", None) for text in texts]
 
 
+def _load(model: str, dtype: str, device: str, folder: str) -> tuple[PromptLibrary, Any]:
+    """The library, and PEFT's model on a copy of its base model that shares the weights."""
+    library = PromptLibrary(adapter_dir=folder, model_name_or_path=model, dtype=dtype, device=device)
+    prompts = [library.get(name).loaded.model.prompt for name in library.names]
+    return library, peft_model(twin(library.runner.base).eval(), prompts).eval()
+
+
+def main() -> None:
+    """Serve until a signal comes."""
+    with ThreadPoolExecutor(1) as loader:  # as ``softprompt serve`` does
+        library, model = loader.submit(_load, *sys.argv[1:5]).result()
+    adapters = {name: f"task{number}" for number, name in enumerate(library.names)}
+    options = ServeOptions(port=0)
+    app = create_app(library, options, partial(PeftScheduler, model, adapters))
+    Server(app, options, bind(options.host, options.port)).run_until_stopped(lambda line: print(line, flush=True))
+
+
 def _example(job: Job) -> Example:
     return Example(job.input_ids, ()) if isinstance(job, TextJob) else job.example
+
+
+if __name__ == "__main__":
+    main()
