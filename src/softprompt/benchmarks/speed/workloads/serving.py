@@ -1,6 +1,8 @@
 """``softprompt benchmark speed serve``: requests for eight tasks over loopback, a fixed number in flight.
 
-``peft best``   PEFT behind the same application: each round, the waiting requests of a task are one padded batch.
+``peft guide``  PEFT behind the same application: each round, the waiting requests of a task are one padded batch, and
+                labels are generated, as in the guide.
+``peft best``   the same, but labels are chosen by the logits of their first tokens.
 ``direct``      softprompt's engine without a server, ``concurrency`` rows at a time.
 ``softprompt``  ``softprompt serve``.
 
@@ -27,7 +29,7 @@ from ....inference.library import PromptLibrary
 from ....models.loading import Base
 from .. import plain_forward, softprompt_calls
 from ..base_models import initial_prompt
-from ..catalog import DIRECT, KEY_PREFIX, OURS, PEFT_BEST
+from ..catalog import DIRECT, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE
 from ..http_load import Request, ServerProcess, percentiles, post_all
 from ..settings import SpeedOptions
 from ..workload import COMPARED_ROWS, Implementation, Workload
@@ -93,9 +95,10 @@ class Serving(Workload):
         if name == DIRECT:
             return Direct(self.library, self.options.concurrency)
         model, dtype = self._model(), str(self.base.dtype).removeprefix("torch.")
-        if name == PEFT_BEST:
+        if name in (PEFT_GUIDE, PEFT_BEST):
             module = "softprompt.benchmarks.speed.peft_scheduler"
-            command = ["-m", module, model, dtype, self.device.type, str(self._adapters)]
+            labels = "generate" if name == PEFT_GUIDE else "first_token"
+            command = ["-m", module, labels, model, dtype, self.device.type, str(self._adapters)]
         else:
             program = "from softprompt.cli import main; main()"
             base = ["--model_name_or_path", model, "--dtype", dtype, "--device", self.device.type]
