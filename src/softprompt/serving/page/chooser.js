@@ -13,10 +13,11 @@ const LONG_LIST = 8; // from here on there is a filter
 
 /**
  * Connect the list. `onChoice()` is called when the user chooses, `onReload()` to load the tasks again.
- * The result has `update(found)` for what `loadTasks` found, `show(view)` and `chosen(view)`.
+ * The result has `update(now)` for what `loadTasks` found, `show(view)` and `chosen(view)`.
  */
 export function startChooser(onChoice, onReload) {
-  const state = { view: "classify", base: "", tasks: [], unreadable: [], loaded: false, several: new Set(), complete: "", details: "" };
+  const found = { base: "", tasks: [], unreadable: [], loaded: false };
+  const state = { ...found, view: "classify", several: new Set(), complete: "", details: "" };
   const draw = () => drawList(state, choose);
 
   function choose(name, on) {
@@ -33,8 +34,8 @@ export function startChooser(onChoice, onReload) {
   });
 
   return {
-    update(found) {
-      Object.assign(state, found, { loaded: true });
+    update(now) {
+      Object.assign(state, now, { loaded: true });
       keepOrChoose(state);
       byId("filter-row").hidden = state.tasks.length < LONG_LIST;
       state.drawn = null;
