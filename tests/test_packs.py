@@ -122,9 +122,9 @@ def test_packs_of_classes_share_one_pass_over_the_prompt(family, monkeypatch):
     """The tokens that go through the first layer: those of the prompt once, whatever the number of packs."""
     base, tokens = tiny.fresh(family).requires_grad_(False), []
     prompt = tiny.prompt_for(base)
-    real = running.ModelRunner._compute
+    real = running.ModelRunner.compute
     monkeypatch.setattr(
-        running.ModelRunner, "_compute", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more)
+        running.ModelRunner, "compute", lambda *given, **more: tokens.append(len(given[2])) or real(*given, **more)
     )
     class_step(base, prompt, [ROWS])
     (at_once,) = tokens

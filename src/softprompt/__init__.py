@@ -32,8 +32,10 @@ if TYPE_CHECKING:
         MissingExtraError,
         SoftPromptError,
         TrainingError,
+        UnknownAdapterError,
     )
     from .inference.evaluate_adapter import evaluate
+    from .inference.library import PromptLibrary
     from .inference.pipeline import (
         Prediction,
         Predictor,
@@ -75,8 +77,10 @@ _HOME = {
         "MissingExtraError",
         "SoftPromptError",
         "TrainingError",
+        "UnknownAdapterError",
     ),
     "inference.evaluate_adapter": ("evaluate",),
+    "inference.library": ("PromptLibrary",),
     "inference.pipeline": (
         "Prediction",
         "Predictor",
@@ -125,6 +129,7 @@ __all__ = [
     "Predictor",
     "PromptEmbedding",
     "PromptLearningConfig",
+    "PromptLibrary",
     "PromptTuningConfig",
     "PromptTuningInit",
     "SoftPromptError",
@@ -132,6 +137,7 @@ __all__ = [
     "TaskType",
     "TrainResult",
     "TrainingError",
+    "UnknownAdapterError",
     "__version__",
     "evaluate",
     "get_base_model_state_dict",

@@ -4,10 +4,12 @@
 
     SoftPromptError
     ├── ConfigError        (ValueError)    an option or a config field has a value that cannot work
+    │   └── ContextLengthError               a text and what is to be generated exceed the model's context
     ├── DataError          (ValueError)    a data file, column, row, label or template is wrong
     ├── BaseModelError     (ValueError)    the base model cannot be had, or is of a kind we refuse
     ├── AdapterError       (ValueError)    an adapter folder is missing, damaged, unsafe or of another kind
-    │   └── AdapterMismatchError (RuntimeError)  it is sound, but does not fit this base model or slot
+    │   ├── AdapterMismatchError (RuntimeError)  it is sound, but does not fit this base model or slot
+    │   └── UnknownAdapterError  (KeyError)      a prompt library has no adapter of this name
     ├── TrainingError      (RuntimeError)  training cannot go on (a loss that is not finite, ...)
     └── MissingExtraError  (ImportError)   an optional dependency is absent; the message installs it
 
@@ -27,6 +29,10 @@ class ConfigError(SoftPromptError, ValueError):
     """An option or config field has a value that cannot work."""
 
 
+class ContextLengthError(ConfigError):
+    """A text, and the tokens to generate after it, exceed the base model's context."""
+
+
 class DataError(SoftPromptError, ValueError):
     """A data file, column, row, label or template is wrong."""
 
@@ -41,6 +47,12 @@ class AdapterError(SoftPromptError, ValueError):
 
 class AdapterMismatchError(AdapterError, RuntimeError):
     """A sound adapter that does not fit the base model or the adapter slot it is loaded into."""
+
+
+class UnknownAdapterError(AdapterError, KeyError):
+    """A prompt library has no adapter of this name."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
 
 
 class TrainingError(SoftPromptError, RuntimeError):

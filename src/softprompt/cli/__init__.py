@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "Label a text or a file of texts.",
     "inspect": "Show the vocabulary entries nearest to the virtual tokens.",
     "benchmark": "Measure speed against PEFT, or compare the quality of methods.",
+    "serve": "Serve adapters over HTTP, with OpenAI's API and a page.",
     "push": "Upload an adapter folder to the Hub.",
 }
 GROUPS = {"benchmark": ("speed", "quality")}

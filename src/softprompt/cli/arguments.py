@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ..config.options import RENAMED, DataOptions, ModelOptions, OptimizerOptions, PromptOptions
+from ..config.serve_options import ServeOptions
 from ..training.recipes import RECIPES
 
 BY_RECIPE = {name for kinds in RECIPES.values() for values in kinds.values() for name in values}
@@ -20,6 +21,7 @@ PANELS: dict[type[BaseModel], str] = {
     DataOptions: "Data",
     PromptOptions: "Soft prompt",
     OptimizerOptions: "Optimiser",
+    ServeOptions: "Server",
 }
 
 
@@ -83,7 +85,7 @@ def _default(name: str, field: FieldInfo) -> str:
     default = field.default
     if name in BY_RECIPE and "[default" not in str(field.description):
         return f" [default: by recipe; guide: {str(default).lower() if isinstance(default, bool) else default}]"
-    if default is PydanticUndefined or default in (None, False) or "[default" in str(field.description):
+    if default is PydanticUndefined or default in (None, False, []) or "[default" in str(field.description):
         return "" if default is not PydanticUndefined else " [required]"
     return f" [default: {' '.join(default) if isinstance(default, list) else default}]"
 

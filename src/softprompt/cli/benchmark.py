@@ -36,6 +36,7 @@ def speed(
     device: Annotated[str, typer.Option(help="auto, or a torch device.")] = "auto",
     dtype: Annotated[str, typer.Option(help="dtype of the base model, as in train.")] = "auto",
     max_length: Annotated[int, typer.Option("--max_length", help="Length to which the guide pads.")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight, for serve.")] = 8,
     text_tokens: Annotated[
         int | None, typer.Option("--text_tokens", min=1, help="Build texts of exactly this many tokens from the rows.")
     ] = None,
@@ -63,6 +64,7 @@ def speed(
         "device": device,
         "dtype": dtype,
         "max_length": max_length,
+        "concurrency": concurrency,
         "text_tokens": text_tokens,
         "rounds": rounds,
         "num_threads": num_threads,
@@ -85,7 +87,7 @@ def quality(
     table: Annotated[bool, typer.Option("--table", help="Measure nothing; write tables and plots again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="List the missing results, and stop.")] = False,
 ) -> None:
-    """Compare methods on classification tasks; an interrupted run resumes."""
+    """Compare methods on classification tasks."""
     spec = read_spec(config)
     failed = 0
     if not table:

@@ -20,8 +20,13 @@ AdapterArgument = Annotated[str, typer.Argument(help=_HELP, callback=expand)]
 
 def load(adapter: str, given: dict[str, Any]) -> Predictor:
     """Load the adapter with the base model that it names, or with the one that is given."""
-    options = build_options(ModelOptions, {k: v for k, v in given.items() if k in ModelOptions.model_fields})
+    options = model_options(given)
     with working("loading the base model ..."):
         from ..inference.pipeline import load_predictor
 
         return load_predictor(adapter, options)
+
+
+def model_options(given: dict[str, Any]) -> ModelOptions:
+    """The options of the base model among a command's options."""
+    return build_options(ModelOptions, {k: v for k, v in given.items() if k in ModelOptions.model_fields})

@@ -29,7 +29,9 @@ RENAMED = {"readout": "linear_probe"}  # old name
 """Option names of version 0.1, still accepted with a warning: old name -> new name."""
 
 
-class _Options(BaseModel):
+class Options(BaseModel):
+    """Base class of options: frozen, without unknown names, with ``~`` expanded in paths."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @model_validator(mode="before")
@@ -43,7 +45,7 @@ class _Options(BaseModel):
         return Path(expand(str(value))) if isinstance(value, Path) else value
 
 
-class ModelOptions(_Options):
+class ModelOptions(Options):
     """The base model, and how it is loaded."""
 
     model_name_or_path: NameOrPath = Field(
@@ -61,7 +63,7 @@ class ModelOptions(_Options):
     trust_remote_code: bool = Field(False, description="Allow running Python code from the model's repository.")
 
 
-class DataOptions(_Options):
+class DataOptions(Options):
     """The rows, and how a row becomes text."""
 
     dataset_name: NameOrPath | None = Field(
@@ -147,7 +149,7 @@ class DataOptions(_Options):
         return self
 
 
-class PromptOptions(_Options):
+class PromptOptions(Options):
     """The soft prompt, its initial value, and what is trained along with it."""
 
     num_virtual_tokens: int = Field(8, ge=1, description="Number of virtual tokens of the prompt.")
@@ -185,7 +187,7 @@ class PromptOptions(_Options):
     )
 
 
-class OptimizerOptions(_Options):
+class OptimizerOptions(Options):
     """The loss, the optimizer and its schedule."""
 
     objective: Literal["language_modeling", "classes"] = Field(
@@ -304,7 +306,7 @@ class TrainOptions(ModelOptions, DataOptions, PromptOptions, OptimizerOptions):
         return self
 
 
-OptionsT = TypeVar("OptionsT", bound=_Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def build_options(cls: type[OptionsT], values: Mapping[str, Any], *, where: str = "") -> OptionsT:
@@ -336,7 +338,7 @@ def build_options(cls: type[OptionsT], values: Mapping[str, Any], *, where: str 
 
 
 def current_names(
-    cls: type[_Options], values: Mapping[str, Any], *, where: str = "", stacklevel: int = 2
+    cls: type[Options], values: Mapping[str, Any], *, where: str = "", stacklevel: int = 2
 ) -> dict[str, Any]:
     """Values under current option names, with underscores; a renamed option gives a warning.
 

@@ -47,7 +47,7 @@ def rows_from(given: Rows, text_columns: Sequence[str], label_column: str, *, na
         if isinstance(item, Row):
             yield item
         else:
-            yield Row(_fields(item, tuple(text_columns), label_column, where), where)
+            yield Row(fields_of(item, tuple(text_columns), label_column, where), where)
 
 
 def _items(given: Any) -> Iterator[Any]:
@@ -69,7 +69,12 @@ def _items(given: Any) -> Iterator[Any]:
             raise DataError(f"rows must be a list, a table or a path, not {type(given).__name__}") from None
 
 
-def _fields(item: Any, text_columns: tuple[str, ...], label_column: str, where: str) -> dict[str, Any]:
+def fields_of(item: Any, text_columns: tuple[str, ...], label_column: str, where: str) -> dict[str, Any]:
+    """The columns of one item: a text, a pair of text and label, or a dictionary.
+
+    Raises:
+        DataError: it is none of these, or a text where the task has several text columns.
+    """
     if isinstance(item, Mapping):
         return {str(name): value for name, value in item.items()}
     is_pair = isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)

@@ -40,3 +40,10 @@ class KVCache:
     def detach(self) -> KVCache:
         """The cache without its autograd history."""
         return self.map(torch.Tensor.detach)
+
+
+def joined(first: KVCache, second: KVCache) -> KVCache:
+    """The cache of two nodes' tokens, one after the other."""
+    pairs = zip(first.layers, second.layers, strict=True)
+    layers = tuple((torch.cat([k, new_k], 2), torch.cat([v, new_v], 2)) for (k, v), (new_k, new_v) in pairs)
+    return KVCache(layers, torch.cat([first.hidden, second.hidden]))

@@ -81,17 +81,20 @@ def hidden_states(
     runner = ModelRunner.of(base)
     check_depth(runner.base.config, plan.tree.depth)
     cached = _prefilled(plan, prompt) | dict(cached or {})
-    computed = _to_compute(plan, cached)
+    computed = to_compute(plan, cached)
     inputs = embed(runner.base, plan, prompt, embeds, computed)
     if means is None:
         return runner.forward(plan.tree, inputs, cached)
     outputs: list[Tensor] = []
     hidden = runner.forward(plan.tree, inputs, cached, outputs)
-    if not outputs:  # nothing was computed: empty texts after a prefilled prompt
-        config = runner.base.config.get_text_config()
-        outputs = [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
-    means.take(outputs, computed)
+    means.take(outputs or no_outputs(runner, hidden), computed)
     return hidden
+
+
+def no_outputs(runner: ModelRunner, hidden: Tensor) -> list[Tensor]:
+    """Layer outputs ``[0, D]`` where nothing was computed: empty texts after a prefilled prompt."""
+    config = runner.base.config.get_text_config()
+    return [hidden.new_zeros(0, config.hidden_size)] * config.num_hidden_layers
 
 
 def _prefilled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
@@ -100,7 +103,7 @@ def _prefilled(plan: Plan, prompt: Prompts) -> dict[int, KVCache]:
     return dict(zip(plan.tree.roots, [prompt] if isinstance(prompt, KVCache) else prompt, strict=True))
 
 
-def _to_compute(plan: Plan, cached: Mapping[int, KVCache]) -> Tensor:
+def to_compute(plan: Plan, cached: Mapping[int, KVCache]) -> Tensor:
     """Flat positions of the tokens without a KV cache."""
     tree, device = plan.tree, plan.tokens.device
     if not cached:

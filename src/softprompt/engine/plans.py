@@ -15,8 +15,9 @@ depend on the prompt, so its keys and values can come from a cache (``text_cache
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -93,10 +94,25 @@ def plan_candidates(
     return forest.plan(device)
 
 
+class Tail(NamedTuple):
+    """A suffix prompt and the label candidates after it.
+
+    Attributes:
+        start: the prompt's first row of the prompt matrix, counted from the first row that is not taken yet.
+        num_virtual_tokens: P.
+        candidates: may be empty.
+    """
+
+    start: int
+    num_virtual_tokens: int
+    candidates: CandidateTree
+
+
 class Forest:
     """A plan under construction: trees side by side, as lists of integers.
 
-    Each call of ``add_...`` takes the next rows of the prompt matrix as its virtual tokens, and makes new groups.
+    Each call of ``add_...`` takes the next rows of the prompt matrix as its virtual tokens, makes new groups, and
+    returns the flat positions of the tokens of each row or text.
     """
 
     def __init__(self) -> None:
@@ -107,13 +123,28 @@ class Forest:
         self._texts = dict[int, tuple[int, ...]]()
         self._num_virtual = self._num_groups = 0
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes so far; the next call adds its prefix prompt as the node of this number."""
+        return len(self._parents)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, virtual ones included: the flat position of the next one."""
+        return len(self._tokens)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups so far."""
+        return self._num_groups
+
     def add_rows(
         self,
         num_virtual_tokens: int,
         rows: Sequence[Sequence[int]],
         labels: Sequence[Sequence[int]] | None,
         text_lengths: Sequence[int] | None = None,
-    ) -> None:
+    ) -> list[list[int]]:
         """Add rows with one prompt; each is a group.
 
         As in transformers, the label at index ``j`` is the id of token ``j`` itself (``IGNORE_INDEX`` for no loss), and
@@ -142,6 +173,7 @@ class Forest:
         self._positions += positions
         self._num_virtual += num_virtual_tokens
         self._num_groups += len(rows)
+        return positions
 
     def add_candidates(
         self,
@@ -149,7 +181,7 @@ class Forest:
         texts: Sequence[Sequence[int]],
         candidates: Sequence[Sequence[int]],
         suffix_prompts: Sequence[Sequence[int]] | None = None,
-    ) -> None:
+    ) -> list[list[int]]:
         """Add every candidate after every text; group ``i * C + j`` is candidate ``j`` after text ``i``.
 
         Prompts, texts and prefixes that candidates share are computed once, whatever the number of candidates.
@@ -168,20 +200,54 @@ class Forest:
         tree = CandidateTree(candidates)
         if suffix_prompts is None:
             root = self._add_prompt(ROOT, num_virtual_tokens)
-            positions, leaves = self._add_shared(root, texts, tree)
+            positions, leaves = self._add_shared(root, texts, lambda _, node: self._add_branches(node, tree))
             for leaf in leaves:
                 self._supervise_candidates(leaf, tree)
             self._positions += positions
             self._num_virtual += num_virtual_tokens
-            return
+            return positions
+        positions = []
         for text, prompts in zip(texts, suffix_prompts, strict=True):
             node = self._add_text(text)
             for prompt in prompts:
-                leaf = self._add_prompt(node, num_virtual_tokens, prompt * num_virtual_tokens)
-                self._add_branches(leaf, tree)
-                self._supervise_candidates(leaf, tree)
-            self._positions.append(self._span(node))
+                tail = Tail(prompt * num_virtual_tokens, num_virtual_tokens, tree)
+                self._supervise_candidates(self._add_tail(node, tail), tree)
+            positions.append(self._span(node))
+        self._positions += positions
         self._num_virtual += num_virtual_tokens * (1 + max(chain.from_iterable(suffix_prompts), default=-1))
+        return positions
+
+    def add_tails(
+        self, texts: Sequence[Sequence[int]], tails: Sequence[Sequence[Tail]]
+    ) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Add texts, each with suffix prompts of its own, which may differ in length and candidates.
+
+        Prefixes that texts share, or whole texts, are computed once. Groups are the candidates after each tail of each
+        text, in this order.
+
+        Args:
+            texts: B texts of token ids.
+            tails: what follows each text, each tail as if it were alone.
+
+        Returns:
+            Flat positions of each text's tokens, and of the virtual tokens of each of its tails.
+
+        Raises:
+            ConfigError: nothing precedes a candidate.
+        """
+        leaves = [list[int]() for _ in texts]
+
+        def below(row: int, node: int) -> None:
+            leaves[row] += [self._add_tail(node, tail) for tail in tails[row]]
+
+        positions, _ = self._add_shared(ROOT, texts, below)
+        for own, of_row in zip(tails, leaves, strict=True):
+            for tail, leaf in zip(own, of_row, strict=True):
+                self._supervise_candidates(leaf, tail.candidates)
+        self._positions += positions
+        every = chain.from_iterable(tails)
+        self._num_virtual += max((tail.start + tail.num_virtual_tokens for tail in every), default=0)
+        return positions, [[self._span(leaf) for leaf in of_row] for of_row in leaves]
 
     def plan(self, device: torch.device, order: Sequence[int] | None = None) -> Plan:
         """The finished plan, on a device.
@@ -220,16 +286,27 @@ class Forest:
         first = -1 - self._num_virtual - skipped
         return range(first, first - length, -1)
 
+    def _add_tail(self, node: int, tail: Tail) -> int:
+        """A suffix prompt below a text, and its candidates; the prompt's node."""
+        leaf = self._add_prompt(node, tail.num_virtual_tokens, tail.start)
+        self._add_branches(leaf, tail.candidates)
+        return leaf
+
     def _add_text(self, tokens: Sequence[int]) -> int:
-        """A text before suffix prompts."""
+        """A text before suffix prompts, whose keys and values a text cache can supply."""
         node = self._add(ROOT, tokens)
         self._texts[node] = tuple(tokens)
         return node
 
     def _add_shared(
-        self, root: int, rows: Sequence[Sequence[int]], candidates: CandidateTree | None = None
+        self, root: int, rows: Sequence[Sequence[int]], add_below: Callable[[int, int], None] | None = None
     ) -> tuple[list[list[int]], list[int]]:
-        """Rows below a prompt, shared prefixes once, and candidates below each; positions and leaf of each row."""
+        """Rows below a prompt, shared prefixes once; positions and leaf of each row.
+
+        Args:
+            root: node of the prompt.
+            add_below: adds nodes below a row, given its index and leaf.
+        """
         nodes, above = list[int](), list[list[int]]()
         positions, leaves = [list[int]()] * len(rows), [root] * len(rows)
         for segment in share_prefixes(rows):
@@ -239,8 +316,8 @@ class Forest:
             above.append(self._span(node) if top else above[segment.parent] + self._span(node))
             if segment.is_leaf:
                 positions[segment.row], leaves[segment.row] = above[-1], node
-                if candidates:
-                    self._add_branches(node, candidates)
+                if add_below:
+                    add_below(segment.row, node)
         return positions, leaves
 
     def _add_suffix_row(

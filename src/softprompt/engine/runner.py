@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,20 @@ def backends(backbone: nn.Module) -> tuple[Backend, ...]:
 def _reads_weights(module: nn.Module) -> bool:
     """Whether a hook reads attention weights at their dropout, which packed attention does not call."""
     return isinstance(module, nn.Dropout) and is_intercepted(module)
+
+
+class Computed(NamedTuple):
+    """What a run of a tree computed, of the T' tokens of nodes without a KV cache, in flat order.
+
+    Attributes:
+        hidden: ``[T', D']`` last hidden states.
+        layers: keys and values of each layer, ``[1, key heads, T', d]``; empty unless they were kept.
+        layer_outputs: output ``[T', D]`` of each decoder layer; empty unless they were captured.
+    """
+
+    hidden: Tensor
+    layers: Layers
+    layer_outputs: list[Tensor]
 
 
 class ModelRunner:
@@ -112,15 +126,15 @@ class ModelRunner:
             ConfigError: layer outputs were asked for, and cannot be captured.
         """
         cached = cached or {}
-        hidden, _, outputs = self._compute(tree, embeds, cached, capture=layer_outputs is not None)
+        found = self.compute(tree, embeds, cached, capture=layer_outputs is not None)
         if layer_outputs is not None:
-            layer_outputs += outputs
-        return _with_cached(hidden, tree, cached)
+            layer_outputs += found.layer_outputs
+        return with_cached(found.hidden, tree, cached)
 
     def prefill(self, tree: Tree, embeds: Tensor, cached: Mapping[int, KVCache] | None = None) -> dict[int, KVCache]:
         """KV caches of all nodes that are not cached yet; arguments as for ``forward``. Differentiable."""
         cached = cached or {}
-        hidden, layers, _ = self._compute(tree, embeds, cached, keep=True)
+        hidden, layers, _ = self.compute(tree, embeds, cached, keep=True)
         found = {}
         for node, (start, stop) in enumerate(pairwise(tree.starts_without(cached))):
             if node not in cached:
@@ -142,19 +156,27 @@ class ModelRunner:
         """
         return head_logits(self._once("head", lambda: head_view(self.base)), hidden)
 
-    def _compute(
+    def compute(
         self, tree: Tree, embeds: Tensor, cached: Mapping[int, KVCache], *, keep: bool = False, capture: bool = False
-    ) -> tuple[Tensor, Layers, list[Tensor]]:
-        """Hidden states, keys and values, and layer outputs of the tokens that are not cached."""
+    ) -> Computed:
+        """All that a run of a tree computes; arguments as for ``forward``.
+
+        Args:
+            keep: return keys and values.
+            capture: return the outputs of all decoder layers.
+
+        Raises:
+            ConfigError: layer outputs were asked for, and cannot be captured.
+        """
         if cached and not len(embeds):  # nothing is new: empty rows, labels of one token
             empty = next(iter(cached.values())).map(lambda states: states[..., :0, :])
-            return empty.hidden, list(empty.layers), []
+            return Computed(empty.hidden, list(empty.layers), [])
         make_view, run = _BACKENDS[self.backend]
         model = self._once(self.backend, lambda: make_view(self.base.base_model))
         hidden, layers, outputs = run(model, tree, embeds, cached, keep=keep, capture=capture)
         if capture and len(embeds) and not outputs:
             raise ConfigError(f"the outputs of the decoder layers of {type(self.base).__name__} cannot be captured")
-        return hidden, layers, outputs
+        return Computed(hidden, layers, outputs)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Something derived from the base, made once; under autocast, which layers heed when a view is built, anew."""
@@ -169,7 +191,8 @@ BaseOrRunner: TypeAlias = PreTrainedModel | ModelRunner
 """A base model, from which a call makes a runner of its own, or the runner that owns it."""
 
 
-def _with_cached(hidden: Tensor, tree: Tree, cached: Mapping[int, KVCache]) -> Tensor:
+def with_cached(hidden: Tensor, tree: Tree, cached: Mapping[int, KVCache]) -> Tensor:
+    """Hidden states ``[T, D']`` of all tokens, from those that were computed ``[T', D']`` and those of cached nodes."""
     if not cached:
         return hidden
     runs = pairwise(tree.starts_without(cached))

@@ -100,13 +100,44 @@ def load_adapter(adapter: str, options: ModelOptions) -> LoadedAdapter:
     if tokenizer is None or len(tokenizer) <= len(base.tokenizer):
         tokenizer = base.tokenizer
     if given and config.base_model_name_or_path not in (None, base.name):
-        check_same_base(adapter, str(config.base_model_name_or_path), base.name)
-    config, prompt = read_adapter(model, adapter, config)
+        advice = "leave --model_name_or_path out to use that one"
+        check_same_base(adapter, str(config.base_model_name_or_path), base.name, advice)
     restore(model, find_weights(adapter), adapter)
     check_unlisted(model, base.name)
-    prompted = PromptedModel(ModelRunner(model), prompt.to(model.device, torch.float32), config.placement)
+    return _loaded(adapter, ModelRunner(model), tokenizer, config)
+
+
+def load_onto(runner: ModelRunner, tokenizer: Any, adapter: str) -> LoadedAdapter:
+    """Load an adapter onto a base model that it shares with others, which must not change.
+
+    Args:
+        runner: owns the base model.
+        tokenizer: of the base model.
+
+    Raises:
+        AdapterError: the adapter is missing, damaged, for another base model, or would change the base model.
+    """
+    config, base = fetch_adapter(adapter), runner.base
+    if config.base_model_name_or_path not in (None, base.name_or_path):
+        advice = "a library has one base model; open another library for this adapter"
+        check_same_base(adapter, str(config.base_model_name_or_path), base.name_or_path, advice)
+    own = own_tokenizer(adapter)
+    if own is not None and len(own) > len(tokenizer):
+        raise AdapterMismatchError(
+            f"{adapter} adds tokens to the vocabulary, which other adapters of the base model were not trained with; "
+            "load it alone"
+        )
+    restore(base, find_weights(adapter), adapter, shared=True)
+    return _loaded(adapter, runner, tokenizer, config)
+
+
+def _loaded(adapter: str, runner: ModelRunner, tokenizer: Any, config: PromptTuningConfig) -> LoadedAdapter:
+    """An adapter whose base model is ready for it."""
+    base = runner.base
+    config, prompt = read_adapter(base, adapter, config)
+    prompted = PromptedModel(runner, prompt.to(base.device, torch.float32), config.placement)
     task = read_task(adapter)
-    probe, ensemble = read_probe(adapter, task, model), read_ensemble(adapter, prompt.shape[1])
+    probe, ensemble = read_probe(adapter, task, base), read_ensemble(adapter, prompt.shape[1])
     return LoadedAdapter(adapter, prompted, tokenizer, config, task, probe, ensemble)
 
 

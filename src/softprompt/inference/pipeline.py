@@ -196,6 +196,34 @@ def load(
         BaseModelError: the base model cannot be found or loaded.
         ConfigError: an option is invalid, or the adapter names no base model and none is given.
     """
+    options = model_options(
+        model_name_or_path=model_name_or_path,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    predictor = load_predictor(adapter, options)
+    if predictor.saved_task is None:
+        warnings.warn(f"{predictor.name}: {WITHOUT_TASK}", stacklevel=2)
+    return predictor
+
+
+def model_options(
+    *,
+    model_name_or_path: str | os.PathLike[str] | None,
+    revision: str | None,
+    dtype: Any,
+    device: Any,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> ModelOptions:
+    """Options of a base model from the arguments of ``load``.
+
+    Raises:
+        ConfigError: an option is invalid.
+    """
     given = {
         "model_name_or_path": model_name_or_path and os.fspath(model_name_or_path),
         "revision": revision,
@@ -204,11 +232,7 @@ def load(
         "attn_implementation": attn_implementation,
         "trust_remote_code": trust_remote_code or None,
     }
-    options = build_options(ModelOptions, {name: value for name, value in given.items() if value is not None})
-    predictor = load_predictor(adapter, options)
-    if predictor.saved_task is None:
-        warnings.warn(f"{predictor.name}: {WITHOUT_TASK}", stacklevel=2)
-    return predictor
+    return build_options(ModelOptions, {name: value for name, value in given.items() if value is not None})
 
 
 def load_predictor(adapter: str | os.PathLike[str], options: ModelOptions) -> Predictor:

@@ -60,7 +60,7 @@ def predict_rows(
     """
     check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     free_text = generate or not task.is_classification
-    limit = max_new_tokens or _default_max_new_tokens(loaded)
+    limit = max_new_tokens or default_max_new_tokens(loaded)
     encoder = loaded.encoder(task, room_for_answer=limit if free_text else 0)
     remaining = iter(rows)
     while chunk := list(islice(remaining, 4 * batch_size)):
@@ -72,7 +72,8 @@ def predict_rows(
         yield from zip(chunk, answers, strict=True)
 
 
-def _default_max_new_tokens(loaded: LoadedAdapter) -> int:
+def default_max_new_tokens(loaded: LoadedAdapter) -> int:
+    """``MAX_NEW_TOKENS``, or a quarter of a shorter context."""
     context = loaded.context_length
     return MAX_NEW_TOKENS if context is None else min(MAX_NEW_TOKENS, max(1, context // 4))
 

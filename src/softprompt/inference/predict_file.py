@@ -72,9 +72,9 @@ def predict_file(
     if raft_output and not labelled:
         raise ConfigError("--raft_output needs labels: the task must be a classification, and --generate is not for it")
     columns, new = source.columns(), [LABEL, PROBABILITY] if labelled else [GENERATED]
-    _check_columns(source.path, columns, task, new if output_file else [])
-    _check_targets(source.path, columns, output_file, raft_output)
-    total = _check_texts(source, task, need_texts=raft_output is None, callback=callback)
+    check_columns(source.path, columns, task, new if output_file else [])
+    check_targets(source.path, columns, output_file, raft_output)
+    total = check_texts(source, task, need_texts=raft_output is None, callback=callback)
     truncated = 0
     with ExitStack() as stack:
         writer = stack.enter_context(open_writer(output_file, [*columns, *new])) if output_file else None
@@ -97,7 +97,7 @@ def predict_file(
     return total
 
 
-def _check_columns(source: Path, columns: Sequence[str], task: Task, new: Sequence[str]) -> None:
+def check_columns(source: Path, columns: Sequence[str], task: Task, new: Sequence[str]) -> None:
     """Check that the template's columns exist, and that the new ones do not."""
     for name in Template(task.template, task.text_columns).fields:
         if name not in columns:
@@ -107,7 +107,8 @@ def _check_columns(source: Path, columns: Sequence[str], task: Task, new: Sequen
         raise ConfigError(f"{source} has a column {taken[0]!r}, which the predictions would overwrite; rename it")
 
 
-def _check_targets(source: Path, columns: Sequence[str], target: Path | None, raft: Path | None) -> None:
+def check_targets(source: Path, columns: Sequence[str], target: Path | None, raft: Path | None) -> None:
+    """Check that the output files differ from the source and from each other, and that RAFT's column exists."""
     targets = [each for each in (target, raft) if each]
     if len({each.resolve() for each in (source, *targets)}) <= len(targets):
         raise ConfigError("the output files must differ from input_file and from each other")
@@ -115,7 +116,7 @@ def _check_targets(source: Path, columns: Sequence[str], target: Path | None, ra
         raise DataError(f"{source}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
 
 
-def _check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: ProgressCallback) -> int:
+def check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: ProgressCallback) -> int:
     """Check that every row has a text, and return the number of rows.
 
     Args:

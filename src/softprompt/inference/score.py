@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine.kv_cache import KVCache
 from ..engine.loss import group_log_probs
-from ..engine.plans import Forest, packs, plan_candidates
+from ..engine.plans import packs, plan_candidates
 from ..engine.prefix_sharing import branch_tokens
 from ..engine.runner import BaseOrRunner, ModelRunner
 from ..engine.surgery.capture import Means, but_first
@@ -73,43 +73,6 @@ def score_labels(
             means.append(collected.found)
         parts.append(found.view(len(part), *several, len(labels)))
     return torch.cat(parts)
-
-
-@torch.no_grad()
-def score_labels_mixed(
-    base: BaseOrRunner,
-    prompts: Sequence[Tensor | KVCache],
-    prompt_of_row: Sequence[int],
-    texts: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
-) -> Tensor:
-    """Log-probability of each label after each text, where each row has its own prefix prompt, in one run of the model.
-
-    Args:
-        base: the frozen causal language model, or the runner that owns it.
-        prompts: prefix prompts, all ``[P, D]`` or all prefilled; they may differ in length.
-        prompt_of_row: for each of the B rows, the index of its prompt.
-        texts: B rows of token ids.
-        labels: C labels of token ids, end token included, so that no label is a prefix of another.
-
-    Returns:
-        ``[B, C]`` float32 on the device of ``base``, the sum of the log-probabilities of the label's tokens.
-    """
-    runner = ModelRunner.of(base)
-    if not texts:
-        return torch.empty(0, len(labels), device=runner.base.device)
-    rows_of: dict[int, list[int]] = {}
-    for row, number in enumerate(prompt_of_row):
-        rows_of.setdefault(number, []).append(row)
-    forest = Forest()
-    for number, rows in rows_of.items():
-        forest.add_candidates(len(prompts[number]), [texts[row] for row in rows], labels)
-    used = [prompts[number] for number in rows_of]
-    caches = [prompt for prompt in used if isinstance(prompt, KVCache)]
-    matrices = [prompt for prompt in used if isinstance(prompt, Tensor)]
-    found = group_log_probs(runner, forest.plan(runner.base.device), caches or torch.cat(matrices))
-    order = torch.tensor([row for rows in rows_of.values() for row in rows], device=found.device)
-    return torch.empty_like(found).view(len(texts), -1).index_copy_(0, order, found.view(len(texts), -1))
 
 
 def _check(

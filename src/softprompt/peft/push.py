@@ -16,12 +16,10 @@ from ..storage.adapter import START_NAME, WEIGHTS_NAME, find_weights, read_promp
 from ..storage.atomic import write_text
 from ..storage.hub import upload_errors
 from ..storage.record import (
+    CLASSIFIER_FILES,
     CONFUSION_PICTURE,
-    ENSEMBLE_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
-    OLD_PROBE_NAME,
-    PROBE_NAME,
     STATE_NAME,
     TRAIN_METRICS_NAME,
 )
@@ -31,9 +29,7 @@ from .saving import save_adapters
 SHARED = [
     WEIGHTS_NAME,
     START_NAME,
-    PROBE_NAME,
-    OLD_PROBE_NAME,
-    ENSEMBLE_NAME,
+    *CLASSIFIER_FILES,
     CONFIG_NAME,
     TASK_NAME,
     CARD_NAME,
@@ -107,7 +103,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None, token: bool
             api.create_branch(repo_id, branch=commit["revision"], exist_ok=True)
         _keep_card(api, repo_id, folder, commit.get("revision"))
         # A linear probe or an ensemble of an older prompt would be wrong beside this one; new ones are uploaded.
-        older = [PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME]
+        older = list(CLASSIFIER_FILES)
         return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=older, **commit)
 
 

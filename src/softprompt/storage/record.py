@@ -27,6 +27,7 @@ PROBE_NAME, ENSEMBLE_NAME = "linear_probe.safetensors", "ensemble.safetensors"
 """Files beside the adapter's weights; PEFT ignores them."""
 OLD_PROBE_NAME = "readout.safetensors"  # old name
 """Name of the linear probe's file in version 0.1; still read."""
+CLASSIFIER_FILES = (PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME)
 METRICS_NAME = "metrics.json"
 TRAIN_METRICS_NAME = "train_metrics.json"  # metrics.json of training, once evaluate has written its own
 LOG_NAME = "log.jsonl"

@@ -20,14 +20,12 @@ from ..reporting.plots import plot_confusion_matrix, plot_loss
 from ..storage.adapter import START_NAME, WEIGHTS_NAME, read_prompt, write_prompt
 from ..storage.atomic import write_text
 from ..storage.record import (
+    CLASSIFIER_FILES,
     CONFUSION_PICTURE,
-    ENSEMBLE_NAME,
     LOG_NAME,
     LOSS_PICTURE,
     METRICS_NAME,
-    OLD_PROBE_NAME,
     OPTIONS_NAME,
-    PROBE_NAME,
     STATE_NAME,
     TRAIN_METRICS_NAME,
     Metrics,
@@ -41,9 +39,7 @@ RUN_FILES = (
     WEIGHTS_NAME,
     CONFIG_NAME,
     START_NAME,
-    PROBE_NAME,
-    OLD_PROBE_NAME,
-    ENSEMBLE_NAME,
+    *CLASSIFIER_FILES,
     TASK_NAME,
     OPTIONS_NAME,
     STATE_NAME,
@@ -114,7 +110,7 @@ def write_results(run: Run, classes: Classes | None, state: TrainerState, metric
     """Write the finished adapter folder. The weights come last, so a folder that has them is complete."""
     folder = run.options.output_dir
     if run.options.resume_from_checkpoint:  # they belong to the prompt before it was trained further
-        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, PROBE_NAME, OLD_PROBE_NAME, ENSEMBLE_NAME):
+        for name in (METRICS_NAME, TRAIN_METRICS_NAME, CONFUSION_PICTURE, *CLASSIFIER_FILES):
             (folder / name).unlink(missing_ok=True)
     if metrics is not None:
         metrics.save(folder)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from ...config.options import RENAMED, TrainOptions, _Options
+from ...config.options import RENAMED, Options, TrainOptions
 from ...errors import MissingExtraError
 from ...training import recipes
 from .method_options import InContextOptions, LoraOptions, MethodOptions, PeftOptions, SetfitOptions
@@ -35,7 +35,7 @@ class MethodKind:
 
     module: str
     name: str
-    options: type[_Options] = MethodOptions
+    options: type[Options] = MethodOptions
     needs: tuple[tuple[str, str], ...] = ()
     reads_rows: bool = True
 

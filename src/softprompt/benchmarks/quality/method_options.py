@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ...config.options import _Options
+from ...config.options import Options
 
 
-class MethodOptions(_Options):
+class MethodOptions(Options):
     """A method without options; the base class of the others."""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-WORKLOADS = ("train", "suffix", "classes", "evaluate", "generate", "tasks")
+WORKLOADS = ("train", "suffix", "classes", "evaluate", "generate", "tasks", "serve")
 """Names of the workloads."""
 
 PEFT_GUIDE, PEFT_BEST, DROP_IN, OURS = "peft guide", "peft best", "drop-in", "softprompt"
+DIRECT = "direct"
+"""softprompt's engine called without a server, a baseline of ``serve``."""
 PREFIX = "prefix"
 """softprompt's training with a prefix prompt, the baseline of ``suffix``."""
 GUIDE = "guide"
@@ -16,6 +18,7 @@ KEY_PREFIX = {
     DROP_IN: "drop_in_",
     PREFIX: "prefix_",
     GUIDE: "guide_",
+    DIRECT: "direct_",
     PEFT_GUIDE: "peft_guide_",
     PEFT_BEST: "peft_best_",
 }
@@ -51,10 +54,15 @@ TITLES = {
         PEFT_BEST: "PEFT, padded to the longest",
         OURS: "softprompt, one mixed batch",
     },
+    "serve": {
+        PEFT_BEST: "PEFT behind the same server, set_adapter per task",
+        DIRECT: "softprompt, the engine called directly",
+        OURS: "softprompt serve",
+    },
 }
 """The implementations of each workload in the order of their turns, with their titles in tables."""
 
 
 def implementation_names(workload: str, *, with_peft: bool) -> list[str]:
     """The implementations to measure, in turn; without PEFT only softprompt's, including its own baselines."""
-    return [name for name in TITLES[workload] if with_peft or name in (PREFIX, GUIDE, OURS)]
+    return [name for name in TITLES[workload] if with_peft or name in (PREFIX, GUIDE, DIRECT, OURS)]

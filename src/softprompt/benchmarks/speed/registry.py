@@ -13,11 +13,12 @@ from .workloads.evaluation import Evaluation
 from .workloads.generation import Generation
 from .workloads.many_classes import ManyClasses
 from .workloads.mixed_tasks import MixedTasks
+from .workloads.serving import Serving
 from .workloads.suffix_training import SuffixTraining
 from .workloads.training_step import Training
 
 _WORKLOADS: dict[str, type[Workload]] = {
-    each.name: each for each in (Training, SuffixTraining, ManyClasses, Evaluation, Generation, MixedTasks)
+    each.name: each for each in (Training, SuffixTraining, ManyClasses, Evaluation, Generation, MixedTasks, Serving)
 }
 
 
@@ -32,8 +33,13 @@ def measure_workload(name: str, options: SpeedOptions, progress: Progress) -> di
     Returns:
         One JSON object; see ``timing.measure`` and ``peak_memory.peak_memory``.
     """
-    result = measure(make_workload(name, options), progress)
-    if options.memory:
+    workload = make_workload(name, options)
+    try:
+        result = measure(workload, progress)
+    finally:
+        workload.close()
+    del workload
+    if options.memory and name != Serving.name:  # a server's memory depends on its limits
         gc.collect()  # frees the models: a second process of this size might not fit
         result |= peak_memory(name, options, progress)
     return result

@@ -16,6 +16,7 @@ class SpeedOptions(ModelOptions, DataOptions):
     shape: str | None = Field(None, description="Random weights of a known shape instead of a model: bloomz-560m.")
     num_virtual_tokens: int = Field(8, ge=1, description="Number of virtual tokens.")
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows per batch.")
+    concurrency: int = Field(8, ge=1, description="Requests in flight, for serve.")
     text_tokens: int | None = Field(None, ge=1, description="Build texts of exactly this many tokens from the rows.")
     rounds: int = Field(7, ge=1, description="Turns of each implementation; medians are compared.")
     num_threads: int = Field(2, ge=1, description="CPU threads of every implementation.")

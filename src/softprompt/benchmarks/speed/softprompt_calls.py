@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ...config.adapter_config import PromptTuningConfig
 from ...config.options import TrainOptions
-from ...engine.kv_cache import KVCache
 from ...engine.plans import default_tokens_per_pack, plan_candidates, plan_examples
 from ...engine.runner import ModelRunner
 from ...engine.text_cache import TextCache
 from ...inference.classifier import Classes, label_log_probs
-from ...inference.score import score_labels_mixed
+from ...inference.mixed import run_mixed
+from ...inference.mixed_rows import LabelRow, PlacedPrompt
 from ...peft.factory import get_peft_model
 from ...training.objectives import Classification, LanguageModeling
 from ...training.step import backward, forward_backward
@@ -84,9 +84,9 @@ def drop_in(base: Any, prompt: Tensor) -> Any:
 
 
 @torch.no_grad()
-def prefilled(runner: ModelRunner, prompt: Tensor) -> KVCache:
-    """The prefilled prompt, as evaluation keeps it."""
-    return runner.prefill_prompt(prompt)
+def prefilled(runner: ModelRunner, prompt: Tensor) -> PlacedPrompt:
+    """A prefix prompt with its KV cache, as a prompt library keeps it."""
+    return PlacedPrompt(prompt, "prefix", runner.prefill_prompt(prompt))
 
 
 @torch.no_grad()
@@ -96,14 +96,11 @@ def score(model: Any, examples: Sequence[Example], classes: Classes) -> Tensor:
 
 
 def score_mixed(
-    runner: ModelRunner,
-    prompts: Sequence[KVCache],
-    tasks: Sequence[int],
-    texts: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
+    runner: ModelRunner, rows: Sequence[tuple[PlacedPrompt, Example]], labels: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Log-probability ``[B, C]`` of each label, where row i has the prompt ``tasks[i]``, on the CPU."""
-    return score_labels_mixed(runner, prompts, tasks, texts, labels).cpu()
+    """Log-probability ``[B, C]`` of each label for rows that have prompts of their own, on the CPU."""
+    classes = Classes(tuple(map(str, range(len(labels)))), tuple(map(tuple, labels)))
+    return torch.stack(run_mixed(runner, [LabelRow(prompt, classes, example) for prompt, example in rows]))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from .catalog import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, TITLES
+from .catalog import GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES
 
-_BASELINES = {"suffix": PREFIX, "classes": GUIDE}
+_BASELINES = {"suffix": PREFIX, "classes": GUIDE, "serve": PEFT_BEST}
 """What softprompt is compared with; PEFT for all other workloads."""
 
 
@@ -16,7 +16,7 @@ def result_table(result: dict[str, Any]) -> Table:
     """The table of a result (``registry.measure_workload``): one line per implementation."""
     workload = result["workload"]
     baseline = _BASELINES.get(workload, PEFT_GUIDE)
-    against = "PEFT" if baseline == PEFT_GUIDE else baseline
+    against = "PEFT" if baseline in (PEFT_GUIDE, PEFT_BEST) else baseline
     title = f"{workload}: {result['model']}, {result['num_virtual_tokens']} virtual tokens"
     table = Table(title=title, box=None, header_style="bold", title_justify="left")
     for name in ("", "rows/s", f"against {against}", "spread", "peak memory"):
@@ -64,4 +64,10 @@ def _caption(result: dict[str, Any]) -> str:
         parts = [f"{TITLES['generate'][name]}: {count}" for name, count in counts.items() if count is not None]
         return f"rows of {result['rows_compared']} with the same tokens as when computed alone: {'; '.join(parts)}"
     worst = result["max_relative_label_probability_difference"]
+    if result["workload"] == "serve":
+        shown = (f"{share} {result[f'latency_ms_{share}']:.0f} ms" for share in ("p50", "p95", "p99"))
+        return (
+            f"{result['concurrency']} requests in flight: {', '.join(shown)}; label probabilities agree with rows "
+            f"computed one by one to {worst:.0e}, {result['texts_equal']} of {result['texts_compared']} texts are equal"
+        )
     return f"label probabilities agree with rows computed one by one to {worst:.0e}"

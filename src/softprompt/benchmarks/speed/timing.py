@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..quiet import quiet
-from .catalog import DROP_IN, GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, implementation_names
+from .catalog import DIRECT, DROP_IN, GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, implementation_names
 from .workload import COMPARED_ROWS, Implementation, Workload
 
 Progress = Callable[[str], None]
@@ -89,7 +89,7 @@ def speeds(rows: int, times: dict[str, list[float]]) -> dict[str, Any]:
     speed = {name: rows / statistics.median(seconds) for name, seconds in times.items()}
     found: dict[str, Any] = {f"{KEY_PREFIX[name]}rows_per_second": value for name, value in speed.items()}
     for name in (OURS, DROP_IN):
-        for other in (PEFT_GUIDE, PEFT_BEST, PREFIX, GUIDE):
+        for other in (PEFT_GUIDE, PEFT_BEST, PREFIX, GUIDE, DIRECT):
             if name in speed and other in speed:
                 versus = KEY_PREFIX[other].rstrip("_")
                 found[f"{KEY_PREFIX[name]}speedup_vs_{versus}"] = speed[name] / speed[other]

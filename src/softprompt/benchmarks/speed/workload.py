@@ -85,6 +85,9 @@ class Workload(ABC):
             TrainingError: a difference is larger than the tolerance.
         """
 
+    def close(self) -> None:  # noqa: B027
+        """Stop what was started."""
+
     def after_round(self) -> None:  # noqa: B027 - most workloads have nothing to add
         """Measure something else, once per round."""
 

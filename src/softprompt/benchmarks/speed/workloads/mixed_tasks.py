@@ -110,6 +110,5 @@ class MixedScoring(Implementation):
 
     def run(self, prepared: Sequence[Entry]) -> Tensor:
         """Label log-probabilities ``[B, C]``, in the stream's order."""
-        tasks, examples = zip(*prepared, strict=True)
-        texts = [example.input_ids for example in examples]
-        return softprompt_calls.score_mixed(self._runner, self._prompts, tasks, texts, self._labels)
+        rows = [(self._prompts[task], example) for task, example in prepared]
+        return softprompt_calls.score_mixed(self._runner, rows, self._labels)

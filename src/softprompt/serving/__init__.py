@@ -1,0 +1,1 @@
+"""A server for many adapters on one base model."""
