@@ -126,6 +126,18 @@ def test_generate(place):
     assert result["new_tokens"] == 10
 
 
+def test_serve(place):
+    result = json.loads(bench(place, "serve", "--concurrency", "3", "--json", check=True).stdout)
+    assert result.keys() >= SPEED_KEYS | PEFT_KEYS
+    assert (result["rows_per_batch"], result["concurrency"], result["num_tasks"]) == (96, 3, 8)
+    assert result["max_relative_label_probability_difference"] < 1e-4
+    assert result["texts_equal"] == result["texts_compared"] > 0
+    for prefix in ("", "peft_guide_", "peft_best_"):
+        latencies = [result[f"{prefix}latency_ms_{share}"] for share in ("p50", "p95", "p99")]
+        assert 0 < latencies[0] <= latencies[1] <= latencies[2]
+    assert "peak_memory_bytes" not in result
+
+
 @pytest.mark.heavy
 def test_ours_alone(place):
     given = ("--against", "none", "--text_tokens", "30", "--json")

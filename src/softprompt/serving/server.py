@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,9 +39,14 @@ def open_server(model: ModelOptions, options: ServeOptions, on_warning: Callable
             "listen on 127.0.0.1"
         )
     bound = bind(options.host, options.port)  # before the model is loaded, which takes long
-    library = PromptLibrary.from_options(
-        options.adapter, model, adapter_dir=options.adapter_dir, prompt_memory=options.prompt_memory << 20
-    )
+    # Each thread that runs torch has OpenMP threads of its own, and those of idle ones slow the others down by a third.
+    # So the model is loaded in a thread that ends, and only the scheduler's thread runs it.
+    with ThreadPoolExecutor(1) as loader:
+        memory = options.prompt_memory << 20
+        opening = loader.submit(
+            PromptLibrary.from_options, options.adapter, model, adapter_dir=options.adapter_dir, prompt_memory=memory
+        )
+        library = opening.result()
     for problem in library.problems.values():
         on_warning(problem)
     return Server(create_app(library, options), options, bound)

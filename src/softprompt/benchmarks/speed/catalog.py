@@ -55,7 +55,8 @@ TITLES = {
         OURS: "softprompt, one mixed batch",
     },
     "serve": {
-        PEFT_BEST: "PEFT behind the same server, set_adapter per task",
+        PEFT_GUIDE: "PEFT behind the same server, labels generated",
+        PEFT_BEST: "PEFT, labels by their first tokens",
         DIRECT: "softprompt, the engine called directly",
         OURS: "softprompt serve",
     },

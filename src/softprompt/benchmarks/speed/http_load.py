@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,38 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from ...errors import TrainingError
+
+
+class ServerProcess:
+    """A server in a process of its own.
+
+    Args:
+        arguments: of Python; the program prints a line that ends with the server's URL when it is ready.
+        num_threads: CPU threads of torch.
+
+    Attributes:
+        address: host and port.
+
+    Raises:
+        TrainingError: the server does not start.
+    """
+
+    def __init__(self, arguments: Sequence[str], num_threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if "http://" not in line:
+            error = (self._process.communicate()[1].strip().splitlines() or ["no message"])[-1]
+            raise TrainingError(f"the server did not start: {error}")
+        self.address = line.strip().rpartition("http://")[2]
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._process.terminate()
+        self._process.communicate()
 
 
 class Request(NamedTuple):

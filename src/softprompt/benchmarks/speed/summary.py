@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from .catalog import GUIDE, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE, PREFIX, TITLES
+from .catalog import GUIDE, KEY_PREFIX, OURS, PEFT_GUIDE, PREFIX, TITLES
 
-_BASELINES = {"suffix": PREFIX, "classes": GUIDE, "serve": PEFT_BEST}
+_BASELINES = {"suffix": PREFIX, "classes": GUIDE}
 """What softprompt is compared with; PEFT for all other workloads."""
 
 
@@ -16,7 +16,7 @@ def result_table(result: dict[str, Any]) -> Table:
     """The table of a result (``registry.measure_workload``): one line per implementation."""
     workload = result["workload"]
     baseline = _BASELINES.get(workload, PEFT_GUIDE)
-    against = "PEFT" if baseline in (PEFT_GUIDE, PEFT_BEST) else baseline
+    against = "PEFT" if baseline == PEFT_GUIDE else baseline
     title = f"{workload}: {result['model']}, {result['num_virtual_tokens']} virtual tokens"
     table = Table(title=title, box=None, header_style="bold", title_justify="left")
     for name in ("", "rows/s", f"against {against}", "spread", "peak memory"):

@@ -1,26 +1,25 @@
 """``softprompt benchmark speed serve``: requests for eight tasks over loopback, a fixed number in flight.
 
-``peft best``   PEFT behind the same application: each round, the waiting requests of a task are one padded batch.
+``peft guide``  PEFT behind the same application: each round, the waiting requests of a task are one padded batch, and
+                labels are generated, as in the guide.
+``peft best``   the same, but labels are chosen by the logits of their first tokens.
 ``direct``      softprompt's engine without a server, ``concurrency`` rows at a time.
 ``softprompt``  ``softprompt serve``.
 
-Six tasks classify, two generate ten tokens.
+Six tasks classify, two generate ten tokens. Each server is a process of its own.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ....config.serve_options import ServeOptions
 from ....data.sources import load_splits, make_task
 from ....data.task import Task
 from ....data.tokenize import default_end_token_id
@@ -28,15 +27,10 @@ from ....errors import TrainingError
 from ....inference.answer import Question, answer
 from ....inference.library import PromptLibrary
 from ....models.loading import Base
-from ....serving.app import create_app
-from ....serving.scheduler import Scheduler
-from ....serving.server import Server, bind
 from .. import plain_forward, softprompt_calls
 from ..base_models import initial_prompt
-from ..catalog import DIRECT, KEY_PREFIX, OURS, PEFT_BEST
-from ..http_load import Request, percentiles, post_all
-from ..peft_calls import peft_model
-from ..peft_scheduler import PeftScheduler
+from ..catalog import DIRECT, KEY_PREFIX, OURS, PEFT_BEST, PEFT_GUIDE
+from ..http_load import Request, ServerProcess, percentiles, post_all
 from ..settings import SpeedOptions
 from ..workload import COMPARED_ROWS, Implementation, Workload
 
@@ -56,7 +50,6 @@ class Serving(Workload):
 
     def __init__(self, options: SpeedOptions) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="softprompt-benchmark-")
-        self._servers: list[tuple[Server, threading.Thread]] = []
         self._served: dict[str, Served] = {}
         super().__init__(options)
         splits = load_splits(options)
@@ -72,11 +65,15 @@ class Serving(Workload):
         """None yet: rows are sent as text."""
         return []
 
+    @property
+    def _adapters(self) -> Path:
+        return Path(self._folder.name, "adapters")
+
     def _make_library(self, task: Task) -> PromptLibrary:
         adapters = {}
         for number, prompt in enumerate(self.prompts):
             name = f"class{number}" if number < CLASSIFYING else f"text{number}"
-            folder = Path(self._folder.name, name)
+            folder = self._adapters / name
             softprompt_calls.drop_in(self.base, prompt).save_pretrained(folder)
             (task if number < CLASSIFYING else replace(task, labels=())).save(folder)
             adapters[name] = str(folder)
@@ -97,30 +94,32 @@ class Serving(Workload):
         """See ``Workload``."""
         if name == DIRECT:
             return Direct(self.library, self.options.concurrency)
-        scheduler: Any = Scheduler
-        if name == PEFT_BEST:
-            peft_names = {own: f"task{number}" for number, own in enumerate(self.library.names)}
-            scheduler = partial(PeftScheduler, peft_model(self.stock, self.prompts).eval(), peft_names)
-        self._served[name] = Served(self._serve(scheduler), self.options.concurrency)
+        model, dtype = self._model(), str(self.base.dtype).removeprefix("torch.")
+        if name in (PEFT_GUIDE, PEFT_BEST):
+            module = "softprompt.benchmarks.speed.peft_scheduler"
+            labels = "generate" if name == PEFT_GUIDE else "first_token"
+            command = ["-m", module, labels, model, dtype, self.device.type, str(self._adapters)]
+        else:
+            program = "from softprompt.cli import main; main()"
+            base = ["--model_name_or_path", model, "--dtype", dtype, "--device", self.device.type]
+            command = ["-c", program, "serve", "--adapter_dir", str(self._adapters), "--port", "0", *base]
+        self._served[name] = Served(ServerProcess(command, self.options.num_threads), self.options.concurrency)
         return self._served[name]
 
-    def _serve(self, make_scheduler: Any) -> str:
-        """Start a server; its address."""
-        options = ServeOptions(port=0, max_queue=4 * REQUESTS)
-        server = Server(create_app(self.library, options, make_scheduler), options, bind(options.host, options.port))
-        ready = threading.Event()
-        server.on_ready = ready.set
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        ready.wait()
-        self._servers.append((server, thread))
-        return server.url.removeprefix("http://")
+    def _model(self) -> str:
+        """Name of the base model; random weights are saved."""
+        if self.options.shape is None:
+            return self.options.model_name_or_path
+        folder = Path(self._folder.name, "base")
+        if not folder.exists():
+            self.base.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        return str(folder)
 
     def close(self) -> None:
         """Stop the servers."""
-        for server, thread in self._servers:
-            server.should_exit = True
-            thread.join()
+        for served in self._served.values():
+            served.process.stop()
         self._folder.cleanup()
 
     def agreement(self, implementations: dict[str, Implementation]) -> dict[str, Any]:
@@ -161,13 +160,13 @@ class Serving(Workload):
 class Served(Implementation):
     """A server on loopback."""
 
-    def __init__(self, address: str, concurrency: int) -> None:
-        self._address, self._concurrency = address, concurrency
+    def __init__(self, process: ServerProcess, concurrency: int) -> None:
+        self.process, self._concurrency = process, concurrency
         self.seconds: list[float] = []
 
     def run(self, prepared: Sequence[Entry]) -> list[Any]:
         """The JSON of each answer."""
-        replies = post_all(self._address, [_request(name, row) for name, row in prepared], self._concurrency)
+        replies = post_all(self.process.address, [_request(name, row) for name, row in prepared], self._concurrency)
         if len(prepared) == REQUESTS:  # no warm-up
             self.seconds += [reply.seconds for reply in replies]
         return [reply.content for reply in replies]
