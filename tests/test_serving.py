@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -154,6 +156,24 @@ def test_a_label_of_a_text_that_is_formatted_already(server, library):
     text = f"text : {TEXTS[0]} Label :"
     found = server.post("/v1/completions", model="back", prompt=text).json["choices"][0]
     assert found["answer"]["probability"] == pytest.approx(expected.probability, rel=1e-4)
+
+
+def test_an_answer_prefix_follows_a_text_unless_it_is_there(server, library, tmp_path):
+    adapter = library.get("front").loaded
+    shutil.copytree(adapter.name, tmp_path / "prefixed")
+    (tmp_path / "prefixed" / "train_config.yaml").unlink()
+    replace(adapter.task, template="text : {text}", answer_prefix="\nLabel :").save(tmp_path / "prefixed")
+    library.add("prefixed", tmp_path / "prefixed")
+    asked = (
+        {"prompt": TEXTS[0], "template": True},
+        *({"prompt": f"text : {TEXTS[0]}{end}"} for end in ("", "\nLabel :")),
+    )
+    answers = [server.post("/v1/completions", model="prefixed", **each).json for each in asked]
+    library.remove("prefixed")
+    assert len({answer["usage"]["prompt_tokens"] for answer in answers}) == 1
+    first, *others = (answer["choices"][0]["answer"] for answer in answers)
+    for other in others:
+        assert other["probability"] == pytest.approx(first["probability"], rel=1e-4)
 
 
 def test_raw_generates(client, library):

@@ -6,19 +6,15 @@ import gc
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli_tools import PATIENCE, WORDS
+from cli_tools import PATIENCE
 from http_tools import LONG_CONTEXT, Served, answer_of, make_library, serving, wait_until
-from softprompt import PromptLibrary
-from softprompt.serving.chat_template import Turn, chat_ids
 
 ENDLESS = 50_000
 """More tokens than a test can wait for."""
@@ -27,7 +23,11 @@ POSTS = ("completions", "chat/completions", "classify", "embeddings", "adapters/
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return make_library(tmp_path_factory.mktemp("requests"), context=LONG_CONTEXT)
+    """Texts of its base model have no end, since no token ends them."""
+    found = make_library(tmp_path_factory.mktemp("requests"), context=LONG_CONTEXT)
+    found.tokenizer.eos_token = found.tokenizer.pad_token = None
+    found.runner.base.generation_config.eos_token_id = None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -271,20 +271,11 @@ def test_a_client_that_leaves_while_it_waits(server: Served, route, caplog):
     assert not caplog.records
 
 
-def endless(library: PromptLibrary, encode: Callable[[str], Sequence[int]]) -> str:
-    """A word after which the base model never ends its text."""
-    for word in WORDS:
-        ids = torch.tensor([encode(word)])
-        if library.runner.base.generate(ids, max_new_tokens=100, do_sample=False).shape[1] == ids.shape[1] + 100:
-            return word
-    raise AssertionError("every text has an end")
-
-
 def test_a_client_that_leaves_in_the_middle_of_a_stream(server: Served, library):
-    """Its text leaves the batch."""
-    word, before = endless(library, library.encode_raw), server.measurement("batch_rows_sum")
+    """Its text leaves the batch, which has no other end."""
+    before = server.measurement("batch_rows_sum")
     connection = server.connection()
-    body = {"model": "base", "prompt": word, "stream": True, "max_tokens": ENDLESS}
+    body = {"model": "base", "prompt": "good", "stream": True, "max_tokens": ENDLESS}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     assert response.readline().startswith(b"data:")
@@ -297,11 +288,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream(server: Served, library)
 
 
 def test_a_chat_that_is_closed_by_openais_client(server: Served, library):
-    def encode(word: str) -> Sequence[int]:
-        return chat_ids(library.tokenizer, [Turn("user", word)])
-
     before = server.measurement("batch_rows_sum")
-    messages = [{"role": "user", "content": endless(library, encode)}]
+    messages = [{"role": "user", "content": "good"}]
     chat = server.openai.chat.completions
     stream = chat.create(model="base", messages=messages, max_tokens=ENDLESS, stream=True)
     texts = (chunk.choices[0].delta.content for chunk in stream)

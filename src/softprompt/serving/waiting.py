@@ -66,7 +66,6 @@ async def finish(request: Request, state: ServerState, jobs: Sequence[Job]) -> l
         raise
     finally:
         gone.cancel()
-        results.cancel()
         for future in futures:
             future.cancel()
 
