@@ -132,6 +132,7 @@ def test_generate(place):
     assert result["new_tokens"] == 10
 
 
+@pytest.mark.full
 def test_serve(place):
     result = json.loads(bench(place, "serve", "--concurrency", "3", "--json", check=True).stdout)
     assert result.keys() >= SPEED_KEYS | PEFT_KEYS
