@@ -129,7 +129,7 @@ class Observer:
             _log.exception("a request failed: %s %s", scope["method"], scope["path"])
             await internal_error().response(scope, receive, observed)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.add_request(route, scope["state"].get("models", []), status, perf_counter() - start)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def _details(state: ServerState, name: str) -> AdapterDetails:
 def _nearest(adapter: Adapter) -> list[list[NearestToken]]:
     model, tokenizer = adapter.loaded.model, adapter.loaded.tokenizer
     embeddings = model.base.get_input_embeddings()
-    report = inspect_prompt(model.prompt, None, embeddings, nearest=min(NEAREST, vocabulary_size(embeddings)))
+    nearest = min(NEAREST, vocabulary_size(embeddings))
+    # In a thread that ends: each thread that runs torch keeps OpenMP threads, which slow the scheduler's down.
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(inspect_prompt, model.prompt, None, embeddings, nearest=nearest).result()
     return [
         [NearestToken(token=tokenizer.decode([id_]), similarity=cosine) for id_, cosine in token.by_cosine]
         for token in report.tokens

@@ -51,6 +51,7 @@ async def finish(request: Request, state: ServerState, jobs: Sequence[Job]) -> l
     """
     futures = submit(state, jobs)
     results = asyncio.gather(*map(asyncio.wrap_future, futures))
+    results.add_done_callback(_mark_taken)
     gone = asyncio.ensure_future(_client_left(request))
     either: list[asyncio.Future[Any]] = [results, gone]
     try:
@@ -68,6 +69,12 @@ async def finish(request: Request, state: ServerState, jobs: Sequence[Job]) -> l
         results.cancel()
         for future in futures:
             future.cancel()
+
+
+def _mark_taken(done: asyncio.Future[Any]) -> None:
+    """Take the error of results that nobody waits for any more, which asyncio would log otherwise."""
+    if not done.cancelled():
+        done.exception()
 
 
 def stopping() -> ApiError:
