@@ -34,6 +34,7 @@ RENAMED_KEYS = {
     "bound_seconds": "roofline_seconds",
 }
 """Keys of results in version 0.1, still read: old key -> new key."""
+IN_FLIGHT = (("--concurrency", "1"), ("--concurrency", "8"), ("--concurrency", "32"))
 SCALES = ((8, 64), (8, 256), (8, 1024), (32, 64), (32, 256), (128, 64), (32, 1024), (128, 256))
 
 
@@ -79,6 +80,7 @@ def all_measurements(gemma: str | None) -> list[Measurement]:
             found.append(Measurement(model, ("suffix", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
             found.append(Measurement(model, ("classes", *base, *_virtual(8), "--rounds", "8", "--no_memory")))
             found.append(Measurement(model, ("tasks", *base, *_virtual(8), *stream, *few)))
+            found += [Measurement(model, ("serve", *base, *_virtual(8), *in_flight, *few)) for in_flight in IN_FLIGHT]
     for batch, tokens in sorted(SCALES, key=lambda scale: scale[0] * scale[1]):
         size = ("--per_device_train_batch_size", str(batch), "--text_tokens", str(tokens))
         rounds = ("--rounds", "3" if batch * tokens <= 8192 else "1")
