@@ -12,7 +12,7 @@ from ..errors import UnknownAdapterError
 from .errors import RESPONSES, ApiError, bad_request, unknown_model
 from .metrics import Metrics
 from .models import show_model
-from .schemas import LoadRequest, Model, Status, UnloadRequest
+from .schemas.models import LoadRequest, Model, Status, UnloadRequest
 from .state import ServerState, State, name_models
 from .waiting import in_thread
 

@@ -16,7 +16,7 @@ from .chat_template import Turn, chat_ids, has_chat_template
 from .completions import STREAM, sampling_of
 from .errors import RESPONSES, bad_request
 from .jobs import TextJob
-from .schemas import (
+from .schemas.chat import (
     Answer,
     AnswerDelta,
     ChatChoice,
@@ -27,8 +27,8 @@ from .schemas import (
     ChatLogprobs,
     ChatRequest,
     TopLogprob,
-    Usage,
 )
+from .schemas.common import Usage
 from .state import ServerState, State, name_models
 from .streams import DONE, EventStream, Parts, event
 from .tasks import answers_with

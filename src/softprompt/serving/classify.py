@@ -13,7 +13,8 @@ from ..inference.library_adapter import Adapter
 from ..types import Example
 from .errors import RESPONSES, bad_request
 from .jobs import LabelJob
-from .schemas import Classification, ClassifyRequest, ClassifyResponse, LabelProbability, Usage, listed
+from .schemas.classification import Classification, ClassifyRequest, ClassifyResponse, LabelProbability
+from .schemas.common import Usage, listed
 from .state import ServerState, State, name_models
 from .waiting import finish, in_thread
 

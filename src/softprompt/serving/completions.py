@@ -17,17 +17,8 @@ from ..inference.text_stream import TokenLogprob
 from ..types import Example
 from .errors import RESPONSES, bad_request
 from .jobs import LabelJob, TextJob
-from .schemas import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-    LabelAnswer,
-    SamplingParameters,
-    Text,
-    Usage,
-    listed,
-)
+from .schemas.common import SamplingParameters, Text, Usage, listed
+from .schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest, LabelAnswer
 from .state import ServerState, State, name_models
 from .streams import DONE, EventStream, Parts, event
 from .tasks import answers_with, encode_for_label, end_token_ids, room_for_answer

@@ -11,7 +11,8 @@ from ..inference.library_adapter import Adapter
 from ..types import Example
 from .errors import RESPONSES, bad_request
 from .jobs import StatesJob
-from .schemas import Embedding, EmbeddingList, EmbeddingRequest, Text, Usage, listed
+from .schemas.classification import Embedding, EmbeddingList, EmbeddingRequest
+from .schemas.common import Text, Usage, listed
 from .state import ServerState, State, name_models
 from .waiting import finish, in_thread
 

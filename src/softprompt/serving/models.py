@@ -17,7 +17,7 @@ from ..inference.library_adapter import Adapter
 from ..models.embeddings import vocabulary_size
 from ..storage.record import LOG_NAME, METRICS_NAME, Metrics
 from .errors import RESPONSES, ApiError, unknown_model
-from .schemas import AdapterDetails, Model, ModelList, NearestToken, TaskInfo
+from .schemas.models import AdapterDetails, Model, ModelList, NearestToken, TaskInfo
 from .state import ServerState, State
 from .tasks import ADAPTERS_KEPT, answers_with
 from .waiting import in_thread
