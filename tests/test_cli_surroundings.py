@@ -24,6 +24,7 @@ from softprompt.benchmarks.quality.specification import QualityOptions, TaskOpti
 from softprompt.benchmarks.speed.settings import SpeedOptions
 from softprompt.cli import COMMANDS, GROUPS, build_app, main
 from softprompt.config.options import TrainOptions, build_options
+from softprompt.config.serve_options import ServeOptions
 from softprompt.config.training_arguments import ABSENT
 from softprompt.config.yaml_file import read_yaml
 from softprompt.errors import ConfigError
@@ -131,6 +132,7 @@ BY_CLASS = {"model", "train_file"}
 """Parameters of ``benchmark speed`` that an option class expands."""
 PATHS = {"model_name_or_path", "dataset_name", "resume_from_checkpoint", "output_dir"} | {
     *("train_file", "validation_file", "test_file", "unlabeled_file"),
+    *("adapter_dir", "api_key_file", "allow_runtime_loading"),
 }
 """Options that hold a path, or may."""
 
@@ -162,7 +164,8 @@ def test_a_command_expands_its_paths(name: str, home: Path, monkeypatch: pytest.
     for parameter in inspect.signature(recorder, eval_str=True).parameters.values():
         info, kinds = parameter.annotation.__metadata__[0], {parameter.annotation.__origin__}
         kinds |= {*map(str, get_args(parameter.annotation.__origin__)), *kinds}
-        if parameter.name in TrainOptions.model_fields and parameter.kind is parameter.KEYWORD_ONLY:
+        of_class = TrainOptions.model_fields | (ServeOptions.model_fields if wanted == "serve" else {})
+        if parameter.name in of_class and parameter.kind is parameter.KEYWORD_ONLY:
             continue  # of an option class
         if kinds & {str, Path, str(str), str(Path), str(list[str])}:
             own.append(parameter.name)
@@ -178,7 +181,7 @@ def test_a_command_expands_its_paths(name: str, home: Path, monkeypatch: pytest.
         assert [str(each) for each in (value if isinstance(value, list) else [value])] == [expected], parameter
 
 
-@pytest.mark.parametrize("cls", [TrainOptions, SpeedOptions, TaskOptions, QualityOptions])
+@pytest.mark.parametrize("cls", [TrainOptions, SpeedOptions, ServeOptions, TaskOptions, QualityOptions])
 def test_option_classes_expand_paths_alone(cls: type[BaseModel], home: Path) -> None:
     needed: dict[str, Any] = {"output_dir": "out"} if "output_dir" in cls.model_fields else {}
     if cls is QualityOptions:

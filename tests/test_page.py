@@ -188,6 +188,12 @@ def test_a_busy_server_is_asked_again(site):
             page.write("#classify-fields textarea", "good")
             page.click("#classify-run")
             page.wait_text("#classify-notice [role=status]", "The server is busy; trying again in 1 second")
+            page.click("a[href='#file']")
+            page.drop("rows.csv", "text\ngood\n")
+            page.click("#file-run")
+            page.wait_text("#file-progress-text", "The server is busy; trying again in 1 second")
+            page.click("#file-cancel")
+            page.wait_text("#file-notice", "Cancelled after 0 of 1 row.")
         waiting.result(60)
         page.wait("document.querySelector('#classify-results .result')")
         assert page.text("#classify-notice") == ""
@@ -267,6 +273,30 @@ def test_problems_are_shown(page, server, site):
     finally:
         weights.write_bytes(kept)
         wait_until(lambda: not problem_of(server, "probed"))
+
+
+def test_a_task_that_was_replaced(page, server, site):
+    page.open().ready().choose("probed")
+    path = Path(site.library.get("back").loaded.name, "task.json")
+    kept = path.read_text()
+    path.write_text(json.dumps(json.loads(kept) | {"labels": ["yes", "no", "maybe"]}))
+    try:
+        wait_until(lambda: len(labels_of(server, "back")) == 3)
+        page.choose("back")
+        page.write("#classify-fields textarea", "good")
+        page.click("#classify-run")
+        page.wait_text("#classify-notice [role=alert]", "The task back has changed. Reload the tasks.")
+        page.click("#reload")
+        page.wait_text("#tasks", "yes, no, maybe")
+        page.classify("good")
+        assert len(shown(page)) == 3
+    finally:
+        path.write_text(kept)
+        wait_until(lambda: len(labels_of(server, "back")) == 2)
+
+
+def labels_of(server, model):
+    return server.call("GET", f"/v1/models/{model}").json["task"]["labels"]
 
 
 def test_generation_tasks_lead_to_the_completion(page):

@@ -4,12 +4,14 @@ No test judges a time.
 """
 
 import inspect
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 import cli_tools
 import tiny
@@ -22,6 +24,7 @@ from softprompt.benchmarks.speed.registry import make_workload
 from softprompt.benchmarks.speed.roofline import Roofline, linears
 from softprompt.benchmarks.speed.settings import SpeedOptions
 from softprompt.benchmarks.speed.shapes import random_base
+from softprompt.benchmarks.speed.summary import result_table
 from softprompt.benchmarks.speed.tables import GEMMA, SMOLLM2, as_markdown
 from softprompt.benchmarks.speed.timing import speeds, spread
 from softprompt.benchmarks.speed.workloads.evaluation import compare_scores
@@ -31,6 +34,9 @@ from softprompt.cli import evaluate
 from softprompt.config.options import build_options
 from softprompt.engine import plans
 from softprompt.types import Example
+
+IN_ONE_PROCESS = [name for name in WORKLOADS if name != "serve"]
+"""The workloads that start no servers."""
 
 pytest.importorskip("peft")
 
@@ -126,6 +132,7 @@ def test_generate(place):
     assert result["new_tokens"] == 10
 
 
+@pytest.mark.full
 def test_serve(place):
     result = json.loads(bench(place, "serve", "--concurrency", "3", "--json", check=True).stdout)
     assert result.keys() >= SPEED_KEYS | PEFT_KEYS
@@ -136,6 +143,16 @@ def test_serve(place):
         latencies = [result[f"{prefix}latency_ms_{share}"] for share in ("p50", "p95", "p99")]
         assert 0 < latencies[0] <= latencies[1] <= latencies[2]
     assert "peak_memory_bytes" not in result
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(result_table(result))
+    shown = console.export_text()
+    assert [line for line in TITLES["serve"].values() if line not in shown] == []
+    assert "3 requests in flight: p50" in shown
+    machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "system": "Linux", "versions": {"torch": "2"}}
+    entry = {"date": "2026-01-01", "seconds": 1, "result": {**result, "model": SMOLLM2}}
+    page = as_markdown({"machine": machine, "rows": "rows", "measurements": {"benchmark speed serve": entry}})
+    assert "## Server" in page
+    assert f"| **{result['speedup_vs_peft_guide']:.2f}x** |" in page
 
 
 @pytest.mark.heavy
@@ -191,7 +208,7 @@ def test_classes_are_the_same_rows_under_both_recipes(place):
         assert right.label in intents()
 
 
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("workload", IN_ONE_PROCESS)
 def test_a_table_for_people(place, workload):
     shown = bench(place, workload, "--no_memory", *LONG.get(workload, ()), check=True).stdout
     assert [line for line in TITLES[workload].values() if line not in shown] == []
@@ -463,7 +480,7 @@ def measurements(place):
     common = (*SMALL, *FEW, "--train_file", "train.csv")
     found = [
         suite.Measurement(SMOLLM2, (workload, *common, *LONG.get(workload, ()), "--no_memory"))
-        for workload in WORKLOADS[1:]
+        for workload in IN_ONE_PROCESS[1:]
     ]
     scale = ("--against", "none", "--text_tokens", "30")
     return [
@@ -559,7 +576,7 @@ def test_the_plan(tmp_path):
     gguf.parent.mkdir()
     gguf.touch()
     with_gemma, without = suite.all_measurements(str(gguf)), suite.all_measurements(None)
-    train, evaluate, ours_and_tasks, smaller_things = 2 * 2, 2, 3, 2
+    train, evaluate, ours_and_tasks, smaller_things = 2 * 2, 2, 3 + len(suite.IN_FLIGHT), 2
     assert len(without) == train + evaluate + ours_and_tasks + len(suite.SCALES) + smaller_things
     suffix = [each for each in with_gemma if "suffix" in each.arguments]
     assert [each.model for each in suffix] == [SMOLLM2, GEMMA]

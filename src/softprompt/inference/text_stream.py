@@ -40,7 +40,7 @@ class TextStream:
 
     Args:
         tokenizer: reads the tokens.
-        context: last token ids before the text, which decide whether it starts with a blank.
+        context: last token ids before the text; after them a tokenizer knows whether the text starts with a blank.
         stop: texts that end it.
 
     Attributes:

@@ -3,7 +3,6 @@
 import { keyOf, askForKey } from "./key.js";
 import { events } from "./sse.js";
 
-const MAX_TRIES = 6;
 const LONGEST_WAIT = 60; // seconds
 
 /** What went wrong, for the user to read. `status` is 0 if no answer came. */
@@ -37,17 +36,17 @@ export async function* stream(path, body, options = {}) {
 }
 
 /**
- * A successful response. Asks for the key after a 401; tries again after a 429 or 503 that says when.
- * `signal` aborts, also while waiting; `onWait(seconds)` is called before each wait.
+ * A successful response. Asks for the key after a 401; tries again, `maxTries` times in all, after a 429 or 503 that
+ * says when. `signal` aborts, also while waiting; `onWait(seconds)` is called before each wait.
  */
-async function send(path, { body, signal, onWait } = {}) {
+async function send(path, { body, signal, onWait, maxTries = 6 } = {}) {
   for (let tries = 1; ; tries++) {
     const key = keyOf();
     const response = await request(path, body, key, signal);
     if (response.ok) return response;
     if (response.status === 401 && (await askForKey(key))) continue;
     const wait = secondsToWait(response);
-    if (wait === null || tries === MAX_TRIES) throw await errorOf(response);
+    if (wait === null || tries >= maxTries) throw await errorOf(response);
     onWait?.(wait);
     await sleep(wait, signal);
   }

@@ -136,7 +136,8 @@ async function run(state) {
   try {
     while (results.done < file.rows.length) {
       const rows = file.rows.slice(results.done, results.done + BATCH).map((row) => textsOf(row, state.columns));
-      const answers = await classify(tasks, rows, { signal: running.signal, onWait: waiting });
+      const options = { signal: running.signal, onWait: waiting, maxTries: Infinity };
+      const answers = await classify(tasks, rows, options);
       for (const [name, some] of answers) results.answers.get(name).push(...some);
       results.done += rows.length;
       showProgress(results.done, file.rows.length);

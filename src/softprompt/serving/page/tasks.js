@@ -1,6 +1,6 @@
 // Tasks as the page uses them, the input fields they need, and their answers.
 
-import { get, post } from "./api.js";
+import { ApiError, get, post } from "./api.js";
 
 const MAX_RESULTS = 256; // of a request: texts times tasks
 
@@ -99,9 +99,18 @@ export async function classify(tasks, rows, options) {
     const inputs = numbers.map((i) => inputOf(group.keys, rows[i]));
     for (const some of chunks(group.tasks, Math.max(1, Math.floor(MAX_RESULTS / inputs.length)))) {
       for (const item of await request(some, inputs, options)) answers.get(item.model)[numbers[item.index]] = item;
+      checkLabels(some, answers);
     }
   }
   return answers;
+}
+
+/** A task may have been replaced by another one of the same name since the list was loaded. */
+function checkLabels(tasks, answers) {
+  for (const { name, labels } of tasks) {
+    const answer = answers.get(name).find((each) => each);
+    if (answer.probs.length !== labels.length) throw new ApiError(`The task ${name} has changed. Reload the tasks.`);
+  }
 }
 
 function chunks(items, size) {
