@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..engine.kv_cache import KVCache
 from ..engine.runner import ModelRunner
+from ..models.families import check_depth
 from .mixed_rows import Prefilled, StepRow
 from .sampling import Sampler, Sampling
 from .text_stream import Delta, TextStream, TokenLogprob
@@ -95,23 +96,32 @@ class Continuation:
         self.new_ids.append(token)
         if token in self.sampling.end_token_ids:
             self.finish_reason = "stop"
-            return
-        offset = len(self._stream.text)
-        text = self._stream.add(token)
-        if self.sampling.logprobs is not None and not (self._stream.stopped and not text):
-            self._logprobs.append(self._token_logprob(token, text, offset, logits))
+            self._stream.finish()
+        else:
+            self._add(token, logits)
         if self._stream.stopped:
             self.finish_reason = "stop"
-        elif len(self.new_ids) >= self.sampling.max_new_tokens:
+            self._logprobs = [each for each in self._logprobs if each.offset < len(self._stream.text)]
+
+    def _add(self, token: int, logits: Tensor) -> None:
+        """Add a token to the text."""
+        log_probs = None if self.sampling.logprobs is None else logits.log_softmax(-1)
+        top, offset = () if log_probs is None else self._top(log_probs), len(self._stream.text)
+        text = self._stream.add(token)
+        if len(self.new_ids) >= self.sampling.max_new_tokens:
             self.finish_reason = "length"
+            text += self._stream.finish()
+        if log_probs is not None:
+            self._logprobs.append(TokenLogprob(text, float(log_probs[token]), top, offset))
 
     def take(self) -> Delta:
         """The part of the text that is new since the last call: whole characters, and nothing that may still become
         part of a stop string.
         """
-        text = self._stream.take(final=self.finish_reason is not None)
+        final = self.finish_reason is not None
+        text = self._stream.take(final=final)
         start, end = self._num_sent, self._num_sent
-        while end < len(self._logprobs) and self._ends(self._logprobs[end]) <= self._stream.num_sent:
+        while end < len(self._logprobs) and (final or self._logprobs[end].offset < self._stream.num_sent):
             end += 1
         self._num_sent = end
         return Delta(text, tuple(self._logprobs[start:end]))
@@ -122,15 +132,10 @@ class Continuation:
         logprobs = None if self.sampling.logprobs is None else tuple(self._logprobs)
         return Completion(self._stream.text, len(self.new_ids), self.finish_reason, logprobs)
 
-    def _token_logprob(self, token: int, text: str, offset: int, logits: Tensor) -> TokenLogprob:
-        log_probs = logits.log_softmax(-1)
+    def _top(self, log_probs: Tensor) -> tuple[tuple[str, float], ...]:
+        """The most probable tokens and their log-probabilities."""
         values, ids = log_probs.topk(min(self.sampling.logprobs or 0, len(log_probs)))
-        named = [self._tokenizer.decode([each]) for each in ids.tolist()]
-        return TokenLogprob(text, float(log_probs[token]), tuple(zip(named, values.tolist(), strict=True)), offset)
-
-    @staticmethod
-    def _ends(logprob: TokenLogprob) -> int:
-        return logprob.offset + len(logprob.token)
+        return tuple(zip(map(self._stream.name, ids.tolist()), values.tolist(), strict=True))
 
 
 class DecodingBatch:
@@ -152,16 +157,22 @@ class DecodingBatch:
         self._no_hidden = torch.empty(0)
 
     def add(self, row: Continuation) -> None:
-        """Add an unfinished row; it takes part in the next step."""
+        """Add an unfinished row; it takes part in the next step.
+
+        Raises:
+            ConfigError: with all its new tokens, the row would exceed the model's positions.
+        """
         assert row.cache is not None
         cache, row.cache = row.cache, None
         length = len(cache)
+        check_depth(self._runner.base.config, length + row.sampling.max_new_tokens - 1)
         if not self._layers:
             self._layers = [_Layer(states) for states in cache.layers]
             self._no_hidden = torch.full_like(cache.hidden[:1], math.nan)  # nothing reads them
         if length > self._end or len(self.rows) == self._layers[0].num_lines:
             self._make_room(len(self.rows) + 1, max(length, *self._lengths, 0))
         for layer, states in zip(self._layers, cache.layers, strict=True):
+            layer.clear(len(self.rows), self._end - length)
             layer.write(len(self.rows), self._end, states)
         self.rows.append(row)
         self._lengths.append(length)
@@ -173,7 +184,7 @@ class DecodingBatch:
         place, last = self.rows.index(row), len(self.rows) - 1
         if place != last:
             for layer in self._layers:
-                layer.move(last, place, slice(self._end - self._lengths[last], self._end))
+                layer.move(last, place, self._end)
             self.rows[place], self._lengths[place] = self.rows[last], self._lengths[last]
         del self.rows[last], self._lengths[last]
         if not self.rows:
@@ -186,6 +197,8 @@ class DecodingBatch:
         Returns:
             The rows that got a token.
         """
+        if not self.rows:
+            return []
         self._make_column()
         return self._advance(self._logits())
 
@@ -200,13 +213,15 @@ class DecodingBatch:
 
     def accept(self, results: Sequence[Prefilled]) -> list[Continuation]:
         """Complete a step with the results of ``step_rows``, in order; returns the rows that got a token."""
+        if not self.rows:
+            return []
         for line, (cache, _) in enumerate(results):
             for layer, states in zip(self._layers, cache.layers, strict=True):
                 layer.write(line, self._end + 1, states)
         return self._advance(torch.stack([logits.float() for _, logits in results]))
 
     def _make_column(self) -> None:
-        if self._end == self._layers[0].capacity:
+        if self.rows and self._end == self._layers[0].capacity:
             self._make_room(len(self.rows), max(self._lengths))
 
     def _advance(self, logits: Tensor) -> list[Continuation]:
@@ -251,6 +266,9 @@ class DecodingBatch:
 class _Layer(DynamicLayer):
     """Keys and values of all rows in one layer: ``[lines, key heads, capacity, d]``.
 
+    Columns before a row's tokens are zero: attention gives them a weight of zero, but zero times NaN is NaN. Other free
+    places are not initialized, since nothing reads them.
+
     Args:
         like: keys and values ``[1, key heads, n, d]`` of a row.
     """
@@ -270,24 +288,28 @@ class _Layer(DynamicLayer):
         return self._buffers[0].shape[2]
 
     def resize(self, lines: int, capacity: int, rows: int, start: int, end: int, new_end: int) -> None:
-        """New buffers, with columns ``start .. end`` of the first ``rows`` lines moved so that they end at ``new_end``.
-
-        Free places are zero: attention multiplies them by zero, which would leave NaN as it is.
-        """
+        """New buffers, where columns ``start .. end`` of the first ``rows`` lines end at column ``new_end``."""
+        new_start = new_end - (end - start)
         for number, old in enumerate(self._buffers):
-            new = old.new_zeros(lines, old.shape[1], capacity, old.shape[3])
-            new[:rows, :, new_end - (end - start) : new_end] = old[:rows, :, start:end]
+            new = old.new_empty(lines, old.shape[1], capacity, old.shape[3])
+            new[:rows, :, :new_start] = 0
+            new[:rows, :, new_start:new_end] = old[:rows, :, start:end]
             self._buffers[number] = new
+
+    def clear(self, line: int, end: int) -> None:
+        """Set a line to zero, up to column ``end``."""
+        for buffer in self._buffers:
+            buffer[line, :, :end] = 0
 
     def write(self, line: int, end: int, states: tuple[Tensor, Tensor]) -> None:
         """Write a row's keys and values ``[1, key heads, n, d]``, up to column ``end``."""
         for buffer, new in zip(self._buffers, states, strict=True):
             buffer[line, :, end - new.shape[2] : end] = new[0]
 
-    def move(self, line: int, to: int, columns: slice) -> None:
-        """Copy a line to another."""
+    def move(self, line: int, to: int, end: int) -> None:
+        """Copy a line to another, up to column ``end``."""
         for buffer in self._buffers:
-            buffer[to, :, columns] = buffer[line, :, columns]
+            buffer[to, :, :end] = buffer[line, :, :end]
 
     def line(self, line: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[1, key heads, n, d]`` of a row; no copy."""

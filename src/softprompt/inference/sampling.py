@@ -59,4 +59,7 @@ class Sampler:
         if self.greedy:
             return int(logits.argmax())
         scores: Any = self._warpers(None, logits[None])
-        return int(torch.multinomial(scores[0].softmax(-1).cpu(), 1, generator=self._random))
+        probabilities = scores[0].softmax(-1).cpu()
+        # As torch.multinomial does, but without its error for NaN, which would end the other rows of the batch too.
+        times = torch.empty_like(probabilities).exponential_(generator=self._random)
+        return int((probabilities / times).argmax())

@@ -52,6 +52,8 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
         self._ids = list(context)
+        while self._ids and self._decode(self._ids).startswith(INCOMPLETE):
+            del self._ids[0]  # the context begins within a character
         # As in text-generation-inference and vLLM: text is decoded from a few tokens back, so that the time per token
         # does not grow, and the difference to the text before is new.
         self._start, self._read = 0, len(self._ids)
@@ -61,14 +63,26 @@ class TextStream:
     def add(self, token_id: int) -> str:
         """Add a token; the characters that it completes, up to a stop string."""
         self._ids.append(token_id)
+        return self._read_on(final=False)
+
+    def finish(self) -> str:
+        """End the text; what was held back as an incomplete character, as the tokenizer decodes it."""
+        return self._read_on(final=True)
+
+    def name(self, token_id: int) -> str:
+        """The text of any token as the next one; special tokens have one as well."""
+        before = self._ids[self._start : self._read]
+        return self._decode([*before, token_id], special=True)[len(self._decode(before, special=True)) :]
+
+    def _read_on(self, *, final: bool) -> str:
         before, after = self._decode(self._ids[self._start : self._read]), self._decode(self._ids[self._start :])
-        if len(after) <= len(before) or after.endswith(INCOMPLETE):
+        if len(after) <= len(before) or (after.endswith(INCOMPLETE) and not final):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        known = len(self.text)
+        length = len(self.text)
         self.text += after[len(before) :]
-        self._cut(max(0, known - self._longest))
-        return self.text[known:]
+        self._cut(max(0, length - self._longest))
+        return self.text[length:]
 
     def take(self, *, final: bool) -> str:
         """The text since the last call that cannot become part of a stop string.
@@ -85,10 +99,13 @@ class TextStream:
         return self._sent
 
     def _cut(self, start: int) -> None:
-        """Cut the text at the first stop string after ``start``."""
-        found = [place for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
+        """Cut the text at the stop string that is the first to be complete after ``start``; the longest of several.
+
+        So the result does not depend on how the text is divided into tokens.
+        """
+        found = [(place + len(stop), place) for stop in self._stop if (place := self.text.find(stop, start)) >= 0]
         if found:
-            self.text, self.stopped = self.text[: min(found)], True
+            self.text, self.stopped = self.text[: min(found)[1]], True
 
     def _held_back(self) -> int:
         """Characters at the end that a stop string may begin with."""
@@ -97,5 +114,5 @@ class TextStream:
                 return length
         return 0
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
