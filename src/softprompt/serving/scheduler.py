@@ -219,10 +219,9 @@ class Scheduler:
             results = run_mixed(self.library.runner, [*jobs, *self._batch.step_rows()])
         except Exception:
             return None
-        rows = self._batch.accept(results[len(jobs) :])
-        self._send(rows)
+        rows = self._step(results[len(jobs) :])
         self._deliver_all(entries, results[: len(jobs)])
-        return len(rows)
+        return rows
 
     def _start(self, entries: Sequence[Entry]) -> None:
         """Compute new jobs together. If that fails, each by itself, so that one does not fail the others."""
@@ -254,17 +253,15 @@ class Scheduler:
             finish(entry, job.result(result))
             return
         row = Continuation(result, job.sampling, self.library.tokenizer, job.input_ids[-CONTEXT:])
-        self._running[row] = entry
         if row.finish_reason is None:
             self._batch.add(row)
+        self._running[row] = entry
         self._send([row])
 
-    def _step(self) -> int:
-        """One decoding step; the number of rows that got a token."""
-        if not self._batch.rows:
-            return 0
+    def _step(self, results: Sequence[Any] | None = None) -> int:
+        """One decoding step, or the rest of one whose results are given; the number of rows that got a token."""
         try:
-            rows = self._batch.step()
+            rows = self._batch.step() if results is None else self._batch.accept(results)
         except Exception as error:
             _fail(self._running.values(), error)
             self._running.clear()
