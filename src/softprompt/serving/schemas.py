@@ -6,6 +6,7 @@ have the value that means nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -59,7 +60,8 @@ def _texts(message: str) -> Callable[[Any], Any]:
             raise PydanticCustomError("texts", message)
         if len({type(item) for item in items}) > 1:
             raise PydanticCustomError("texts", "must not mix texts and objects")
-        if not all(isinstance(cell, Cell) for item in items if isinstance(item, dict) for cell in item.values()):
+        cells = [cell for item in items if isinstance(item, dict) for cell in item.values()]
+        if not all(isinstance(cell, Cell) and cell not in (math.inf, -math.inf) and cell == cell for cell in cells):
             raise PydanticCustomError("texts", "has a column that is neither a text nor a number")
         return value
 
