@@ -58,7 +58,7 @@ def test_malformed_json(server: Served, route, body):
     answer = server.call("POST", f"/v1/{route}", body, {"Content-Type": "application/json"})
     assert answer.status == 400
     assert answer.error["type"] == "invalid_request_error"
-    assert answer.error["message"]
+    assert answer.error["code"] == "json"
 
 
 def test_json_of_another_type(server: Served):
@@ -111,6 +111,11 @@ def test_json_of_another_type(server: Served):
         ("completions", {"model": "bach"}, "model", "did you mean 'back'?"),
         ("completions", {"prompt": ["a"] * 6}, "prompt", "at most 5"),
         ("completions", {"prompt": "\ud800"}, None, "half of a character"),
+        ("completions", {"stop": "\ud800"}, "stop", "valid string"),
+        ("classify", {"model": "\ud800"}, "model", "valid string"),
+        ("classify", {"model": ["back", "\ud800"]}, "model", "there is no model"),
+        ("classify", {"input": {"text": float("nan")}}, "input", "neither a text nor a number"),
+        ("classify", {"input": [{"text": float("-inf")}]}, "input", "neither a text nor a number"),
         ("chat/completions", {"messages": []}, "messages", "at least 1"),
         ("chat/completions", {"messages": "a"}, "messages", "valid list"),
         ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "missing"),

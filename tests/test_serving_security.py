@@ -220,6 +220,17 @@ def test_idle_connections(server: Served, monkeypatch):
         connection.close()
 
 
+def test_headers_that_do_not_arrive(server: Served, monkeypatch):
+    """The beginning of a request does not keep a connection open, whether or not there was a request before it."""
+    monkeypatch.setattr(server.server.config, "timeout_keep_alive", 0.5)
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for begun in (b"GET /hea", whole + b"GET /hea"):
+        with socket.create_connection(server.url.removeprefix("http://").split(":"), PATIENCE) as connection:
+            connection.sendall(begun)
+            answers = connection.makefile("rb").read()
+        assert answers.count(b"HTTP/1.1 200 OK") == begun.count(whole)
+
+
 # --- the page and headers ---------------------------------------------------------------------------
 
 

@@ -93,9 +93,10 @@ def internal_error() -> ApiError:
 def from_validation(error: RequestValidationError) -> ApiError:
     """Status 400 for the first mistake in a request."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
-        return bad_request(f"the body is not valid JSON: {first['ctx']['error']} at character {place[0]}", code="json")
+        what = f"{first['ctx']['error']} at character {first['loc'][1]}"
+        return bad_request(f"the body is not valid JSON: {what}", code="json")
+    place = _place(first, error.body)
     if not place:
         return bad_request("the body must be a JSON object, sent as Content-Type: application/json", code="json")
     param = ".".join(place)
@@ -107,17 +108,33 @@ def from_validation(error: RequestValidationError) -> ApiError:
     return bad_request(f"{param}: {_reason(first)}", param, code)
 
 
+def _place(error: Mapping[str, Any], body: Any) -> list[str]:
+    """Where a mistake is, without the names of the types that pydantic tried there."""
+    found = []
+    for part in error["loc"][1:]:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):  # not a part of the request
+            continue
+        found.append(str(part))
+    return [*found, str(error["loc"][-1])] if error["type"] == "missing" and error["loc"][1:] else found
+
+
 def _reason(error: Mapping[str, Any]) -> str:
     reason = str(error["msg"]).removeprefix("Value error, ")
     return reason[:1].lower() + reason[1:]
 
 
 def from_http(error: HTTPException, request: Request) -> ApiError:
-    """An error of the router: no such route, or another method."""
+    """An error of the router: no such route, another method, or a body that makes the parser fail."""
     status = error.status_code
     route = f"{request.method} {request.url.path}"
-    messages = {404: f"there is no route {route}", 405: f"the route does not have this method: {route}"}
-    codes = {404: "route_not_found", 405: "method_not_allowed"}
+    messages = {
+        400: "the body cannot be read as JSON: it is too deep, has a number of too many digits, or is not UTF-8",
+        404: f"there is no route {route}",
+        405: f"the route does not have this method: {route}",
+    }
+    codes = {400: "json", 404: "route_not_found", 405: "method_not_allowed"}
     message = messages.get(status, str(error.detail))
     return ApiError(status, message, code=codes.get(status), headers=error.headers)
 

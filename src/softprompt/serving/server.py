@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -53,11 +54,17 @@ def open_server(model: ModelOptions, options: ServeOptions, on_warning: Callable
 
 
 class _Protocol(H11Protocol):
-    """HTTP that also closes connections on which no request arrives at all."""
+    """HTTP that also closes connections on which no request arrives, or only the beginning of its headers."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        timer = self.timeout_keep_alive_task  # which uvicorn cancels at the first byte
+        super().data_received(data)
+        if timer is not None and self.conn.their_state is h11.IDLE:  # the headers are not complete
+            self.timeout_keep_alive_task = self.loop.call_at(timer.when(), self.timeout_keep_alive_handler)
 
 
 class Server(uvicorn.Server):

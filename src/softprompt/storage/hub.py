@@ -84,13 +84,34 @@ def _snapshot(
     known = inspect.signature(huggingface_hub.snapshot_download).parameters
     options = {k: v for k, v in kwargs.items() if k in known and v is not None}
     try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
+        with _patience():
+            return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(patterns), **options))
     except Exception as error:  # the Hub client's errors, and those of its HTTP library
         partial = getattr(error, "snapshot_path", None)  # no network, and some of the files are not cached
         if partial is not None:
             return Path(partial)
         kind = "an adapter" if error_class is AdapterError else "a model"
         raise error_class(_reason(error, repo_id, options.get("revision"), kind)) from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Give up on a Hub that accepts a request and does not answer; by default its client waits forever.
+
+    The seconds are those of ``HF_HUB_ETAG_TIMEOUT``. A time that the user set for the client is kept.
+    """
+    from huggingface_hub import constants, utils
+
+    session: Any = utils.get_session()
+    before = getattr(session, "timeout", None)
+    if before is None or before.read is not None:
+        yield
+        return
+    session.timeout = constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 @contextmanager

@@ -6,6 +6,7 @@ have the value that means nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -53,7 +54,8 @@ def _checked_texts(value: Any) -> Any:
         raise PydanticCustomError("texts", "must be a text or an object of columns, or a list of these, not empty")
     if len({type(item) for item in items}) > 1:
         raise PydanticCustomError("texts", "must not mix texts and objects")
-    if not all(isinstance(cell, Cell) for item in items if isinstance(item, dict) for cell in item.values()):
+    cells = [cell for item in items if isinstance(item, dict) for cell in item.values()]
+    if not all(isinstance(cell, Cell) and not (isinstance(cell, float) and not math.isfinite(cell)) for cell in cells):
         raise PydanticCustomError("texts", "has a column that is neither a text nor a number")
     return value
 
