@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -451,3 +452,13 @@ def test_no_network_is_said_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
     assert "me/hidden" in message
     assert "Hub" in message
+
+
+def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    """It accepts connections, and that is all; the client alone would wait forever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, HubServer() as server:
+        port = silent.getsockname()[1]
+        env = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        kind, message = call(server, tmp_path, in_absence, pauses=False, env=env)["in_absence"]
+    assert kind == "AdapterError"
+    assert "the Hub cannot be reached" in message

@@ -96,22 +96,28 @@ def _snapshot(
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """Give up on a Hub that accepts a request and does not answer; by default its client waits forever.
+    """Give up on a Hub that accepts a request and does not answer: its client asks for a revision without a timeout.
 
-    The seconds are those of ``HF_HUB_ETAG_TIMEOUT``. A time that the user set for the client is kept.
+    The seconds are those of ``HF_HUB_ETAG_TIMEOUT``. Timeouts that the client sets itself are kept.
     """
     from huggingface_hub import constants, utils
 
+    def bound(request: Any) -> None:
+        given = request.extensions.get("timeout", {})
+        if request.method in ("GET", "HEAD"):
+            limits = {kind: constants.HF_HUB_ETAG_TIMEOUT if value is None else value for kind, value in given.items()}
+            request.extensions["timeout"] = limits
+
     session: Any = utils.get_session()
-    before = getattr(session, "timeout", None)
-    if before is None or before.read is not None:
+    hooks = getattr(session, "event_hooks", None)
+    if hooks is None:  # requests, which huggingface_hub used before 1.0
         yield
         return
-    session.timeout = constants.HF_HUB_ETAG_TIMEOUT
+    session.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
     try:
         yield
     finally:
-        session.timeout = before
+        session.event_hooks = hooks
 
 
 @contextmanager
