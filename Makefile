@@ -70,7 +70,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_words.py
-	$(BIN)/python scripts/check_words.py
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

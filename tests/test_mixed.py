@@ -12,7 +12,7 @@ from softprompt.errors import ConfigError
 from softprompt.inference.classifier import Classes, label_log_probs, mean_states
 from softprompt.inference.ensemble import Ensemble
 from softprompt.inference.mixed import run_mixed
-from softprompt.inference.mixed_rows import LabelRow, PlacedPrompt, StatesRow, TextRow, divide
+from softprompt.inference.mixed_rows import LabelRow, PlacedPrompt, StatesRow, TextRow, divide, parts_of
 from softprompt.inference.probe import LinearProbe
 from softprompt.inference.prompted import PromptedModel
 from softprompt.types import Example
@@ -170,7 +170,7 @@ def test_rows_with_equal_texts_stay_together():
     suffix, classes = placed(runner, 4, "suffix"), classes_of(OTHER_LABELS)
     long, other = (tuple(text) for text in texts_of(2500, 2000))
     rows = [LabelRow(suffix, classes, Example(text, ())) for text in (long, other, long, other, long)]
-    assert sorted(sorted(call) for call in divide(runner, rows)) == [[0, 2, 4], [1, 3]]
+    assert sorted(sorted(call) for call in divide(runner, rows, [parts_of(row) for row in rows])) == [[0, 2, 4], [1, 3]]
 
 
 def test_nothing_to_read():

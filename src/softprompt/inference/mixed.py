@@ -44,8 +44,10 @@ def run_mixed(base: BaseOrRunner, rows: Sequence[MixedRow]) -> list[Any]:
     """
     runner = ModelRunner.of(base)
     found: list[Any] = [None] * len(rows)
-    for call in divide(runner, rows):
-        for row, result in zip(call, _Run(runner, [rows[row] for row in call]).results(), strict=True):
+    parts = [parts_of(row) for row in rows]
+    for call in divide(runner, rows, parts):
+        run = _Run(runner, [rows[row] for row in call], [parts[row] for row in call])
+        for row, result in zip(call, run.results(), strict=True):
             found[row] = result
     return found
 
@@ -72,14 +74,13 @@ class _Places:
 class _Run:
     """One run of the model: a forest of rows, and what was computed for it."""
 
-    def __init__(self, runner: ModelRunner, rows: Sequence[MixedRow]) -> None:
+    def __init__(self, runner: ModelRunner, rows: Sequence[MixedRow], parts: Sequence[Parts]) -> None:
         self._runner, self._rows = runner, rows
         self._places = [_Places() for _ in rows]
         self._forest, self._cached, self._matrices = Forest(), dict[int, KVCache](), list[Tensor]()
         self._trees = dict[int, CandidateTree]()
         width = next(runner.base.get_input_embeddings().parameters()).shape[1]
         self._unread = torch.zeros(1, width, device=runner.base.device)  # stands for embeddings of prefilled prompts
-        parts = [parts_of(row) for row in rows]
         if any(part.front and part.front.prompt is None and not part.front.ids for part in parts):
             raise ConfigError("a row has neither a text nor a prompt, so there is nothing for the model to read")
         self._reads_states = any(part.states_of for part in parts)

@@ -142,9 +142,12 @@ def parts_of(row: MixedRow) -> Parts:
     return Parts(front, back, front)
 
 
-def divide(runner: ModelRunner, rows: Sequence[MixedRow]) -> Iterator[list[int]]:
-    """Divide rows among runs; rows with equal texts before suffix prompts stay together where they fit."""
-    parts = [parts_of(row) for row in rows]
+def divide(runner: ModelRunner, rows: Sequence[MixedRow], parts: Sequence[Parts]) -> Iterator[list[int]]:
+    """Divide rows among runs; rows with equal texts before suffix prompts stay together where they fit.
+
+    Args:
+        parts: of the rows, from ``parts_of``.
+    """
     budget = TOKENS_PER_CALL
     if any(isinstance(row, (TextRow, StepRow)) or part.states_of for row, part in zip(rows, parts, strict=True)):
         budget = TOKENS_WITH_STATES

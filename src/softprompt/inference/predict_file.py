@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def predict_file(
     columns, new = source.columns(), [LABEL, PROBABILITY] if labelled else [GENERATED]
     check_columns(source.path, columns, task, new if output_file else [])
     check_targets(source.path, columns, output_file, raft_output)
-    total = check_texts(source, task, need_texts=raft_output is None, callback=callback)
+    total = check_texts(source, [task], need_texts=raft_output is None, callback=callback)
     truncated = 0
     with ExitStack() as stack:
         writer = stack.enter_context(open_writer(output_file, [*columns, *new])) if output_file else None
@@ -116,8 +116,8 @@ def check_targets(source: Path, columns: Sequence[str], target: Path | None, raf
         raise DataError(f"{source}: --raft_output needs the column {RAFT_ID!r}, which RAFT's files have")
 
 
-def check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: ProgressCallback) -> int:
-    """Check that every row has a text, and return the number of rows.
+def check_texts(source: InputFile, tasks: Iterable[Task], *, need_texts: bool, callback: ProgressCallback) -> int:
+    """Check that every row has a text for each task, and return the number of rows.
 
     Args:
         need_texts: refuse rows without a text; otherwise only report their number.
@@ -130,7 +130,8 @@ def check_texts(source: InputFile, task: Task, *, need_texts: bool, callback: Pr
     for row in rows:
         total += 1
         try:
-            task.check_text(row.fields, row.where)
+            for task in tasks:
+                task.check_text(row.fields, row.where)
         except DataError:
             if need_texts:
                 raise

@@ -45,7 +45,7 @@ def predict_with_several(
     for task in tasks.values():
         check_columns(source.path, columns, task, names)
     check_targets(source.path, columns, output_file, None)
-    total = max(check_texts(source, task, need_texts=True, callback=callback) for task in tasks.values())
+    total = check_texts(source, tasks.values(), need_texts=True, callback=callback)
     with open_writer(output_file, [*columns, *names]) as writer:
         library, rows = open_library(), iter(source.rows())
         with callback.progress("predicting", total) as progress:
